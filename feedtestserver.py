@@ -1,0 +1,2339 @@
+# SPDX-License-Identifier: 0BSD
+"""A real HTTP server for the tests of feed readers and other HTTP clients, in one file to copy.
+
+A whole test, with the fixture ``data/feed.xml`` that it fetches::
+
+    import unittest
+    import urllib.request
+    from feedtestserver import FeedTestServerMixin
+
+    class FetchTest(FeedTestServerMixin, unittest.TestCase):
+        def test_sends_a_user_agent(self):
+            with urllib.request.urlopen(self.get_url("feed.xml")) as answer:
+                self.assertEqual(answer.headers["ETag"], '"v1"')
+            request = self.assertRequested("/feed.xml", times=1)
+            self.assertIn("Python-urllib", request.headers["User-Agent"])
+
+The fixture says, in a comment, how it is to be served::
+
+    <?xml version="1.0" encoding="utf-8"?>
+    <!--
+    Header: ETag: "v1"
+    Header: Cache-Control: max-age=3600
+    Description: a feed that can be fetched conditionally
+    -->
+    <rss version="2.0"><channel><title>Example</title></channel></rss>
+
+What cannot hold a comment (JSON, gzip, pictures) has the same lines in a file beside it,
+``feed.json.headers``. The directives:
+
+    Header: NAME: VALUE      one field line of the answer, sent as it stands; repeats are kept
+    Status: CODE [REASON]    the status code, from 200 to 599, and maybe the reason phrase
+    Without: NAME            leave out a field that the server would add, such as Content-Type
+    Ignore: NAME             act as if the client had not sent this field, such as If-None-Match
+    Template: yes            expand {{base_url}}, {{host}} and {{port}} in the body
+
+Every other key (``Description``, ``Expect``, ...) is kept for the test to read. What a fixture can
+say, ``Response`` can say, in the same words: ``self.server.respond("/feed.xml", "v1.xml", 503)``.
+
+The life of a request, which is also the order of this file:
+
+    FeedTestServer           the thread that a test starts and stops
+    StoppableHttpServer      accepts connections until it is told to stop
+    FeedTestRequestHandler   reads a request, finds who answers, plans, records, sends
+    _load                    from a URL to a fixture
+    parse_directives         from a fixture's comments to what they ask for
+    Response, _plan          the answer as a value, decided before its first byte
+    Request                  what came in, as it is kept on record
+    _write                   the bytes on the wire
+    FeedTestServerMixin      a server for each test, and assertions on its record
+    main                     the command line: python feedtestserver.py [DIRECTORY]
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import email.utils
+import errno
+import functools
+import gc
+import html
+import http
+import http.client
+import http.server
+import itertools
+import os
+import pathlib
+import re
+import socket
+import socketserver
+import stat
+import sys
+import textwrap
+import threading
+import time
+import urllib.parse
+from wsgiref.headers import Headers
+
+TYPE_CHECKING = False  # importing typing, and unittest with it, would double the import time
+if TYPE_CHECKING:
+    import logging
+    import unittest
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from typing import Any, NoReturn, Union
+
+    _Address = tuple[str, str, Union[str, None]]
+    Step = Union[str, int, bytes, "Response", Callable[["Request"], Any]]
+    HeaderFields = Union[Mapping[str, str], Iterable[tuple[str, str]]]
+    _TestCase = unittest.TestCase
+else:
+    _TestCase = object
+
+__all__ = [
+    "DirectiveError",
+    "Directives",
+    "FeedTestRequestHandler",
+    "FeedTestServer",
+    "FeedTestServerMixin",
+    "Request",
+    "Response",
+    "StoppableHttpServer",
+    "parse_directives",
+    "stop_server",
+]
+__version__ = "0.1.0"
+
+
+#: Where a server that is bound to all addresses is to be reached.
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+
+# The thread that a test starts and stops
+
+
+class FeedTestServer(threading.Thread):
+    """A server for the fixtures in a directory, in a thread of its own.
+
+    ``directory`` is made absolute here and must exist when the server is started. ``port`` 0 takes
+    any free port. A fixed port that is in use is tried again until ``bind_timeout`` seconds have
+    passed. Use it as a context manager, or call ``start()`` and ``stop()``.
+    """
+
+    #: The class that answers requests; a subclass of FeedTestRequestHandler may add do_ methods.
+    handler_class: type[FeedTestRequestHandler]
+    #: Seconds that stop() waits for a callable that is still running.
+    stop_timeout = 5.0
+    #: Tells the time in seconds since the epoch: for the Date field and for the record.
+    clock: Callable[[], float]
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str] = "data",
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        bind_timeout: float = 10.0,
+    ) -> None:
+        super().__init__(name="feedtestserver", daemon=True)
+        self.directory = os.path.abspath(directory)
+        self.host = host
+        self.port = port
+        self.bind_timeout = bind_timeout
+        self.clock = time.time
+        self._changed = threading.Condition()
+        self._httpd: StoppableHttpServer | None = None
+        self._pid = os.getpid()
+        self._connection_numbers = itertools.count(1)
+        self._requests: list[Request] = []
+        self._errors: list[str] = []
+        self._scripts: dict[_Address, _Script] = {}
+        self._unanswered: dict[Request, None] = {}  # in the order of their arrival
+
+    # Starting and stopping
+
+    def start(self) -> None:
+        """Start to serve; on return, connections are accepted.
+
+        Raises OSError where the directory is missing or the port cannot be had, RuntimeError where
+        the server was started before. No thread and no socket is left then.
+        """
+        if self._httpd is not None:
+            raise RuntimeError("a server is started once only; make a new FeedTestServer")
+        _require_directory(self.directory)
+        self._httpd = self._bind()
+        try:
+            self.port = self._httpd.server_port
+            super().start()
+            with self._changed:
+                self._changed.wait_for(lambda: self.ready)
+        except BaseException:
+            self._httpd.request_shutdown()
+            self._httpd = None
+            raise
+
+    def _bind(self) -> StoppableHttpServer:
+        """Take the port, again after 20 ms while somebody else has it."""
+        deadline = time.monotonic() + self.bind_timeout
+        handler = functools.partial(self.handler_class, self)
+        while True:
+            try:
+                return StoppableHttpServer((self.host, self.port), handler, changed=self._changed)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or time.monotonic() >= deadline:
+                    where = f"port {self.port} of {self.host} cannot be had: {error.strerror}"
+                    raise OSError(error.errno, where) from error
+            gc.collect()  # so that a leaked socket lets go of the port
+            time.sleep(0.02)
+
+    def run(self) -> None:
+        """Serve until told to stop; start() calls this in the new thread."""
+        assert self._httpd is not None
+        self._httpd.serve_forever()
+
+    def stop(self) -> None:
+        """End the server and all its connections, at once; on return nothing of it is left.
+
+        Waits ``stop_timeout`` seconds for a callable that is still running, then raises a
+        RuntimeError that names its request. Before ``start()``, a second time, and in a forked
+        child it does nothing. Called from inside a callable it does not wait for that one.
+        """
+        if self._httpd is None or self._pid != os.getpid():
+            return
+        self._httpd.request_shutdown()
+        deadline = time.monotonic() + self.stop_timeout
+        if threading.current_thread() is not self:
+            self.join(self.stop_timeout)
+        if not self._httpd.join(_seconds_until(deadline)):
+            with self._changed:
+                running = ", ".join(str(request) for request in self._unanswered)
+            raise RuntimeError(
+                f"stop() waited {self.stop_timeout:g} s for the callable that answers"
+                f" {running}; it must come to an end by itself"
+            )
+
+    def __enter__(self) -> FeedTestServer:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    # Where it is, and what it serves
+
+    @property
+    def ready(self) -> bool:
+        """Whether connections are accepted."""
+        return self._httpd is not None and self._httpd.serving
+
+    @functools.cached_property
+    def base_url(self) -> str:
+        """The URL of the server's root, without a slash at its end; known once it is started."""
+        if not self.port:
+            raise RuntimeError("the server has no URL yet: start() must be called first")
+        host = _ANY_ADDRESS.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    def get_url(self, path: str) -> str:
+        """The URL of ``path``, a path as in a URL; blanks and non-ASCII letters are encoded."""
+        return f"{self.base_url}/{_quote(path.lstrip('/'))}"
+
+    def fixtures(self, pattern: str = "**/*") -> list[Fixture]:
+        """The fixtures whose path below the directory matches a glob pattern, sorted."""
+        found = sorted(pathlib.Path(self.directory).glob(pattern))
+        names = (file.relative_to(self.directory).as_posix() for file in found)
+        return [Fixture(self, name) for name in names if _listed(self.directory, name)]
+
+    # The record, and the script
+
+    @property
+    def requests(self) -> list[Request]:
+        """The requests that were answered so far, in order: a snapshot."""
+        with self._changed:
+            return self._requests.copy()
+
+    @property
+    def errors(self) -> list[str]:
+        """What was wrong with fixtures and callables so far, in order: a snapshot."""
+        with self._changed:
+            return self._errors.copy()
+
+    def clear(self) -> None:
+        """Forget requests, errors and scripted steps."""
+        with self._changed:
+            self._requests.clear()
+            self._errors.clear()
+            self._scripts.clear()
+
+    def respond(self, path: str, *steps: Step) -> None:
+        """Answer each request for ``path`` with the next step; the last one stays.
+
+        ``path`` may carry a query (without one it stands for any query) or be a whole URL. A step
+        is a fixture's name, a status code, bytes, a Response, or a callable that takes the Request
+        and returns one of these. Steps answer every method, and replace those given before.
+
+        Raises FileNotFoundError for a fixture that does not exist, ValueError or TypeError for what
+        cannot be a step.
+        """
+        if not steps:
+            raise ValueError(f"respond({path!r}) needs at least one step")
+        for step in steps:
+            if not callable(step):
+                self._as_response(step)
+        with self._changed:
+            self._scripts[self._address(path)] = _Script(steps)
+
+    def wait_for_request(
+        self,
+        path: str | None = None,
+        *,
+        method: str | None = None,
+        headers: Mapping[str, str | None] | None = None,
+        body: bytes | str | None = None,
+        times: int = 1,
+        timeout: float = 5.0,
+    ) -> Request:
+        """Wait until ``times`` matching requests were answered, and return the last of them.
+
+        A field of ``headers`` with the value None must be absent. Raises AssertionError, naming
+        what did arrive, after ``timeout`` seconds, and at once where the server has stopped.
+        """
+        wanted = _Wanted(self, path, method, headers, body)
+
+        def decided() -> bool:
+            stopped = self._httpd is not None and self._httpd.stopping
+            return stopped or len(wanted.among(self._requests)) >= times
+
+        with self._changed:
+            self._changed.wait_for(decided, timeout)
+            arrived = self._requests.copy()
+        found = wanted.among(arrived)
+        if len(found) < times:
+            expected = f"at least {_times(times)} within {timeout:g} s"
+            raise AssertionError(wanted.missed(arrived, expected))
+        return found[-1]
+
+    def _receive(self, request: Request) -> None:
+        """Remember a request that is being answered, so that stop() can name it."""
+        with self._changed:
+            self._unanswered[request] = None
+
+    def _record(self, request: Request) -> None:
+        """Put a request on record, whose answer is planned."""
+        on_record = request.method not in ("CONNECT", "QUIT")
+        with self._changed:
+            self._unanswered.pop(request, None)
+            if on_record:
+                self._requests.append(request)
+                self._changed.notify_all()
+        if on_record:
+            self._log(request)
+
+    def _log(self, request: Request) -> None:
+        _logger().info("%s", request)
+
+    def _fail(self, words: str) -> Response:
+        """Note what is wrong with a fixture or a callable; the client gets the same words."""
+        with self._changed:
+            self._errors.append(words)
+        return _text_response(500, words)
+
+    # Who answers: a scripted step, else a fixture, else nobody
+
+    def _next_step(self, request: Request) -> Step | None:
+        if not self._scripts:
+            return None
+        origin, path, query = request._address
+        with self._changed:
+            script = self._scripts.get((origin, path, query))
+            script = script or self._scripts.get((origin, path, None))
+            return script.take() if script else None
+
+    def _perform(self, step: Step, request: Request) -> Response:
+        """The response that a step stands for; a callable is called, and may return a callable."""
+        return self._perform(step(request), request) if callable(step) else self._as_response(step)
+
+    def _as_response(self, step: Step) -> Response:
+        if isinstance(step, Response):
+            return step
+        if isinstance(step, bytes):
+            return Response(step)
+        if isinstance(step, int):
+            return Response(status=step)
+        if isinstance(step, str):
+            return self._named(step)
+        raise TypeError(
+            f"found {step!r:.80} as a step; it takes a fixture's name, a status code, bytes,"
+            " a Response, or a callable that returns one of these"
+        )
+
+    def _named(self, name: str) -> Response:
+        fixture = _load(self.directory, name.lstrip("/"))
+        if fixture is None:
+            raise FileNotFoundError(
+                errno.ENOENT, f"no such fixture in {self.directory}{self._nearest(name)}", name
+            )
+        return fixture
+
+    def _fixture_for(self, request: Request) -> Response:
+        folder = f"{request._host}/" if request._origin else ""
+        if folder and not self._knows(request):
+            return self._unknown_host(request)
+        for name in _file_names(request.path_as_sent):
+            found = _load(self.directory, folder + name)
+            if found is not None:
+                return found
+        return self._not_found(request, folder)
+
+    def _knows(self, request: Request) -> bool:
+        """Whether the other host that was asked has a folder, or scripted steps."""
+        with self._changed:
+            scripted = any(origin == request._origin for origin, _, _ in self._scripts)
+        folder = _HOST_FOLDER.fullmatch(request._host)
+        return scripted or bool(folder and os.path.isdir(f"{self.directory}/{request._host}"))
+
+    def _unknown_host(self, request: Request) -> Response:
+        where = os.path.join(self.directory, request._host)
+        words = (
+            f"{request.method} {request.url}: no such host here; the folder {where}"
+            f" or respond({request.url!r}, ...) would answer"
+        )
+        return self._fail(words)._but(status=502)
+
+    def _not_found(self, request: Request, folder: str) -> Response:
+        wanted = folder + request.path.lstrip("/")
+        return _text_response(
+            404, f"{wanted!r} was not found in {self.directory}{self._nearest(wanted)}"
+        )
+
+    def _nearest(self, name: str) -> str:
+        import difflib  # for what has gone wrong only, so not part of the import time
+
+        names = [fixture.name for fixture in self.fixtures()]
+        nearest = difflib.get_close_matches(name, names, 1, 0.0)
+        return f"; the nearest name there is {nearest[0]!r}" if nearest else "; it has no fixtures"
+
+    def _address(self, path: str) -> _Address:
+        """What a path, or a whole URL, of respond() and the assertions stands for."""
+        parts = urllib.parse.urlsplit(path if "://" in path else "/" + path.lstrip("/"))
+        origin = _origin(parts.scheme, parts.netloc) if parts.netloc else ""
+        query = _unquote(parts.query) if parts.query or "?" in path else None
+        return "" if self._is_own(origin) else origin, _unquote(parts.path) or "/", query
+
+    def _is_own(self, origin: str) -> bool:
+        """Whether an origin such as ``http://127.0.0.1:8000`` is this server, by any local name."""
+        scheme, _, authority = origin.partition("://")
+        names = (self.host, "127.0.0.1", "localhost", "[::1]", f"[{self.host}]")
+        return scheme in ("http", "https") and any(authority == f"{n}:{self.port}" for n in names)
+
+
+class Fixture:
+    """A file that is served: its ``path``, its ``url``, and the ``directives`` in it."""
+
+    __slots__ = ("_server", "name")
+
+    def __init__(self, server: FeedTestServer, name: str) -> None:
+        self._server = server
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<Fixture {self.name}>"
+
+    @property
+    def path(self) -> pathlib.Path:
+        """The absolute path of the file."""
+        return pathlib.Path(self._server.directory, self.name)
+
+    @property
+    def url(self) -> str:
+        """Its URL on the server itself."""
+        return f"{self._server.base_url}/{urllib.parse.quote(self.name, errors='surrogateescape')}"
+
+    @property
+    def directives(self) -> Directives:
+        """Its directives, read anew each time; raises DirectiveError for a wrong one."""
+        return _read_directives(str(self.path), self.path.read_bytes())
+
+
+class _Script:
+    """The steps for one address; each is taken once, the last one again and again."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.steps = steps
+        self.taken = 0
+
+    def take(self) -> Step:
+        step = self.steps[min(self.taken, len(self.steps) - 1)]
+        self.taken += 1
+        return step
+
+
+def _require_directory(path: str) -> None:
+    if not os.path.isdir(path):
+        number = errno.ENOTDIR if os.path.exists(path) else errno.ENOENT
+        raise OSError(number, "there is no such directory to serve", path)
+
+
+def stop_server(port: int, host: str = "127.0.0.1") -> None:
+    """Stop the server on a port, of this process or another, by the HTTP method QUIT.
+
+    Returns when the server is gone. Raises ConnectionRefusedError where there is none,
+    PermissionError where it does not take QUIT from here.
+    """
+    with socket.create_connection((host, port)) as connection:
+        connection.sendall(b"QUIT / HTTP/1.0\r\n\r\n")
+        with connection.makefile("rb") as answer:
+            status_line = answer.readline()
+            answer.read()  # to the end, which comes once the port is closed
+    if status_line.split()[1:2] != [b"200"]:
+        found = status_line.decode("latin-1").strip()
+        raise PermissionError(errno.EPERM, f"{host}:{port} answered QUIT with {found!r}")
+
+
+# The stoppable server: accepting connections
+
+
+class StoppableHttpServer(http.server.HTTPServer):
+    """An HTTP server that serves until told to stop, at once, and many connections at a time.
+
+    All its threads wait in accept(); the one that gets a connection serves it, after it has seen
+    to it that another one still waits. ``changed`` is the Condition that guards its state.
+    """
+
+    #: The backlog: connections that may wait to be accepted.
+    request_queue_size = 1024
+    # On Windows the option would let two servers share a port.
+    allow_reuse_address = os.name != "nt"
+    allow_reuse_port = False
+
+    def __init__(
+        self,
+        server_address: tuple[str, int],
+        RequestHandlerClass: Callable[..., socketserver.BaseRequestHandler],
+        bind_and_activate: bool = True,
+        *,
+        changed: threading.Condition | None = None,
+    ) -> None:
+        self.stopping = False
+        self._changed = changed or threading.Condition()
+        self._accepting = 0
+        self._serving = 0
+        self._threads: list[threading.Thread] = []
+        self._connections: dict[socket.socket, threading.Thread] = {}
+        if ":" in server_address[0]:
+            self.address_family = socket.AF_INET6
+        super().__init__(server_address, RequestHandlerClass, bind_and_activate)
+
+    def server_bind(self) -> None:
+        """Bind the socket, without looking up the host's name as HTTPServer does."""
+        self.socket.settimeout(None)  # socket.setdefaulttimeout() is for clients
+        # Accepted sockets inherit it: no answer of two parts waits for the client's delayed ACK.
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Serve until ``shutdown()``; nothing is polled, so ``poll_interval`` is not used."""
+        with self._changed:
+            self._serving += 1
+            self._changed.notify_all()
+        self._work()
+
+    @property
+    def serving(self) -> bool:
+        """Whether connections are accepted."""
+        return self._serving > 0 and not self.stopping
+
+    def _work(self) -> None:
+        """Accept connections and serve them, as each of the server's threads does."""
+        try:
+            while True:
+                connection = self._next_connection()
+                if connection is None:
+                    return
+                self._serve(*connection)
+        finally:
+            with self._changed:
+                self._serving -= 1
+                if self.stopping:
+                    self._changed.notify_all()
+
+    def _next_connection(self) -> tuple[socket.socket, Any] | None:
+        """Accept a connection; None where the server stops."""
+        while True:
+            with self._changed:
+                if self.stopping:
+                    return None
+                self._accepting += 1
+            try:
+                connection, address = self.get_request()
+            except OSError as error:
+                self._not_accepted(error)
+            else:
+                if self._accepted(connection):
+                    return connection, address
+
+    def _not_accepted(self, error: OSError) -> None:
+        with self._changed:
+            self._accepting -= 1
+            self._close_unused_port()
+            if not self.stopping:
+                # Out of descriptors, most likely: connections in the backlog wait for a free one.
+                _logger().info("accept failed: %s", error)
+                self._changed.wait(0.05)
+
+    def _accepted(self, connection: socket.socket) -> bool:
+        """Enter a connection among the open ones, unless the server stops."""
+        with self._changed:
+            self._accepting -= 1
+            self._close_unused_port()
+            if self.stopping:
+                connection.close()
+                return False
+            self._connections[connection] = threading.current_thread()
+            alone = not self._accepting
+        connection.settimeout(None)  # whatever socket.setdefaulttimeout() says
+        if alone:
+            self._add_thread()
+        return True
+
+    def _add_thread(self) -> None:
+        """See to it that connections are accepted while this thread serves one."""
+        name = f"port {self.server_port} thread {len(self._threads) + 2}"
+        thread = threading.Thread(target=self._work, name=name, daemon=True)
+        with self._changed:
+            self._threads.append(thread)
+            self._serving += 1
+        try:
+            thread.start()
+        except RuntimeError as error:  # no more threads: this one accepts again when it has served
+            _logger().info("no further thread: %s", error)
+            with self._changed:
+                self._threads.remove(thread)
+                self._serving -= 1
+
+    def _serve(self, connection: socket.socket, address: Any) -> None:
+        try:
+            if self.verify_request(connection, address):
+                self.finish_request(connection, address)
+        except Exception:
+            self.handle_error(connection, address)
+        finally:
+            self.shutdown_request(connection)
+
+    def shutdown_request(self, request: Any) -> None:
+        """End a connection; socketserver calls this when its handler is done."""
+        with self._changed:  # so that request_shutdown() never meets a closed descriptor
+            self._connections.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Report a handler's exception, unless the client has just gone or the server stops."""
+        if self.stopping or isinstance(sys.exc_info()[1], ConnectionError):
+            _logger().info("connection lost", exc_info=True)
+        else:
+            super().handle_error(request, client_address)
+
+    def shutdown(self) -> None:
+        """End the server and all its connections, and wait for its threads, except this one."""
+        self.request_shutdown()
+        self.join()
+
+    def request_shutdown(self) -> None:
+        """Close the port and end all connections but that of this thread, without waiting."""
+        with self._changed:
+            self.stopping = True
+            self._changed.notify_all()
+            for connection, thread in self._connections.items():
+                if thread is not threading.current_thread():
+                    with contextlib.suppress(OSError):  # the client was faster
+                        connection.shutdown(socket.SHUT_RDWR)
+            self._wake_accepting()
+            self._close_unused_port()
+
+    def _close_unused_port(self) -> None:
+        """Close the listening socket when the server stops and no thread is in accept() any more.
+
+        Closed under such a thread, its descriptor could be that of another socket by then.
+        """
+        if self.stopping and not self._accepting:
+            self.server_close()
+            self._changed.notify_all()
+
+    def wait_closed(self) -> None:
+        """Wait until the port is closed, which takes no time, after ``request_shutdown()``."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.socket.fileno() < 0)
+
+    def _wake_accepting(self) -> None:
+        try:
+            self.socket.shutdown(socket.SHUT_RDWR)  # Linux: accept() fails in every thread
+        except OSError:
+            # Elsewhere (ENOTCONN), and a second time: one connection for each of those who wait.
+            for _ in range(self._accepting):
+                with contextlib.suppress(OSError):
+                    socket.create_connection(self._own_address()).close()
+
+    def _own_address(self) -> tuple[str, int]:
+        return _ANY_ADDRESS.get(self.server_name, self.server_name), self.server_port
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until all threads but this one have ended; tell whether they have.
+
+        ``timeout`` is in seconds; None waits however long it takes.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        this = threading.current_thread()
+        with self._changed:
+            threads = [thread for thread in self._threads if thread is not this]
+        for thread in threads:
+            thread.join(_seconds_until(deadline))
+        with self._changed:  # the thread that called serve_forever() may be anybody's
+            return self._changed.wait_for(
+                lambda: self._serving <= self._serves(this), _seconds_until(deadline)
+            )
+
+    def _serves(self, thread: threading.Thread) -> bool:
+        """Whether a thread serves one of the open connections."""
+        return thread in self._connections.values()
+
+
+def _seconds_until(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+# The handler: a request is read, answered and recorded
+
+
+class _Refusal(Exception):
+    """A request that cannot be understood: the status and the reason that the client gets."""
+
+    def __init__(self, status: int, words: str, request: Request | None = None) -> None:
+        super().__init__(words)
+        self.status = status
+        self.request = request
+
+
+class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
+    """Answers the requests of one connection.
+
+    A subclass may add ``do_`` methods; they find the Request in ``self.received`` and answer by
+    ``self.reply(Response(...))``. ``self.origin`` is the FeedTestServer.
+    """
+
+    server: StoppableHttpServer
+    received: Request
+    response: Response | None
+
+    def __init__(self, origin: FeedTestServer, *args: Any) -> None:
+        self.origin = origin
+        super().__init__(*args)
+
+    def setup(self) -> None:
+        """Begin with an empty buffer; neither rfile nor wfile is made."""
+        self.connection = self.request
+        self.number = next(self.origin._connection_numbers)
+        self.close_connection = False
+        self.lingering = False
+        self.buffer = bytearray()
+
+    def handle(self) -> None:
+        """Answer one request after the other until the connection ends."""
+        with contextlib.suppress(ConnectionError):
+            while not self.close_connection:
+                self.handle_one_request()
+
+    def handle_one_request(self) -> None:
+        """The life of a request: read, find who answers, plan, record, send."""
+        try:
+            request = self.read()
+            response = self.find(request)
+        except EOFError:
+            self.close_connection = True
+            return
+        except _Refusal as refusal:
+            request, response = self.refused(refusal)
+        request.response = self.plan(request, response)
+        self.origin._record(request)
+        _write(request.response, self.connection.sendall)
+
+    def finish(self) -> None:
+        """Let a client that may still be sending read the answer before the connection closes."""
+        if self.lingering or self.buffer:  # RFC 9112 9.6
+            with contextlib.suppress(OSError):
+                self.connection.shutdown(socket.SHUT_WR)
+                while self.connection.recv(65536):
+                    pass
+
+    # Read
+
+    def read(self) -> Request:
+        """Read one request, whole, its body included.
+
+        Raises EOFError where the client is done or the server stops, _Refusal where the request
+        cannot be understood.
+        """
+        request = None
+        try:
+            request = _parse_head(self.read_head())
+            request.connection = self.number
+            request._locate(self.origin)
+            request.body = self.read_body(request)
+        except EOFError:
+            if self.server.stopping or not (request or self.buffer):
+                raise
+            raise _Refusal(400, "the connection ended before the request did", request) from None
+        except _Refusal as refusal:
+            refusal.request = refusal.request or request
+            raise
+        request.time = self.origin.clock()
+        self.origin._receive(request)
+        return request
+
+    def receive(self) -> None:
+        data = self.connection.recv(65536)
+        if not data:
+            raise EOFError
+        self.buffer += data
+
+    def read_head(self) -> str:
+        """The request line and the field lines, up to the empty line that ends them."""
+        searched = 0
+        while True:
+            while self.buffer.startswith(b"\r\n"):  # RFC 9112 2.2: before a request line, ignored
+                del self.buffer[:2]
+            end = self.buffer.find(b"\r\n\r\n", max(0, searched - 3))
+            if end >= 0:
+                return self.take(end + 4).decode("latin-1")
+            if self.buffer:
+                _refuse_hopeless(self.buffer, searched)
+                searched = len(self.buffer)
+            self.receive()
+
+    def take(self, size: int) -> bytes:
+        """The next bytes of the connection, as many as that."""
+        while len(self.buffer) < size:
+            self.receive()
+        data = bytes(self.buffer[:size])
+        del self.buffer[:size]
+        return data
+
+    def read_body(self, request: Request) -> bytes:
+        size = _body_size(request)
+        if size == 0:
+            return b""
+        expectation = request._values.get("expect") or ""
+        if expectation.lower() == "100-continue" and request.version != "1.0" and not self.buffer:
+            self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return self.read_chunks() if size is None else self.take(size)
+
+    def read_chunks(self) -> bytes:
+        """A body in the chunked transfer coding (RFC 9112 7.1), decoded."""
+        body = bytearray()
+        while True:
+            size = _chunk_size(self.read_line())
+            if size == 0:
+                break
+            if len(body) + size > _MAX_BODY:
+                raise _too_large()
+            body += self.take(size)
+            if self.take(2) != b"\r\n":
+                raise _Refusal(400, "the data of a chunk is longer than its size says")
+        for _ in range(_MAX_FIELDS + 1):
+            trailer = self.read_line()
+            if not trailer:
+                return bytes(body)
+            if not _FIELD_LINE.fullmatch(trailer):
+                raise _Refusal(400, f"the trailer field {trailer[:80]!r} is malformed")
+        raise _Refusal(431, f"there are more than {_MAX_FIELDS} trailer fields")
+
+    def read_line(self) -> str:
+        while (end := self.buffer.find(b"\n")) < 0:
+            if len(self.buffer) > _MAX_LINE:
+                raise _Refusal(400, f"a line of the chunked body is longer than {_MAX_LINE} bytes")
+            self.receive()
+        line = self.take(end + 1).decode("latin-1")
+        if not line.endswith("\r\n"):
+            raise _Refusal(400, f"the line {line[:80]!r} of the chunked body does not end in CR LF")
+        return line[:-2]
+
+    def refused(self, refusal: _Refusal) -> tuple[Request, Response]:
+        """The record of a request that could not be read, and its answer."""
+        request = refusal.request or Request()
+        request.connection, request.time = self.number, self.origin.clock()
+        request._locate(self.origin)
+        return request, _refuse(refusal.status, str(refusal))
+
+    # Find who answers
+
+    def find(self, request: Request) -> Response:
+        """The response of the step, the do_ method or the fixture for a request."""
+        try:
+            step = self.origin._next_step(request)
+            if step is None:
+                return self.dispatch(request)
+            return self.origin._perform(step, request)
+        except BaseException as error:  # pytest.fail() in a callable raises no Exception
+            return self.origin._fail(_explain(error, request))
+
+    def dispatch(self, request: Request) -> Response:
+        """Call the do_ method of the request's method, and return what it replied."""
+        method = getattr(self, f"do_{request.method}", None)
+        if method is None:
+            return self.not_allowed(request.method)
+        self.received, self.response = request, None
+        method()
+        if self.response is None:
+            raise RuntimeError(f"do_{request.method}() did not call self.reply()")
+        return self.response
+
+    def reply(self, response: Response) -> None:
+        """Answer the request by this response; a do_ method calls it once."""
+        if self.response is not None:
+            raise RuntimeError(f"do_{self.received.method}() called self.reply() twice")
+        self.response = response
+
+    def do_GET(self) -> None:
+        self.reply(self.origin._fixture_for(self.received))
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_OPTIONS(self) -> None:
+        self.reply(Response(status=204, headers=[("Allow", self.allowed())]))
+
+    def do_QUIT(self) -> None:
+        """Stop the server: the port is closed before the answer is sent."""
+        if not _is_loopback(self.client_address[0]):
+            self.reply(_refuse(403, "QUIT is for clients on this machine only"))
+            return
+        self.server.request_shutdown()
+        self.server.wait_closed()
+        self.reply(_text_response(200, "the server has stopped"))
+
+    def allowed(self) -> str:
+        methods = sorted(name[3:] for name in dir(self) if name.startswith("do_"))
+        return ", ".join(method for method in methods if method != "QUIT")
+
+    def not_allowed(self, method: str) -> Response:
+        if method not in _METHODS:
+            return _refuse(501, f"the method {method[:80]!r} is not known here")
+        words = f"{method} is not answered here; respond() can script an answer to it"
+        return _refuse(405, words, [("Allow", self.allowed())])
+
+    # Plan
+
+    def plan(self, request: Request, response: Response) -> Response:
+        """Decide the answer completely, and whether the connection ends with it."""
+        persistent = request._persistent
+        stopping: bool = self.server.stopping
+        date = _http_date(int(self.origin.clock()))
+        plan = _plan(request, response, date, persistent and not stopping)
+        self.close_connection = plan._closes
+        self.lingering = plan._closes and persistent  # the client does not expect it to close
+        return plan
+
+
+# The thread stands first because its reader meets it first; its default can only be named here.
+FeedTestServer.handler_class = FeedTestRequestHandler
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith(("127.", "::ffff:127.")) or address == "::1"
+
+
+def _explain(error: BaseException, request: Request) -> str:
+    if isinstance(error, DirectiveError):
+        return str(error)
+    import traceback  # for what has gone wrong only, so not part of the import time
+
+    lines = traceback.format_exception(type(error), error, error.__traceback__)
+    return f"{request.method} {request._shown}: {error!r}\n{''.join(lines)}"
+
+
+@functools.cache
+def _logger() -> logging.Logger:
+    import logging  # takes as long as the rest of this module's imports beyond http.server
+
+    return logging.getLogger("feedtestserver")
+
+
+# The reader: what a request's head may look like (RFC 9112 2 to 6)
+
+_METHODS = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
+_MAX_LINE = 16 * 1024
+_MAX_FIELDS = 256
+_MAX_HEAD = 1024 * 1024
+_MAX_BODY = 64 * 1024 * 1024
+
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_FIELD_LINE = re.compile(rf"({_TOKEN.pattern}):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
+_REQUEST_LINE = re.compile(rf"({_TOKEN.pattern}) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9]\.[0-9])")
+_HEAD = re.compile(rf"{_REQUEST_LINE.pattern}\r\n((?:{_FIELD_LINE.pattern}\r\n)*)\r\n")
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]*)(?::[0-9]*)?")
+_ABSOLUTE_FORM = re.compile(rf"(https?)://(?![:/?]|\Z)({_HOST.pattern})(/.*)?", re.IGNORECASE)
+_CHUNK_SIZE = re.compile(
+    r"([0-9A-Fa-f]{1,16})"
+    rf"(?:[ \t]*;[ \t]*{_TOKEN.pattern}"
+    rf"(?:[ \t]*=[ \t]*(?:{_TOKEN.pattern}|\"(?:[^\"\\]|\\.)*\"))?)*"
+)
+#: What no head can hold, in whatever is still missing of it.
+_GARBAGE = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n|\Z)|(?<!\r)\n")
+
+_FIELD_FAULTS = (
+    (r"[ \t]", "begins with white space; a value is not folded (RFC 9112 5.2)"),
+    (r":", "has no name before its colon (RFC 9112 5)"),
+    (r"[^:]*[ \t]+:", "has white space before its colon (RFC 9112 5.1)"),
+    (r"[^:]*\Z", "has no colon (RFC 9112 5)"),
+    (rf"(?!{_TOKEN.pattern}:)", "has a name that is not a token (RFC 9110 5.1)"),
+    (r"", "has a control character in its value (RFC 9110 5.5)"),
+)
+
+
+def _parse_head(head: str) -> Request:
+    """The request that a head begins; raises _Refusal for what RFC 9112 says to reject."""
+    match = _HEAD.fullmatch(head)
+    if match is None:
+        raise _fault(head)
+    method, target, version, lines = match.group(1, 2, 3, 4)
+    request = Request(method, target, version, lines)
+    _check_sizes(head, request)
+    if version[0] != "1":
+        raise _Refusal(505, f"HTTP/{version} is not spoken here; HTTP/1.1 is", request)
+    if not _is_target(request):
+        raise _Refusal(400, f"{target[:80]!r} is no target of {method} (RFC 9112 3.2)", request)
+    host = request._values.get("host")
+    if host is None and version != "1.0":
+        raise _Refusal(400, "there is no Host field (RFC 9112 3.2)", request)
+    if host is not None and not _HOST.fullmatch(host):
+        raise _Refusal(400, f"the Host field {host[:80]!r} is not one host (RFC 9112 3.2)", request)
+    return request
+
+
+def _is_target(request: Request) -> bool:
+    """Whether the target has one of the four forms, and one that goes with the method."""
+    if request.method == "CONNECT":
+        return bool(_HOST.fullmatch(request.target))
+    if request.target == "*":
+        return request.method == "OPTIONS"
+    return request.target.startswith("/") or bool(request._origin)
+
+
+def _fault(head: str) -> _Refusal:
+    """What is wrong in a head, or in the beginning of one, and where."""
+    bare = re.search(r"\r(?!\n)|(?<!\r)\n", head)
+    if bare:
+        name, number = ("CR", "LF")[bare.group() == "\n"], head.count("\n", 0, bare.start()) + 1
+        return _Refusal(400, f"line {number} has a bare {name}; lines end in CR LF (RFC 9112 2.2)")
+    request_line, *lines = head.split("\r\n")
+    start = _REQUEST_LINE.fullmatch(request_line)
+    if start is None:
+        found = f"{request_line[:80]!r} is no request line"
+        return _Refusal(400, f"{found}; it would be METHOD SP TARGET SP HTTP/1.1 (RFC 9112 3)")
+    method, target, version = start.group(1, 2, 3)
+    request = Request(method, target, version)
+    for line in lines:
+        if line and not _FIELD_LINE.fullmatch(line):
+            fault = next(fault for pattern, fault in _FIELD_FAULTS if re.match(pattern, line))
+            return _Refusal(400, f"the field line {line[:80]!r} {fault}", request)
+    return _Refusal(400, "the request is malformed (RFC 9112 2)", request)
+
+
+def _refuse_hopeless(beginning: bytearray, searched: int) -> None:
+    """Raise _Refusal where nothing that may follow makes a request of this beginning of one."""
+    if _GARBAGE.search(beginning, max(0, searched - 1)):
+        raise _fault(beginning.decode("latin-1"))
+    last_line = len(beginning) - (beginning.rfind(b"\n") + 1)
+    if last_line > _MAX_LINE:
+        raise _too_long(0 if last_line == len(beginning) else 1)
+    if len(beginning) > _MAX_HEAD:
+        raise _Refusal(431, f"the head of the request is larger than {_MAX_HEAD} bytes")
+
+
+def _check_sizes(head: str, request: Request) -> None:
+    if len(head) > _MAX_LINE:
+        for number, line in enumerate(head.split("\r\n")):
+            if len(line) > _MAX_LINE:
+                raise _too_long(number, request)
+    if head.count("\n") - 2 > _MAX_FIELDS:
+        raise _Refusal(431, f"there are more than {_MAX_FIELDS} fields", request)
+
+
+def _too_long(line_number: int, request: Request | None = None) -> _Refusal:
+    if line_number == 0:
+        return _Refusal(414, f"the request line is longer than {_MAX_LINE} bytes", request)
+    return _Refusal(431, f"a field line is longer than {_MAX_LINE} bytes", request)
+
+
+def _too_large() -> _Refusal:
+    return _Refusal(413, f"the body is larger than {_MAX_BODY} bytes")
+
+
+def _body_size(request: Request) -> int | None:
+    """The size of a request's body in bytes, None for a chunked one (RFC 9112 6.3)."""
+    coding, length = request._values.get("transfer-encoding"), request._values.get("content-length")
+    if coding is not None:
+        _check_coding(coding, length, request.version)
+        return None
+    if length is None:
+        return 0
+    lengths = {value.strip(" \t") for value in length.split(",")}
+    if len(lengths) > 1:
+        raise _Refusal(400, f"the Content-Lengths differ: {length[:80]!r} (RFC 9112 6.3)")
+    digits = lengths.pop()
+    if not re.fullmatch("[0-9]+", digits):
+        raise _Refusal(400, f"the Content-Length {digits[:80]!r} is not a number (RFC 9110 8.6)")
+    if len(digits.lstrip("0")) > len(str(_MAX_BODY)) or int(digits[-10:]) > _MAX_BODY:
+        raise _too_large()
+    return int(digits[-10:])
+
+
+def _check_coding(coding: str, length: str | None, version: str) -> None:
+    """Refuse what RFC 9112 6.1 says of Transfer-Encoding; what is left is chunked."""
+    *others, last = (name.strip(" \t").lower() for name in coding.split(","))
+    if length is not None:
+        raise _Refusal(400, "there are both Content-Length and Transfer-Encoding (RFC 9112 6.1)")
+    if version == "1.0":
+        raise _Refusal(400, "HTTP/1.0 has no Transfer-Encoding (RFC 9112 6.1)")
+    if last != "chunked" or "chunked" in others:
+        raise _Refusal(400, f"Transfer-Encoding is {coding[:80]!r}; chunked comes once, last")
+    if others:
+        raise _Refusal(501, f"the transfer coding {others[0][:80]!r} is not known here")
+
+
+def _chunk_size(line: str) -> int:
+    match = _CHUNK_SIZE.fullmatch(line)
+    if match is None:
+        raise _Refusal(400, f"{line[:80]!r} is no chunk size (RFC 9112 7.1)")
+    return int(match.group(1), 16)
+
+
+def _origin(scheme: str, authority: str) -> str:
+    """An origin in the one form that is compared: lower case, no default port (RFC 9110 4.2.3)."""
+    scheme, authority = scheme.lower(), authority.lower()
+    default = {"http": ":80", "https": ":443"}.get(scheme, ":")
+    return f"{scheme}://{authority.removesuffix(default).removesuffix(':')}"
+
+
+# Fixture lookup: from a URL to a file, safely, and to what it answers
+
+_CONTENT_TYPES = {
+    ".aac": "audio/aac",
+    ".atom": "application/atom+xml",
+    ".avif": "image/avif",
+    ".flac": "audio/flac",
+    ".gif": "image/gif",
+    ".html": "text/html",
+    ".ico": "image/vnd.microsoft.icon",
+    ".jpeg": "image/jpeg",
+    ".jpg": "image/jpeg",
+    ".json": "application/json",
+    ".m4a": "audio/mp4",
+    ".mp3": "audio/mpeg",
+    ".oga": "audio/ogg",
+    ".ogg": "audio/ogg",
+    ".opml": "text/x-opml",
+    ".opus": "audio/ogg",
+    ".png": "image/png",
+    ".rdf": "application/rdf+xml",
+    ".rss": "application/rss+xml",
+    ".svg": "image/svg+xml",
+    ".txt": "text/plain",
+    ".wav": "audio/wav",
+    ".webp": "image/webp",
+    ".xml": "application/xml",
+}
+_SIDECAR = ".headers"
+_INDEXES = ("index.html", "index.xml")
+_HOST_FOLDER = re.compile(r"\.*[A-Za-z0-9-][A-Za-z0-9.-]*")
+#: Larger files are not kept in memory but read from the disk for each client.
+_STREAMED = 256 * 1024
+_BLOCK = 64 * 1024
+
+
+def _quote(path: str) -> str:
+    return urllib.parse.quote(path, safe="%/?#[]@!$&'()*+,;=:~", errors="surrogateescape")
+
+
+def _unquote(path: str) -> str:
+    """Percent-decoded; what is not UTF-8 stays as it is in the names of files."""
+    if "%" not in path and path.isascii():
+        return path
+    encoded = path.encode("utf-8", "surrogateescape")
+    return urllib.parse.unquote_to_bytes(encoded).decode("utf-8", "surrogateescape")
+
+
+@functools.lru_cache(maxsize=1024)
+def _file_names(path: str) -> tuple[str, ...]:
+    """The names of files that may answer the path of a URL; none where it holds tricks."""
+    *folders, last = (_unquote(segment) for segment in path[1:].split("/"))
+    names = [last] if last else list(_INDEXES)
+    for segment in (*folders, *names):
+        if segment in ("", ".", "..") or not {"/", "\\", "\0"}.isdisjoint(segment):
+            return ()
+        if os.name == "nt" and ":" in segment:  # drives, and the streams of NTFS
+            return ()
+    return tuple("/".join((*folders, name)) for name in names)
+
+
+def _listed(directory: str, name: str) -> bool:
+    """Whether a file is a fixture to be listed: one that is served, and not hidden by a dot."""
+    hidden = any(segment.startswith(".") for segment in name.split("/"))
+    path = os.path.join(directory, name)
+    return not hidden and _stamp(path) is not None and _may_be_served(directory, path)
+
+
+def _may_be_served(directory: str, path: str) -> bool:
+    """Whether a file, and its sidecar, really lie in the directory; sidecars are not served."""
+    root = os.path.join(os.path.realpath(directory), "")
+    real, sidecar = os.path.realpath(path), os.path.realpath(path + _SIDECAR)
+    is_sidecar = real.lower().endswith(_SIDECAR)
+    return real.startswith(root) and sidecar.startswith(root) and not is_sidecar
+
+
+def _stamp(path: str) -> tuple[float, ...] | None:
+    """What changes when a file does; None where there is no regular file of that name."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # not there, or a name that no file can have
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    newest = max(found.st_mtime, found.st_ctime)
+    return newest, found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev
+
+
+def _load(directory: str, name: str) -> Response | None:
+    """What the fixture of that name answers, None where there is none that may be served.
+
+    Raises DirectiveError for a wrong directive, OSError for a file that cannot be read.
+    """
+    path = f"{directory}/{name}"
+    stamp = _stamp(path)
+    if stamp is None:
+        return None
+    sidecar = _stamp(path + _SIDECAR)
+    newest = stamp[0] if sidecar is None else max(stamp[0], sidecar[0])
+    # A file this new may change again within the resolution of its time stamp.
+    read = _read_fixture if time.time() - newest > 2 else _read_fixture.__wrapped__
+    return read(directory, path, stamp, sidecar)
+
+
+@functools.lru_cache(maxsize=16384)
+def _read_fixture(
+    directory: str, path: str, stamp: tuple[float, ...], sidecar: tuple[float, ...] | None
+) -> Response | None:
+    """Read a fixture; the stamps are there to read it again when it, or its sidecar, changed."""
+    if not _may_be_served(directory, path):
+        return None
+    with open(path, "rb") as file:
+        data = file.read(_STREAMED + 1)
+        if len(data) > _STREAMED and _comment_goes_on(data):
+            data += file.read()
+        size = os.fstat(file.fileno()).st_size
+    response = Response(b"", **_read_directives(path, data).arguments)
+    content = data if size <= _STREAMED else _File(path, size)
+    return response._but(_content=content, _media_type=_media_type(path))
+
+
+def _read_directives(path: str, data: bytes) -> Directives:
+    """The directives of the sidecar where there is one, else those of the fixture's comments."""
+    try:
+        with open(path + _SIDECAR, "rb") as file:
+            lines = file.read()
+    except FileNotFoundError:
+        return parse_directives(data, path)
+    directives = Directives(path + _SIDECAR)
+    text = _Text(lines)
+    directives._read(text, 0, text.text)
+    return directives
+
+
+def _media_type(name: str) -> str:
+    """The media type that a name stands for, by the table above and not by the machine's."""
+    return _CONTENT_TYPES.get(os.path.splitext(name)[1].lower(), "application/octet-stream")
+
+
+class _File:
+    """A body that stays on the disk, to be read in blocks by each who sends it."""
+
+    __slots__ = ("path", "size")
+
+    def __init__(self, path: str, size: int) -> None:
+        self.path = path
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self.blocks())
+
+    def blocks(self) -> Iterator[memoryview]:
+        """Its blocks, each to be used before the next; ConnectionError where the file shrank."""
+        left, block = self.size, memoryview(bytearray(_BLOCK))
+        with open(self.path, "rb", buffering=0) as file:
+            while left:
+                size = file.readinto(block[:left])
+                if not size:
+                    raise ConnectionAbortedError(f"{self.path} ends {left} bytes too early")
+                left -= size
+                yield block[:size]
+
+
+# Directives: from a fixture's comments to what they ask for
+
+
+class DirectiveError(ValueError):
+    """A wrong directive; the text says file and line, what was found and what would be right."""
+
+    def __init__(self, source: str, line: int, sentence: str) -> None:
+        where = f"{source}, line {line}" if source else f"line {line}"
+        super().__init__(f"{where}: {sentence}")
+        self.source = source
+        self.line = line
+
+
+class Directives(Headers):
+    """What the comments of a fixture say, read like wsgiref.headers.Headers: ``d["Expect"]``.
+
+    Known and free keys are all there, in order, as they are spelled. ``arguments`` are the keyword
+    arguments for ``Response`` that the known ones amount to.
+    """
+
+    def __init__(self, source: str = "") -> None:
+        self._lines: list[tuple[str, str]] = []
+        super().__init__(self._lines)
+        self.source = source
+        self.arguments: dict[str, Any] = {}
+
+    def _read(self, text: _Text, start: int, comment: str) -> None:
+        """Add the directives of one comment, which begins at ``start`` of the text."""
+        for offset, logical_line in _logical_lines(comment):
+            match = _DIRECTIVE.fullmatch(logical_line)
+            if match is None:
+                continue
+            key, value = match.group(1), text.value(match.group(2))
+            try:
+                _apply(self.arguments, key, value)
+            except ValueError as error:
+                line = 1 + offset + len(_NEWLINE.findall(text.text, 0, start))
+                raise DirectiveError(self.source, line, str(error)) from None
+            self._lines.append((key.rstrip(" \t"), value))
+
+
+def parse_directives(data: bytes, source: str = "") -> Directives:
+    """Read the directives of a fixture: lines of the comments that begin in its first 4 KiB.
+
+    ``source`` is what errors call the fixture. Raises DirectiveError for a wrong value, a second
+    value for what can have one only, and a key that looks like a slip of a known one.
+    """
+    directives = Directives(source)
+    text = _Text(data)
+    for start, comment in _comments(text):
+        if comment is not None:
+            directives._read(text, start, comment)
+    return directives
+
+
+# Directives: the grammar
+
+_FIRST = 4096  # bytes of a fixture in which a comment with directives begins
+_NEWLINE = re.compile(r"\r\n|\r|\n")
+_MARKUP = re.compile(r"<!--|<!\[CDATA\[")
+_DIRECTIVE = re.compile(rf"({_TOKEN.pattern}[ \t]*):[ \t]*(.*)", re.DOTALL)
+_XML_ENCODING = re.compile(r"<\?xml[^>]*?encoding\s*=\s*[\"']([A-Za-z][A-Za-z0-9._-]*)")
+
+
+class _Text:
+    """The bytes of a fixture as text, one character for each byte where they are like ASCII."""
+
+    def __init__(self, data: bytes) -> None:
+        self.codec = _codec(data)
+        self.text = data.decode(self.codec, "replace")
+        self.first = len(data[:_FIRST].decode(self.codec, "ignore"))
+        if self.codec != "latin-1" and not self.codec.startswith("utf"):
+            self.text = self.text.replace("\x85", "\n")  # EBCDIC's own newline
+
+    def value(self, text: str) -> str:
+        """A value as it is kept: UTF-8, with other bytes as surrogates, so that none is lost."""
+        if self.codec != "latin-1" or text.isascii():
+            return text
+        return text.encode("latin-1").decode("utf-8", "surrogateescape")
+
+
+def _codec(data: bytes) -> str:
+    """The codec to find comments with: XML, appendix F; Latin-1 for all that is like ASCII."""
+    for start, codec in (
+        (codecs.BOM_UTF32_BE, "utf-32-be"),
+        (codecs.BOM_UTF32_LE, "utf-32-le"),
+        (codecs.BOM_UTF16_BE, "utf-16-be"),
+        (codecs.BOM_UTF16_LE, "utf-16-le"),
+        (b"\x00\x00\x00<", "utf-32-be"),
+        (b"<\x00\x00\x00", "utf-32-le"),
+        (b"\x00<", "utf-16-be"),
+        (b"<\x00", "utf-16-le"),
+        ("<?xm".encode("cp037"), "cp037"),
+    ):
+        if data.startswith(start):
+            return codec if codec != "cp037" else _ebcdic(data)
+    return "latin-1"
+
+
+def _ebcdic(data: bytes) -> str:
+    """The code page that an XML declaration in EBCDIC names; the letters of all are the same."""
+    named = _XML_ENCODING.match(data[:_FIRST].decode("cp037"))
+    if named:
+        with contextlib.suppress(LookupError, UnicodeError):
+            if "<?xml".encode(named.group(1)) == data[:5]:
+                return named.group(1)
+    return "cp037"
+
+
+def _comments(text: _Text) -> Iterator[tuple[int, str | None]]:
+    """The comments that begin early enough, each with its place; None for one without an end."""
+    position = 0
+    while True:
+        opening = _MARKUP.search(text.text, position, text.first + len("<![CDATA["))
+        if opening is None or opening.start() >= text.first:
+            return
+        start, is_comment = opening.end(), opening.group() == "<!--"
+        end = text.text.find("-->" if is_comment else "]]>", start)
+        if end < 0:
+            yield start, None
+            return
+        if is_comment:
+            yield start, text.text[start:end]
+        position = end + 3
+
+
+def _comment_goes_on(data: bytes) -> bool:
+    """Whether the last of the comments in the beginning of a file ends further on."""
+    return any(comment is None for _, comment in _comments(_Text(data)))
+
+
+def _logical_lines(comment: str) -> Iterator[tuple[int, str]]:
+    """The lines of a comment, dedented and with their continuations, each with its number."""
+    first, _, rest = _NEWLINE.sub("\n", comment).partition("\n")
+    lines = [first.lstrip(" \t"), *textwrap.dedent(rest).split("\n")]
+    number, parts = 0, [""]
+    for offset, line in enumerate(lines):
+        text = line.strip(" \t")
+        continues = text and parts[0] and line[0] in " \t" and not _KNOWN_DIRECTIVE.match(text)
+        if continues:
+            parts.append(text)
+        else:
+            yield number, " ".join(parts)
+            number, parts = offset, [text]
+    yield number, " ".join(parts)
+
+
+# Directives: the table
+
+
+class _Rule:
+    """One directive: what its text amounts to, as fields of Response, and what it takes."""
+
+    def __init__(
+        self, name: str, takes: str, parse: Callable[[str], dict[str, Any] | None]
+    ) -> None:
+        self.name = name
+        self.takes = takes
+        self.parse = parse
+
+
+_RULES: dict[str, _Rule] = {}
+
+
+def _directive(takes: str) -> Callable[[Callable[[str], Any]], Callable[[str], Any]]:
+    """Enter a function into the table under its name; it returns None for a wrong text."""
+
+    def enter(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+        name = parse.__name__.strip("_").capitalize()
+        _RULES[name.lower()] = _Rule(name, takes, parse)
+        return parse
+
+    return enter
+
+
+@_directive("a field name, a colon, and a value without control characters (RFC 9110 5.1, 5.5)")
+def _header(text: str) -> dict[str, Any] | None:
+    name, colon, value = text.partition(":")
+    value = value.strip(" \t")
+    if not colon or not _TOKEN.fullmatch(name) or _CONTROL.search(value):
+        return None
+    if name.lower() == "status":
+        return _parsed("Status", value)
+    return {"headers": [(name, value)]}
+
+
+@_directive("three digits from 200 to 599, and a reason phrase if it is not the usual one")
+def _status(text: str) -> dict[str, Any] | None:
+    match = re.fullmatch(r"([2-5][0-9][0-9])(?:[ \t]+(.*))?", text)
+    if match is None or _CONTROL.search(text):
+        return None
+    return {"status": int(match.group(1)), "reason": match.group(2)}
+
+
+@_directive("one field name, of a field that the server would add")
+def _without(text: str) -> dict[str, Any] | None:
+    return {"without": [text]} if _TOKEN.fullmatch(text) else None
+
+
+@_directive("one field name, of a field that a client may send")
+def _ignore(text: str) -> dict[str, Any] | None:
+    return {"ignore": [text]} if _TOKEN.fullmatch(text) else None
+
+
+@_directive("yes")
+def _template(text: str) -> dict[str, Any] | None:
+    return {"template": True} if text.lower() == "yes" else None
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_KNOWN_DIRECTIVE = re.compile(rf"(?:{'|'.join(_RULES)}):", re.IGNORECASE)
+
+
+def _apply(fields: dict[str, Any], key: str, text: str) -> None:
+    """Add what a directive says to the fields of a response; ValueError where it is wrong."""
+    if key.lower() not in _RULES:
+        _refuse_slip(key)
+        return
+    for field, value in _parsed(key, text).items():
+        if isinstance(value, list):
+            fields.setdefault(field, []).extend(value)
+        elif field in fields:
+            name = _RULES[key.lower()].name
+            raise ValueError(f"{name}: found a second value, {text[:80]!r}; it takes one only")
+        else:
+            fields[field] = value
+
+
+def _parsed(key: str, text: str) -> dict[str, Any]:
+    rule = _RULES[key.lower()]
+    fields = rule.parse(text)
+    if fields is None:
+        raise ValueError(f"{rule.name}: found {text[:80]!r}; it takes {rule.takes}")
+    return fields
+
+
+def _refuse_slip(key: str) -> None:
+    """Raise ValueError for a key that looks like a slip of a known one."""
+    for rule in _RULES.values():
+        alike = 2 * min(len(key), len(rule.name)) / (len(key) + len(rule.name))
+        if key[0].lower() == rule.name[0].lower() and alike >= 0.8:
+            import difflib  # for what looks wrong only, so not part of the import time
+
+            if difflib.SequenceMatcher(None, key.lower(), rule.name.lower()).ratio() >= 0.8:
+                raise ValueError(f"found the key {key[:80]!r}; the directive is {rule.name}")
+
+
+# The answer as a value, decided before its first byte
+
+
+class Response:
+    """An answer: everything that a fixture can say, in the same words.
+
+    ``headers`` is a sequence of (name, value) pairs or a mapping, ``without`` and ``ignore`` are
+    sequences of names. Raises ValueError, with the sentence of the directive, for a wrong value.
+    """
+
+    status: int
+    reason: str | None
+    headers: tuple[tuple[str, str], ...]
+    without: tuple[str, ...]
+    ignore: tuple[str, ...]
+    template: bool
+    _content: bytes | _File
+    _media_type: str | None
+    _names: frozenset[str]
+    _has_expressions: bool
+    _head: bytes
+    _closes: bool
+
+    def __init__(
+        self,
+        body: bytes = b"",
+        status: int = 200,
+        *,
+        reason: str | None = None,
+        headers: HeaderFields = (),
+        without: Sequence[str] = (),
+        ignore: Sequence[str] = (),
+        template: bool = False,
+    ) -> None:
+        if not isinstance(body, (bytes, bytearray, memoryview)):
+            raise TypeError(f"body: found {body!r:.80}; it takes bytes")
+        said = [
+            *(("Header", f"{name}: {value}") for name, value in _pairs(headers)),
+            *(("Without", name) for name in _names("without", without)),
+            *(("Ignore", name) for name in _names("ignore", ignore)),
+        ]
+        if status != 200 or reason is not None:
+            said.append(("Status", f"{status}" if reason is None else f"{status} {reason}"))
+        if template is not False:
+            said.append(("Template", "yes" if template is True else f"{template}"))
+        fields: dict[str, Any] = {}
+        for key, text in said:
+            _apply(fields, key, text)
+        self._content = bytes(body)
+        self._media_type = None
+        self.status = fields.get("status", 200)
+        self.reason = fields.get("reason")
+        self.headers = tuple(fields.get("headers", ()))
+        self.without = tuple(fields.get("without", ()))
+        self.ignore = tuple(fields.get("ignore", ()))
+        self.template = fields.get("template", False)
+        self._planned: tuple[Any, Any] = (), None
+        said_values = (self.reason or "", *(value for _, value in self.headers))
+        self._has_expressions = self.template or any("{{" in value for value in said_values)
+        self._names = frozenset(name.lower() for name in (*dict(self.headers), *self.without))
+
+    @property
+    def body(self) -> bytes:
+        """The body, before any coding."""
+        return bytes(self._content)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Response) and self._public() == other._public()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        body, status, *rest = self._public()
+        names = ("reason", "headers", "without", "ignore", "template")
+        said = "".join(f", {name}={value!r}" for name, value in zip(names, rest) if value)
+        return f"Response({body!r:.80}, {status}{said})"
+
+    def _public(self) -> tuple[Any, ...]:
+        """Its fields, in the order of the constructor's arguments."""
+        said = self.reason, self.headers, self.without, self.ignore, self.template
+        return (self.body, self.status, *said)
+
+    def _but(self, **changes: Any) -> Response:
+        """The same response with some fields changed, which are right already."""
+        copy = object.__new__(Response)
+        copy.__dict__.update(self.__dict__, **changes)
+        return copy
+
+    def _value(self, name: str) -> str | None:
+        """The value of a field as a client would send it back."""
+        for given, value in self.headers:
+            if given.lower() == name:
+                return value.encode("utf-8", "surrogateescape").decode("latin-1")
+        return None
+
+
+def _pairs(headers: HeaderFields) -> Iterable[tuple[str, str]]:
+    return headers.items() if hasattr(headers, "items") else headers
+
+
+def _names(field: str, names: Sequence[str]) -> Sequence[str]:
+    if isinstance(names, str):
+        raise ValueError(f"{field}: found {names[:80]!r}; it takes a sequence of field names")
+    return names
+
+
+def _text_response(status: int, words: str, headers: Sequence[tuple[str, str]] = ()) -> Response:
+    """What the server has to say itself, in plain text."""
+    body = words.encode("utf-8", "backslashreplace") + b"\n"
+    media_type = ("Content-Type", "text/plain; charset=utf-8")
+    return Response(body, status, headers=[media_type, *headers])
+
+
+def _refuse(status: int, words: str, headers: Sequence[tuple[str, str]] = ()) -> Response:
+    """The answer to what a client did wrong, the last one on its connection."""
+    return _text_response(status, words, [*headers, ("Connection", "close")])
+
+
+# The plan: what the answer to this request is (RFC 9110 13, RFC 9112 6 and 9)
+
+_CONDITIONS = {"if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
+_IN_304 = {"cache-control", "content-location", "etag", "expires", "vary"}
+_ENTITY_TAG = re.compile(r'(?:W/)?"[!\x23-\x7e\x80-\xff]*"')
+_EXPRESSION = re.compile(r"\{\{(base_url|host|port)\}\}")
+_SERVER = f"feedtestserver/{__version__}"
+
+
+def _plan(request: Request, response: Response, date: str, persistent: bool) -> Response:
+    """What the response to this request is, complete; requests that are alike share it."""
+    alike = date, persistent, request.version, request.method, request.path_as_sent
+    plain = not response._has_expressions and _CONDITIONS.isdisjoint(request._values)
+    if plain and response._planned[0] == alike:
+        shared: Response = response._planned[1]
+        return shared
+    response = _expand(request, response)
+    if response.status == 200 and not plain:
+        response = _precondition(request, response)
+    plan = _complete(request, response, date, persistent)
+    if plain:
+        response._planned = alike, plan
+    return plan
+
+
+def _complete(request: Request, response: Response, date: str, persistent: bool) -> Response:
+    """A response with the fields that the server adds to it, and its head as it will be sent."""
+    names, status = response._names, response.status
+    no_content = status in (204, 304)
+    added = [("Date", date), ("Server", _SERVER)]
+    if not no_content:
+        added.append(("Content-Type", response._media_type or _media_type(request.path_as_sent)))
+        if "transfer-encoding" not in names:
+            added.append(("Content-Length", str(len(response._content))))
+    bodiless = no_content or request.method == "HEAD"
+    closes = not persistent or not (bodiless or _is_framed(response)) or _asks_to_close(response)
+    if closes:
+        added.append(("Connection", "close"))
+    elif request.version == "1.0":
+        added.append(("Connection", "keep-alive"))
+    added = [field for field in added if field[0].lower() not in names]
+    content = b"" if bodiless else response._content
+    plan = response._but(headers=(*response.headers, *added), _content=content, _closes=closes)
+    plan._head = _head(plan)
+    return plan
+
+
+def _is_framed(response: Response) -> bool:
+    """Whether a client can tell where the body ends though the connection goes on."""
+    if "transfer-encoding" in response._names:
+        return False
+    if "content-length" not in response._names:
+        return True
+    lengths = [value for name, value in response.headers if name.lower() == "content-length"]
+    return lengths == [str(len(response._content))]
+
+
+def _asks_to_close(response: Response) -> bool:
+    return "connection" in response._names and "close" in (response._value("connection") or "")
+
+
+def _precondition(request: Request, response: Response) -> Response:
+    """The response, or the 304 or 412 that the request's conditions make of it (13.2.2)."""
+    ignored = {name.lower() for name in response.ignore}
+    asked = {name: None if name in ignored else request._values.get(name) for name in _CONDITIONS}
+    etag, modified = response._value("etag"), response._value("last-modified")
+    reads = request.method in ("GET", "HEAD")
+    if asked["if-match"] is not None:
+        if not _has_tag(asked["if-match"], etag, weakly=False):
+            return _failed("If-Match", asked["if-match"])
+    elif _is_newer(modified, asked["if-unmodified-since"]):
+        return _failed("If-Unmodified-Since", asked["if-unmodified-since"])
+    if asked["if-none-match"] is not None:
+        if _has_tag(asked["if-none-match"], etag, weakly=True):
+            return _not_modified(response) if reads else _failed("If-None-Match", etag)
+    elif reads and _is_newer(modified, asked["if-modified-since"]) is False:
+        return _not_modified(response)
+    return response
+
+
+def _has_tag(tags: str, etag: str | None, *, weakly: bool) -> bool:
+    """Whether the list of a condition names an entity tag (8.8.3.2); ``*`` names any."""
+    if tags == "*":
+        return True
+    if etag is None or (etag.startswith("W/") and not weakly):
+        return False
+    if tags == etag:  # also one that is malformed, as servers do send them
+        return True
+    named = _ENTITY_TAG.findall(tags)
+    if weakly:
+        return etag.removeprefix("W/") in [tag.removeprefix("W/") for tag in named]
+    return etag in named
+
+
+def _is_newer(modified: str | None, date: str | None) -> bool | None:
+    """Whether a Last-Modified is later than a date; None where one is missing or is no date."""
+    if modified is None or date is None:
+        return None
+    if modified == date:
+        return False
+    then, since = _seconds(modified), _seconds(date)
+    return None if then is None or since is None else then > since
+
+
+def _seconds(http_date: str) -> float | None:
+    """Seconds since the epoch, from any of the three formats of RFC 9110 5.6.7."""
+    try:
+        parsed = email.utils.parsedate_tz(http_date)
+        return None if parsed is None else email.utils.mktime_tz(parsed)
+    except (ValueError, IndexError, TypeError, OverflowError):
+        return None
+
+
+@functools.lru_cache(maxsize=8)
+def _http_date(seconds: int) -> str:
+    return email.utils.formatdate(seconds, usegmt=True)
+
+
+def _not_modified(response: Response) -> Response:
+    """The 304 for a 200, with the fields that RFC 9110 15.4.5 asks for."""
+    kept = _IN_304 if "etag" in response._names else _IN_304 | {"last-modified"}
+    headers = tuple(field for field in response.headers if field[0].lower() in kept)
+    return response._but(status=304, reason=None, headers=headers)
+
+
+def _failed(name: str, value: str | None) -> Response:
+    return _text_response(412, f"{name} does not hold: {value}")
+
+
+def _expand(request: Request, response: Response) -> Response:
+    """Fill in {{base_url}}, {{host}} and {{port}}, in the headers and, if asked, in the body."""
+    if not response._has_expressions:
+        return response
+    values = request._origin_values()
+
+    def expanded(text: str) -> str:
+        return _EXPRESSION.sub(lambda match: values[match.group(1)], text)
+
+    content = response._content
+    if response.template:
+        content = bytes(content)
+        codec = _codec(content)
+        for name, value in values.items():
+            content = content.replace(f"{{{{{name}}}}}".encode(codec), value.encode(codec))
+    headers = tuple((name, expanded(value)) for name, value in response.headers)
+    reason = response.reason and expanded(response.reason)
+    return response._but(headers=headers, reason=reason, _content=content)
+
+
+# The request, as it is kept on record
+
+
+class Request:
+    """What a client sent; what could not be read of it is empty."""
+
+    __slots__ = (
+        "_base_url",
+        "_lines",
+        "_origin",
+        "_values",
+        "body",
+        "connection",
+        "method",
+        "path_as_sent",
+        "query_string",
+        "response",
+        "target",
+        "time",
+        "version",
+    )
+
+    def __init__(
+        self,
+        method: str = "",
+        target: str = "",
+        version: str = "",
+        lines: str = "",
+    ) -> None:
+        #: The method, as sent: they are case-sensitive.
+        self.method = method
+        #: The request target, as sent.
+        self.target = target
+        #: The version of HTTP, "1.1" or "1.0".
+        self.version = version
+        #: The content, decoded from a chunked transfer coding.
+        self.body = b""
+        #: When it was read, in seconds since the epoch, by the server's clock.
+        self.time = 0.0
+        #: A number that is equal for requests that shared a connection.
+        self.connection = 0
+        #: The answer as it was planned, with all its fields; None until then.
+        self.response: Response | None = None
+        self._lines = lines
+        self._base_url = ""
+        self._origin = ""
+        #: The values by lower-case name, those of repeated fields joined as a list.
+        self._values: dict[str, str] = {}
+        for name, value in _FIELD_LINE.findall(lines):
+            name = name.lower()
+            value = value.rstrip(" \t")
+            self._values[name] = f"{self._values[name]}, {value}" if name in self._values else value
+        if not target.isascii():  # raw UTF-8, read as Latin-1
+            target = target.encode("latin-1").decode("utf-8", "surrogateescape")
+        self.path_as_sent, _, self.query_string = target.partition("?")
+        absolute = _ABSOLUTE_FORM.fullmatch(self.path_as_sent)
+        if absolute:
+            self._origin = _origin(*absolute.group(1, 2))
+            self.path_as_sent = absolute.group(3) or "/"
+
+    def _locate(self, server: FeedTestServer) -> None:
+        """Tell a request for the server itself, which any absolute form of its URL is as well."""
+        self._base_url = server.base_url
+        if self._origin and server._is_own(self._origin):
+            self._origin = ""
+
+    def __str__(self) -> str:
+        answer = f" -> {self.response.status}" if self.response else ""
+        return f"{self.method} {self._shown}{answer}" if self.method else f"(unreadable){answer}"
+
+    def __repr__(self) -> str:
+        return f"<Request {self}>"
+
+    @property
+    def headers(self) -> Headers:
+        """The fields, case-insensitive, with repeats kept; Latin-1, as wsgiref has them."""
+        pairs: list[tuple[str, str]] = []
+        headers = Headers(pairs)
+        lines = _FIELD_LINE.findall(self._lines)
+        pairs.extend((name, value.rstrip(" \t")) for name, value in lines)
+        return headers
+
+    @property
+    def url(self) -> str:
+        """The whole URL that was asked for."""
+        if not self.path_as_sent.startswith("/"):
+            return self._base_url if self.target else ""
+        query = f"?{self.query_string}" if "?" in self.target else ""
+        return f"{self._origin or self._base_url}{self.path_as_sent}{query}"
+
+    @property
+    def path(self) -> str:
+        """The path of the URL, percent-decoded."""
+        return _unquote(self.path_as_sent)
+
+    @property
+    def query(self) -> dict[str, list[str]]:
+        """The query of the URL, as ``urllib.parse.parse_qs`` reads it."""
+        return urllib.parse.parse_qs(self.query_string)
+
+    @property
+    def _shown(self) -> str:
+        """The target, or the whole URL where another host was asked."""
+        return self.url if self._origin else self.target
+
+    @property
+    def _host(self) -> str:
+        """The name of the other host that was asked, without its port; empty for the server."""
+        return re.sub(":[0-9]*$", "", self._origin.partition("://")[2])
+
+    @property
+    def _address(self) -> _Address:
+        """What respond() compares: origin, path and query, decoded."""
+        query = _unquote(self.query_string) if "?" in self.target else None
+        return self._origin, self.path, query
+
+    @property
+    def _persistent(self) -> bool:
+        """Whether the client would go on with the connection (RFC 9112 9.3)."""
+        options = self._values.get("connection", "").lower().replace(" ", "").split(",")
+        if self.version == "1.0":
+            return "keep-alive" in options and "close" not in options
+        return "close" not in options
+
+    def _origin_values(self) -> dict[str, str]:
+        """The values of the template expressions."""
+        origin = self._origin or self._base_url
+        parts = urllib.parse.urlsplit(origin)
+        port = parts.port or {"https": 443}.get(parts.scheme, 80)
+        return {"base_url": origin, "host": parts.hostname or "", "port": str(port)}
+
+
+# The bytes on the wire
+
+_PHRASES = {status.value: status.phrase for status in http.HTTPStatus}
+
+
+def _write(plan: Response, send: Callable[[bytes | memoryview], object]) -> None:
+    """Write a planned response: status line, fields, body."""
+    head, content = plan._head, plan._content
+    if isinstance(content, _File):
+        send(head)
+        for block in content.blocks():
+            send(block)
+    elif len(content) <= _BLOCK:
+        send(head + content)
+    else:
+        send(head)
+        send(content)
+
+
+def _reason(response: Response) -> str:
+    return _PHRASES.get(response.status, "") if response.reason is None else response.reason
+
+
+def _head(plan: Response) -> bytes:
+    """The status line and the field lines; text goes out as UTF-8, other bytes as they were."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in plan.headers])
+    head = f"HTTP/1.1 {plan.status} {_reason(plan)}\r\n{lines}\r\n"
+    return head.encode("utf-8", "surrogateescape")
+
+
+# The test's side: what is looked for in the record, and the mixin
+
+
+class _Wanted:
+    """Requests as wait_for_request() and the assertions describe them."""
+
+    def __init__(
+        self,
+        server: FeedTestServer,
+        path: str | None,
+        method: str | None,
+        headers: Mapping[str, str | None] | None,
+        body: bytes | str | None,
+    ) -> None:
+        self.path = path
+        self.address = None if path is None else server._address(path)
+        self.method = method
+        self.headers = headers or {}
+        self.body = body.encode() if isinstance(body, str) else body
+
+    def among(self, requests: Iterable[Request]) -> list[Request]:
+        return [request for request in requests if self.matches(request)]
+
+    def matches(self, request: Request) -> bool:
+        return (
+            (self.address is None or self.is_at(request._address))
+            and self.method in (None, request.method)
+            and self.body in (None, request.body)
+            and all(self.has_field(request.headers, *field) for field in self.headers.items())
+        )
+
+    def is_at(self, address: _Address) -> bool:
+        """Whether an address is the one that is looked for; no query stands for any."""
+        assert self.address is not None
+        wanted_query, query = self.address[2], address[2]
+        return self.address[:2] == address[:2] and wanted_query in (None, query)
+
+    @staticmethod
+    def has_field(headers: Headers, name: str, value: str | None) -> bool:
+        values = headers.get_all(name)
+        return not values if value is None else value in values
+
+    def __str__(self) -> str:
+        what = " ".join(filter(None, (self.method, self.path))) or "a request"
+        fields = [
+            f"without {name}" if value is None else f"with {name}: {value}"
+            for name, value in self.headers.items()
+        ]
+        if self.body is not None:
+            fields.append(f"with the body {self.body!r:.200}")
+        return f"{what} {' and '.join(fields)}" if fields else what
+
+    def missed(self, requests: Sequence[Request], expected: str) -> str:
+        """What to say where it was not requested as often as expected."""
+        found = _times(len(self.among(requests)))
+        return f"{self} was requested {found}, expected {expected}\n{self.transcript(requests)}"
+
+    def transcript(self, requests: Sequence[Request]) -> str:
+        """What did arrive, with the fields and the body that were asked for."""
+        if not requests:
+            return "The server got no request."
+        lines = ["The server got:"]
+        for request in requests:
+            lines.append(f"  {request}")
+            for name in self.headers:
+                lines += [f"      {name}: {value}" for value in request.headers.get_all(name)]
+            if self.body is not None:
+                lines.append(f"      {request.body!r:.200}")
+        return "\n".join(lines)
+
+
+def _times(number: int) -> str:
+    return {0: "not at all", 1: "once", 2: "twice"}.get(number, f"{number} times")
+
+
+class FeedTestServerMixin(_TestCase):
+    """Gives each test of a ``unittest.TestCase`` class a server of its own, ``self.server``.
+
+    Put it before TestCase among the bases. The server is stopped after the test, and fails it
+    where a fixture, a directive or a callable was wrong.
+    """
+
+    #: The directory to serve, relative to the file that defines the test class.
+    data_directory: str | os.PathLike[str] = "data"
+    #: The class of the server.
+    server_class: type[FeedTestServer] = FeedTestServer
+    #: Further keyword arguments for it.
+    server_options: Mapping[str, Any] = {}
+
+    def setUp(self) -> None:
+        """Start the server."""
+        super().setUp()
+        _ = self.server
+
+    @functools.cached_property
+    def server(self) -> FeedTestServer:
+        """The server, started by setUp() or, where that was not called, on first use."""
+        module = sys.modules[type(self).__module__]
+        folder = os.path.dirname(os.path.abspath(getattr(module, "__file__", None) or "x"))
+        directory = os.path.join(folder, self.data_directory)
+        server = self.server_class(directory, **self.server_options)
+        server.start()
+        self.addCleanup(self._stop_server)
+        return server
+
+    def _stop_server(self) -> None:
+        server = self.server
+        del self.server
+        try:
+            server.stop()
+        finally:
+            if server.errors:
+                self.fail("the server found errors:\n" + "\n".join(server.errors))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a parallel runner sends to another process, where the server cannot go."""
+        return {name: value for name, value in self.__dict__.items() if name != "server"}
+
+    @property
+    def base_url(self) -> str:
+        """The URL of the server's root, without a slash at its end."""
+        return self.server.base_url
+
+    def get_url(self, path: str) -> str:
+        """The URL of ``path`` on the server."""
+        return self.server.get_url(path)
+
+    def assertRequested(
+        self,
+        path: str,
+        *,
+        method: str | None = None,
+        headers: Mapping[str, str | None] | None = None,
+        body: bytes | str | None = None,
+        times: int | None = None,
+        msg: Any = None,
+    ) -> Request:
+        """Fail unless ``path`` was requested, exactly ``times`` times where that is given.
+
+        Returns the last of the matching requests. A field of ``headers`` with the value None must
+        be absent.
+        """
+        wanted = _Wanted(self.server, path, method, headers, body)
+        requests = self.server.requests
+        found = wanted.among(requests)
+        if not found or times not in (None, len(found)):
+            expected = "at least once" if times is None else _times(times)
+            self.fail(self._formatMessage(msg, wanted.missed(requests, expected)))
+        return found[-1]
+
+    def assertNotRequested(
+        self,
+        path: str,
+        *,
+        method: str | None = None,
+        headers: Mapping[str, str | None] | None = None,
+        body: bytes | str | None = None,
+        msg: Any = None,
+    ) -> None:
+        """Fail if ``path`` was requested."""
+        wanted = _Wanted(self.server, path, method, headers, body)
+        requests = self.server.requests
+        if wanted.among(requests):
+            self.fail(self._formatMessage(msg, wanted.missed(requests, _times(0))))
+
+
+# The command line
+
+
+class _ShownServer(FeedTestServer):
+    """The server of the command line: it prints a line per request, and lists its fixtures."""
+
+    def _log(self, request: Request) -> None:
+        print(request, flush=True)
+
+    def _fail(self, words: str) -> Response:
+        print(words, file=sys.stderr, flush=True)
+        return super()._fail(words)
+
+    def _not_found(self, request: Request, folder: str) -> Response:
+        below = f"{folder}{request.path.lstrip('/')}"
+        listed = self.fixtures(f"{below}**/*") if request.path.endswith("/") else []
+        if not listed and request.path != "/":
+            return super()._not_found(request, folder)
+        page = _index_page(request.path, listed).encode("utf-8", "replace")
+        return Response(page, headers=[("Content-Type", "text/html; charset=utf-8")])
+
+
+_INDEX_PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="color-scheme" content="light dark">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+body {{ font: 1rem/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem }}
+body {{ padding: 0 1rem }}
+h1 {{ font-size: 1.25rem }}
+table {{ border-collapse: collapse; width: 100% }}
+th, td {{ border-bottom: 1px solid #8884; padding: .4rem .8rem .4rem 0 }}
+th, td {{ text-align: left; vertical-align: top }}
+td {{ overflow-wrap: anywhere }}
+td:nth-child(2) {{ white-space: nowrap }}
+ul {{ list-style: none; margin: 0; padding: 0 }}
+code {{ font-size: .875rem }}
+.wrong {{ color: light-dark(#b00020, #ff8a80) }}
+</style>
+<h1>{title}</h1>
+<table>
+<thead><tr><th>Fixture<th>Status<th>Fields<th>Description</thead>
+<tbody>
+{rows}
+</tbody>
+</table>
+</html>
+"""
+
+
+def _index_page(path: str, fixtures: Iterable[Fixture]) -> str:
+    """A page that lists fixtures with the answer each will give."""
+    rows = "\n".join(_index_row(fixture) for fixture in fixtures)
+    return _INDEX_PAGE.format(title=html.escape(f"Fixtures in {path}"), rows=rows)
+
+
+def _index_row(fixture: Fixture) -> str:
+    path = urllib.parse.quote(f"/{fixture.name}", errors="surrogateescape")
+    link = f"<a href='{html.escape(path)}'>{html.escape(fixture.name)}</a>"
+    try:
+        directives = fixture.directives
+    except (DirectiveError, OSError) as error:
+        return f"<tr><td>{link}<td>500<td colspan='2' class='wrong'>{html.escape(str(error))}"
+    answer = Response(**directives.arguments)
+    status = f"{answer.status} {html.escape(_reason(answer))}"
+    fields = "".join(f"<li><code>{html.escape(f'{n}: {v}')}</code>" for n, v in answer.headers)
+    description = html.escape(directives["Description"] or "")
+    return f"<tr><td>{link}<td>{status}<td><ul>{fields}</ul><td>{description}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = _options(arguments)
+    try:
+        if options.record:
+            return _record_feed(*options.record)
+        if options.check:
+            return _check(options.directory)
+        return _serve(options.directory, options.bind, options.port)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        print(f"feedtestserver: {error!r}", file=sys.stderr)
+        return 1
+
+
+def _options(arguments: Sequence[str] | None) -> Any:
+    import argparse  # for the command line only
+
+    parser = argparse.ArgumentParser(
+        prog="feedtestserver",
+        description="Serve a directory of fixtures, each as the directives in its comments say.",
+    )
+    parser.add_argument("directory", nargs="?", default="data", help="default: %(default)s")
+    parser.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0: any")
+    parser.add_argument("--bind", default="127.0.0.1", help="address; default: %(default)s")
+    parser.add_argument("--check", action="store_true", help="read every directive, report errors")
+    parser.add_argument(
+        "--record",
+        nargs=2,
+        metavar=("URL", "FILE"),
+        help="fetch a live feed into FILE, its status and headers into FILE.headers",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser.parse_args(arguments)
+
+
+def _serve(directory: str, host: str, port: int) -> int:
+    """Serve until Ctrl-C, SIGTERM or QUIT."""
+    import signal
+
+    def terminate(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        with _ShownServer(directory, host=host, port=port, bind_timeout=0) as server:
+            print(f"{server.base_url}/", flush=True)
+            while server.is_alive():
+                server.join(1)  # Windows sees Ctrl-C only between two waits
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0
+
+
+def _check(directory: str) -> int:
+    """Report what is wrong with the directives below a directory, by file and line."""
+    _require_directory(directory)
+    fixtures = FeedTestServer(directory).fixtures()
+    errors = []
+    for fixture in fixtures:
+        try:
+            _ = fixture.directives
+        except (DirectiveError, OSError) as error:
+            errors.append(str(error))
+    errors += _lonely_sidecars(os.path.abspath(directory))
+    print(*errors, f"{len(fixtures)} fixtures, {len(errors) or 'no'} errors", sep="\n")
+    return 1 if errors else 0
+
+
+def _lonely_sidecars(directory: str) -> list[str]:
+    sidecars = sorted(pathlib.Path(directory).rglob(f"*{_SIDECAR}"))
+    named = ((str(sidecar), str(sidecar.with_suffix(""))) for sidecar in sidecars)
+    return [
+        f"{sidecar}: there is no {name} beside it"
+        for sidecar, name in named
+        if not os.path.exists(name)
+    ]
+
+
+# What an answer says to one client or one connection only (RFC 9110 7.6.1, RFC 6265).
+_NOT_RECORDED = {
+    "authentication-info",
+    "authorization",
+    "connection",
+    "content-length",
+    "date",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authentication-info",
+    "proxy-authorization",
+    "proxy-connection",
+    "set-cookie",
+    "set-cookie2",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+}
+
+
+def _record_feed(url: str, name: str) -> int:
+    """Fetch a URL, redirects included, into a new file and its sidecar."""
+    import urllib.request  # for the command line only
+
+    for path in (name, name + _SIDECAR):
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, "the file exists and is not overwritten", path)
+    request = urllib.request.Request(url, headers={"User-Agent": _SERVER})
+    try:
+        answer = urllib.request.urlopen(request)
+    except urllib.request.HTTPError as error:
+        answer = error
+    with answer:
+        body = answer.read()
+        lines = _recorded_lines(answer.status, answer.reason, answer.headers.items())
+    with open(name, "xb") as file, open(name + _SIDECAR, "xb") as sidecar:
+        file.write(body)
+        sidecar.write(lines)
+    print(f"{answer.url}: {answer.status}, {len(body)} bytes in {name}")
+    return 0
+
+
+def _recorded_lines(status: int, reason: str, headers: Iterable[tuple[str, str]]) -> bytes:
+    """The sidecar of an answer; raises DirectiveError for what no fixture can say."""
+    headers = list(headers)
+    options = ",".join(value for name, value in headers if name.lower() == "connection")
+    left_out = _NOT_RECORDED | {option.strip().lower() for option in options.split(",")}
+    lines = [f"Status: {status} {reason}".rstrip()]
+    for name, value in headers:
+        if name.lower() not in left_out:
+            lines.append(f"Header: {name}: {' '.join(value.split())}".rstrip())
+    text = "\n".join(lines) + "\n"
+    sidecar = text.encode("latin-1")
+    parse_directives(b"<!--\n" + sidecar + b"-->", "the answer")
+    return sidecar
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,2621 @@
+# SPDX-License-Identifier: 0BSD
+"""The tests of feedtestserver: python -m unittest."""
+
+import asyncio
+import contextlib
+import email.utils
+import errno
+import gc
+import gzip
+import http.client
+import io
+import json
+import logging
+import os
+import pathlib
+import pickle
+import re
+import signal
+import socket
+import socketserver
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import unittest
+import urllib.error
+import urllib.request
+from http.server import SimpleHTTPRequestHandler
+
+import feedtestserver
+from feedtestserver import (
+    DirectiveError,
+    FeedTestRequestHandler,
+    FeedTestServer,
+    FeedTestServerMixin,
+    Request,
+    Response,
+    StoppableHttpServer,
+    parse_directives,
+    stop_server,
+)
+
+HERE = pathlib.Path(__file__).resolve().parent
+PATIENCE = 20  # seconds; only a broken server makes a test wait for it
+NOW = 1_236_420_000.0  # 2009-03-07 10:00:00 GMT
+NOW_DATE = "Sat, 07 Mar 2009 10:00:00 GMT"
+
+
+def comment(*lines):
+    """A feed with these lines in a comment."""
+    return "\n".join(["<!--", *lines, "-->", "<rss/>"]).encode()
+
+
+def run(command, cwd=HERE):
+    """Run another interpreter to its end."""
+    return subprocess.run(command, cwd=cwd, check=False, capture_output=True, text=True, timeout=60)
+
+
+def connect(server):
+    return socket.create_connection(("127.0.0.1", server.port), PATIENCE)
+
+
+def exchange(server, *parts):
+    """Send bytes and return all that comes until the server closes."""
+    with connect(server) as connection:
+        for part in parts:
+            connection.sendall(part)
+        return read_all(connection)
+
+
+def read_all(connection):
+    received = b""
+    while data := connection.recv(65536):
+        received += data
+    return received
+
+
+class Answer:
+    """One answer, parsed from the bytes by http.client."""
+
+    def __init__(self, data, method="GET"):
+        stream = io.BytesIO(data)
+        response = http.client.HTTPResponse(_Stream(stream), method=method)
+        response.begin()
+        self.status, self.reason, self.headers = response.status, response.reason, response.headers
+        self.body = response.read()
+        self.rest = stream.read()
+
+
+class _Stream:
+    def __init__(self, stream):
+        self.stream = stream
+
+    def makefile(self, mode):
+        return _Unclosed(self.stream)
+
+
+class _Unclosed(io.BufferedIOBase):
+    def __init__(self, stream):
+        self.stream = stream
+
+    def readable(self):
+        return True
+
+    def read(self, size=-1):
+        return self.stream.read(size)
+
+    def readline(self, size=-1):
+        return self.stream.readline(size)
+
+
+class ServerTestCase(unittest.TestCase):
+    """Makes directories and servers that go away with the test."""
+
+    def make_directory(self, files=()):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        for name, data in dict(files).items():
+            path = pathlib.Path(folder.name, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        return pathlib.Path(os.path.realpath(folder.name))
+
+    def serve(self, files=(), server_class=FeedTestServer, **options):
+        server = server_class(self.make_directory(files), **options)
+        server.clock = lambda: NOW
+        server.start()
+        self.addCleanup(server.stop)
+        return server
+
+    def get(self, server, path, method="GET", body=None, headers=()):
+        """One request by http.client, which follows nothing; returns status, headers, body."""
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, dict(headers))
+            response = connection.getresponse()
+            response.content = response.read()
+            return response
+
+
+# The examples
+
+
+def blocks(text):
+    """The literal blocks of a text in reStructuredText, dedented."""
+    found = re.findall(r"::\n\n((?:    .*\n|\n)+)", text)
+    return [textwrap.dedent(block).strip("\n") + "\n" for block in found]
+
+
+def readme_examples():
+    """The files of each section of the README, by name."""
+    sections = re.split(r"\n-{3,}\n", (HERE / "README.rst").read_text("utf-8"))
+    named = r"^``([\w./-]+)``::\n\n((?:    .*\n|\n)+)"
+    for section in sections:
+        found = re.findall(named, section, re.MULTILINE)
+        yield {name: textwrap.dedent(block).strip("\n") + "\n" for name, block in found}
+
+
+class ExampleTest(ServerTestCase):
+    def run_tests(self, files):
+        folder = self.make_directory({name: text.encode() for name, text in files.items()})
+        module = (HERE / "feedtestserver.py").read_bytes()
+        (folder / "feedtestserver.py").write_bytes(module)
+        command = [sys.executable, "-W", "error", "-m", "unittest"]
+        return run(command, cwd=folder)
+
+    def test_examples_of_the_readme_run_as_they_stand(self):
+        examples = [files for files in readme_examples() if any("test" in name for name in files)]
+        self.assertGreater(len(examples), 3)
+        for files in examples:
+            with self.subTest(sorted(files)):
+                done = self.run_tests(files)
+                self.assertRegex(done.stderr, r"Ran [1-9]\d* tests?")
+                self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_readme_and_table_name_the_same_directives(self):
+        said = re.findall(r"^``(\w+): ", (HERE / "README.rst").read_text("utf-8"), re.MULTILINE)
+        self.assertEqual(said, [rule.name for rule in feedtestserver._RULES.values()])
+
+    def test_docstring_runs_as_it_stands(self):
+        test, fixture = blocks(feedtestserver.__doc__)[:2]
+        done = self.run_tests({"test_example.py": test, "data/feed.xml": fixture})
+        self.assertIn("Ran 1 test", done.stderr)
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_docstring_names_what_is_there(self):
+        contents = feedtestserver.__doc__.partition("order of this file:")[2]
+        for name in re.findall(r"^    ([A-Za-z_]+)(?:, (\w+))? ", contents, re.MULTILINE):
+            with self.subTest(name):
+                for each in filter(None, name):
+                    self.assertTrue(hasattr(feedtestserver, each))
+
+    def test_docstring_and_table_name_the_same_directives(self):
+        listed = re.search(r"The directives:\n\n(.*?)\n\n", feedtestserver.__doc__, re.DOTALL)
+        said = re.findall(r"^    (\w+): ", listed.group(1), re.MULTILINE)
+        self.assertEqual(said, [rule.name for rule in feedtestserver._RULES.values()])
+
+
+class PublicNamesTest(unittest.TestCase):
+    def test_all_is_sorted_and_documented(self):
+        self.assertEqual(feedtestserver.__all__, sorted(feedtestserver.__all__))
+        for name in feedtestserver.__all__:
+            with self.subTest(name):
+                self.assertTrue(getattr(feedtestserver, name).__doc__ or sys.flags.optimize > 1)
+
+    def test_importing_it_imports_little(self):
+        code = (
+            "import http.server, sys; before = set(sys.modules); import feedtestserver;"
+            "print(*sorted(set(sys.modules) - before))"
+        )
+        command = [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            f"import sys; sys.path[:0] = [{str(HERE)!r}];{code}",
+        ]
+        done = run(command)
+        costly = {"argparse", "dataclasses", "difflib", "inspect", "logging", "ssl", "unittest"}
+        self.assertEqual(costly & set(done.stdout.split()), set())
+
+
+# Directives
+
+
+class DirectiveTest(unittest.TestCase):
+    def items(self, *lines):
+        return parse_directives(comment(*lines)).items()
+
+    def test_grammar(self):
+        for data, items in (
+            (b"<rss/>", []),
+            (b"", []),
+            (b"<!-- Status: 410 -->", [("Status", "410")]),
+            (b"<!--Status:410-->", [("Status", "410")]),
+            (b"<!--Status:410", []),
+            (b"<!--", []),
+            (b"<!---->", []),
+            (b"Status: 410", []),
+            (b"<!-- a -->\n<!--\nStatus: 410\n-->", [("Status", "410")]),
+            (b"<!--\r\nA: 1\r\nB: 2\r\n-->", [("A", "1"), ("B", "2")]),
+            (b"<!--\rA: 1\rB: 2\r-->", [("A", "1"), ("B", "2")]),
+            (b"<!--\nA:\n-->", [("A", "")]),
+            (b"<!--\nA: 1:2\nA:3\n-->", [("A", "1:2"), ("A", "3")]),
+            (b"<!--\nprose and: no key\nhttp is no key\n-->", []),
+            (b"<!--\nKey :1\n-->", [("Key", "1")]),
+            (b"<![CDATA[<!-- A: 1 -->]]><!-- B: 2 -->", [("B", "2")]),
+            (b"<![CDATA[<!-- A: 1 --><!-- B: 2 -->", []),
+            (b"<!-- A: 1 --" + b" " * 9999 + b"-->", [("A", "1 --")]),
+        ):
+            with self.subTest(data[:60]):
+                self.assertEqual(parse_directives(data).items(), items)
+
+    def test_comments_begin_in_the_first_4_kib(self):
+        for before, found in ((4095, ["410"]), (4096, [])):
+            with self.subTest(before):
+                directives = parse_directives(b" " * before + b"<!-- Status: 410 -->")
+                self.assertEqual(directives.get_all("Status"), found)
+        text = "<!-- Status: 410 -->"
+        for before, found in ((2047, ["410"]), (2048, [])):
+            with self.subTest(before):
+                directives = parse_directives(("<" + " " * (before - 1) + text).encode("utf-16-be"))
+                self.assertEqual(directives.get_all("Status"), found)
+
+    def test_common_indentation_is_removed(self):
+        self.assertEqual(
+            parse_directives(b"<!-- A: 1\n     B: 2\n       goes on\n\n     C: 3\n  -->").items(),
+            [("A", "1"), ("B", "2 goes on"), ("C", "3")],
+        )
+
+    def test_indented_lines_continue(self):
+        for lines, items in (
+            (["A: 1", " 2", "\t3"], [("A", "1 2 3")]),
+            (["A:", " 2"], [("A", " 2".strip())]),
+            (["A: 1", " Status: 410"], [("A", "1"), ("Status", "410")]),
+            (["A: 1", " status: 410"], [("A", "1"), ("status", "410")]),
+            (["A: 1", " B: 2"], [("A", "1 B: 2")]),
+            (["A: 1", "", " B: 2", "C: 3"], [("A", "1"), ("B", "2"), ("C", "3")]),
+            (["Header: X: 1,", "        2", "B: 3"], [("Header", "X: 1, 2"), ("B", "3")]),
+        ):
+            with self.subTest(lines):
+                self.assertEqual(self.items(*lines), items)
+        self.assertEqual(parse_directives(b"<!--A: 1--><!--\n B: 2\nC: 3-->")["A"], "1")
+
+    def test_reads_like_wsgiref_headers(self):
+        directives = parse_directives(comment("Expect: a", "EXPECT: b", "Header: X: 1"))
+        self.assertEqual(directives["expect"], "a")
+        self.assertEqual(directives.get_all("Expect"), ["a", "b"])
+        self.assertIsNone(directives["SkipUnless"])
+        self.assertEqual(len(directives), 3)
+        self.assertIn("Header", directives)
+
+    def test_arguments_are_those_of_response(self):
+        directives = parse_directives(
+            comment(
+                "header: A: 1",
+                "Header: a:2",
+                "Header: B:",
+                "Status: 404 Not Here",
+                "Without: Date",
+                "without: Server",
+                "Ignore: Range",
+                "Template: yes",
+            )
+        )
+        self.assertEqual(
+            Response(b"x", **directives.arguments),
+            Response(
+                b"x",
+                404,
+                reason="Not Here",
+                headers=[("A", "1"), ("a", "2"), ("B", "")],
+                without=["Date", "Server"],
+                ignore=["Range"],
+                template=True,
+            ),
+        )
+
+    def test_status_as_feedparser_wrote_it(self):
+        self.assertEqual(
+            parse_directives(comment("Header: Status: 301")).arguments,
+            {"status": 301, "reason": None},
+        )
+
+    def test_errors_say_file_and_line_and_both_sides(self):
+        status = (
+            "it takes three digits from 200 to 599, and a reason phrase if it is not the usual one"
+        )
+        header = (
+            "it takes a field name, a colon, and a value without control characters"
+            " (RFC 9110 5.1, 5.5)"
+        )
+        for line, sentence in (
+            ("Status: abc", f"Status: found 'abc'; {status}"),
+            ("Status: 199", f"Status: found '199'; {status}"),
+            ("Status: 600", f"Status: found '600'; {status}"),
+            ("Status: 0200", f"Status: found '0200'; {status}"),
+            ("Status: \u0662\u0660\u0660", f"Status: found '\u0662\u0660\u0660'; {status}"),
+            ("Status:", f"Status: found ''; {status}"),
+            ("Status: 200 a\x00", f"Status: found '200 a\\x00'; {status}"),
+            ("Header: Status: 99", f"Status: found '99'; {status}"),
+            ("Header: X", f"Header: found 'X'; {header}"),
+            ("Header: X Y: 1", f"Header: found 'X Y: 1'; {header}"),
+            ("Header: X : 1", f"Header: found 'X : 1'; {header}"),
+            ("Header: : 1", f"Header: found ': 1'; {header}"),
+            ("Header: X: a\x00b", f"Header: found 'X: a\\x00b'; {header}"),
+            ("Header: \u00e9: b", f"Header: found '\u00e9: b'; {header}"),
+            (
+                "Without: a b",
+                (
+                    "Without: found 'a b';"
+                    " it takes one field name, of a field that the server would add"
+                ),
+            ),
+            (
+                "Ignore: a,b",
+                "Ignore: found 'a,b'; it takes one field name, of a field that a client may send",
+            ),
+            ("Template: no", "Template: found 'no'; it takes yes"),
+            ("Headers: X: 1", "found the key 'Headers'; the directive is Header"),
+            ("Stauts: 404", "found the key 'Stauts'; the directive is Status"),
+            ("STATSU: 404", "found the key 'STATSU'; the directive is Status"),
+            ("Status : 404", "found the key 'Status '; the directive is Status"),
+            ("Templates: yes", "found the key 'Templates'; the directive is Template"),
+            ("Header: X" + "y" * 200, f"Header: found {'X' + 'y' * 79!r}; {header}"),
+        ):
+            with self.subTest(line), self.assertRaises(DirectiveError) as caught:
+                parse_directives(b"<?xml version='1.0'?>\r\n" + comment("A: 1", line), "feed.xml")
+            self.assertEqual(str(caught.exception), f"feed.xml, line 4: {sentence}")
+            self.assertEqual((caught.exception.source, caught.exception.line), ("feed.xml", 4))
+
+    def test_second_value_is_an_error(self):
+        for first, second, sentence in (
+            (
+                "Status: 200",
+                "Status: 404",
+                "Status: found a second value, '404'; it takes one only",
+            ),
+            (
+                "Status: 200",
+                "Header: Status: 404",
+                "Header: found a second value, 'Status: 404'; it takes one only",
+            ),
+            (
+                "Template: yes",
+                "Template: yes",
+                "Template: found a second value, 'yes'; it takes one only",
+            ),
+        ):
+            with self.subTest(second), self.assertRaises(DirectiveError) as caught:
+                parse_directives(comment(first, second))
+            self.assertEqual(str(caught.exception), f"line 3: {sentence}")
+
+    def test_keys_that_are_no_slips(self):
+        for key in ("Description", "Expect", "SkipUnless", "Author", "State", "Heading", "xHeader"):
+            with self.subTest(key):
+                self.assertEqual(self.items(f"{key}: 1"), [(key, "1")])
+
+    def test_line_of_an_error_counts_from_the_first_line_of_the_directive(self):
+        with self.assertRaises(DirectiveError) as caught:
+            parse_directives(b"<a>\n<!-- A: 1\n B: 2\n   3 -->\n<!--\n\nStatus: 7\n  8\n-->")
+        self.assertEqual(caught.exception.line, 7)
+
+    def test_hostile_comments_take_linear_time(self):
+        for data in (
+            b"<!--" * 250_000,
+            b"<![CDATA[" * 100_000,
+            b"<!--" + b"\n" * 1_000_000 + b"-->",
+            b"<!--A: 1\n" + b" x\n" * 300_000 + b"-->",
+            b"<!--" + b"a" * 1_000_000 + b": 1-->",
+            b"<!--" + b" " * 1_000_000 + b": 1-->",
+            b"<!--\n" + b" \t" * 500_000 + b"\n-->",
+            b"<!--" + b"Header: X: 1\n" * 70_000 + b"-->",
+            b"<!--" + b"Headr" * 200_000 + b": 1-->",
+            b"<?xml " * 160_000,
+            "<?xml ".encode("cp037") * 160_000,
+        ):
+            with self.subTest(data[:20]):
+                parse_directives(data)
+
+
+class DirectiveEncodingTest(unittest.TestCase):
+    TEXT = (
+        "<?xml version='1.0' encoding='{}'?>\n"
+        "<!--\nHeader: X-Name: caf\u00e9\nExpect: \u00fc\n-->\n<rss/>"
+    )
+
+    def test_encodings(self):
+        for codec, named in (
+            ("utf-8", "utf-8"),
+            ("utf-8-sig", "utf-8"),
+            ("utf-16", "utf-16"),
+            ("utf-16-le", "utf-16"),
+            ("utf-16-be", "utf-16"),
+            ("utf-32", "utf-32"),
+            ("utf-32-le", "utf-32"),
+            ("utf-32-be", "utf-32"),
+            ("cp037", "cp037"),
+            ("cp037", "ebcdic-cp-us"),
+            ("cp500", "cp500"),
+            ("cp1140", "cp1140"),
+            ("cp1026", "cp1026"),
+        ):
+            with self.subTest(codec, named=named):
+                directives = parse_directives(self.TEXT.format(named).encode(codec))
+                self.assertEqual(
+                    directives.items(), [("Header", "X-Name: caf\u00e9"), ("Expect", "\u00fc")]
+                )
+                head = feedtestserver._head(Response(**directives.arguments))
+                self.assertIn(b"\r\nX-Name: caf\xc3\xa9\r\n", head)
+
+    def test_byte_order_marks_of_both_orders(self):
+        for mark, codec in ((b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be")):
+            with self.subTest(codec):
+                data = mark + self.TEXT.format("utf-16").encode(codec)
+                self.assertEqual(parse_directives(data)["Expect"], "\u00fc")
+
+    def test_ebcdic_newline(self):
+        data = self.TEXT.format("cp500").replace("\n", "\x85").encode("cp500")
+        self.assertEqual(len(parse_directives(data)), 2)
+
+    def test_ebcdic_with_an_unknown_or_false_code_page_is_read_all_the_same(self):
+        for named in ("no-such-codec", "utf-8", "hex", "ascii"):
+            with self.subTest(named):
+                self.assertEqual(len(parse_directives(self.TEXT.format(named).encode("cp037"))), 2)
+
+    def test_other_bytes_go_out_as_they_stand(self):
+        for value in (
+            b"caf\xe9",
+            b"\xff\xfe",
+            b"caf\xc3\xa9",
+            b"\x83e\x83X\x83g",
+            b"a\xa0",
+            b"\x85b",
+            b"\xed\xa0\x80",
+        ):
+            with self.subTest(value):
+                directives = parse_directives(b"<!--\nHeader: X-Name: " + value + b"\n-->")
+                head = feedtestserver._head(Response(**directives.arguments))
+                self.assertIn(b"\r\nX-Name: " + value + b"\r\n", head)
+
+
+# Response and plan
+
+
+class ResponseTest(unittest.TestCase):
+    def test_python_says_what_a_fixture_says(self):
+        for lines, arguments in (
+            (["Status: 410"], {"status": 410}),
+            (["Status: 200 Fine"], {"reason": "Fine"}),
+            (
+                ["Header: A: caf\u00e9", "Header: B: {{port}}"],
+                {"headers": {"A": "caf\u00e9", "B": "{{port}}"}},
+            ),
+            (["Header: A: 1", "Header: A: 2"], {"headers": [("A", "1"), ("A", "2")]}),
+            (["Header: Status: 301"], {"headers": {"Status": "301"}}),
+            (["Without: Date", "Ignore: Range"], {"without": ["Date"], "ignore": ("Range",)}),
+            (["Template: yes"], {"template": True}),
+        ):
+            with self.subTest(lines):
+                parsed = parse_directives(comment(*lines)).arguments
+                self.assertEqual(Response(**parsed), Response(**arguments))
+
+    def test_wrong_values_have_the_sentence_of_the_directive(self):
+        for arguments, line in (
+            ({"status": 99}, "Status: 99"),
+            ({"status": True}, "Status: True"),
+            ({"status": 200, "reason": "a\r\nX: 1"}, "Status: 200 a\\r"),
+            ({"headers": {"X Y": "1"}}, "Header: X Y: 1"),
+            ({"headers": {"X": "a\nb"}}, "Header"),
+            ({"headers": {"X": "a\rb"}}, "Header"),
+            ({"headers": {"X": "a\x00b"}}, "Header"),
+            ({"headers": {"X\r\nY": "b"}}, "Header"),
+            ({"without": ["a b"]}, "Without: a b"),
+            ({"ignore": [""]}, "Ignore"),
+            ({"template": "no"}, "Template: no"),
+        ):
+            with self.subTest(arguments), self.assertRaises(ValueError) as caught:
+                Response(**arguments)
+            name = line.partition(":")[0]
+            takes = feedtestserver._RULES[name.lower()].takes
+            self.assertRegex(
+                str(caught.exception), f"^{name}: found .*; it takes {re.escape(takes)}$"
+            )
+
+    def test_names_as_one_string_are_an_error(self):
+        with self.assertRaisesRegex(ValueError, "^without: found 'Date'; it takes a sequence of"):
+            Response(without="Date")
+
+    def test_body_is_bytes(self):
+        self.assertEqual(Response(bytearray(b"x")).body, b"x")
+        for body in ("text", 5, None):
+            with (
+                self.subTest(body),
+                self.assertRaisesRegex(TypeError, "^body: found .* it takes bytes"),
+            ):
+                Response(body)
+
+    def test_status_may_be_of_the_enumeration(self):
+        self.assertEqual(Response(status=http.HTTPStatus.GONE), Response(status=410))
+
+    def test_repr_is_python(self):
+        response = Response(b"x", 404, reason="No", headers={"A": "1"}, without=["Date"])
+        self.assertEqual(
+            repr(response),
+            "Response(b'x', 404, reason='No', headers=(('A', '1'),), without=('Date',))",
+        )
+        self.assertEqual(eval(repr(response)), response)
+
+
+def planned(response, *fields, method="GET", path="/feed.xml", version="1.1", persistent=True):
+    """The plan for a request with these field lines."""
+    lines = "".join(f"{line}\r\n" for line in fields)
+    request = Request(method, path, version, lines)
+    request._base_url = "http://127.0.0.1:8000"
+    return feedtestserver._plan(request, response, NOW_DATE, persistent)
+
+
+class PlanTest(unittest.TestCase):
+    SERVER = ("Server", f"feedtestserver/{feedtestserver.__version__}")
+
+    def names(self, plan):
+        return [name for name, _ in plan.headers]
+
+    def test_fields_that_the_server_adds(self):
+        plan = planned(Response(b"12345", headers={"X": "1"}))
+        self.assertEqual(
+            plan.headers,
+            (
+                ("X", "1"),
+                ("Date", NOW_DATE),
+                self.SERVER,
+                ("Content-Type", "application/xml"),
+                ("Content-Length", "5"),
+            ),
+        )
+        self.assertEqual(plan.body, b"12345")
+
+    def test_given_fields_win(self):
+        given = [
+            ("date", "x"),
+            ("SERVER", "y"),
+            ("content-type", ""),
+            ("Content-length", "5"),
+            ("Connection", "close"),
+        ]
+        self.assertEqual(planned(Response(b"12345", headers=given)).headers, tuple(given))
+
+    def test_without(self):
+        names = ["Date", "SERVER", "content-type"]
+        self.assertEqual(self.names(planned(Response(without=names))), ["Content-Length"])
+
+    def test_content_types_are_of_the_table(self):
+        for path, media_type in (
+            ("/a.xml", "application/xml"),
+            ("/a.rss", "application/rss+xml"),
+            ("/a.ATOM", "application/atom+xml"),
+            ("/a.rdf", "application/rdf+xml"),
+            ("/a.opml", "text/x-opml"),
+            ("/a.json", "application/json"),
+            ("/a.html", "text/html"),
+            ("/a.txt", "text/plain"),
+            ("/a.png", "image/png"),
+            ("/a.mp3", "audio/mpeg"),
+            ("/a.gz", "application/octet-stream"),
+            ("/a", "application/octet-stream"),
+            ("/a.xml/", "application/octet-stream"),
+            ("/", "application/octet-stream"),
+        ):
+            with self.subTest(path):
+                self.assertIn(("Content-Type", media_type), planned(Response(), path=path).headers)
+
+    def test_no_content(self):
+        for status in (204, 304):
+            for method in ("GET", "HEAD"):
+                with self.subTest(status, method=method):
+                    plan = planned(Response(b"12345", status), method=method)
+                    self.assertEqual(self.names(plan), ["Date", "Server"])
+                    self.assertEqual(plan.body, b"")
+                    self.assertFalse(plan._closes)
+
+    def test_head_has_the_fields_of_get(self):
+        response = Response(b"12345", headers={"ETag": '"1"'})
+        get, head = planned(response), planned(response, method="HEAD")
+        self.assertEqual(get.headers, head.headers)
+        self.assertEqual((get.body, head.body), (b"12345", b""))
+
+    def test_connection(self):
+        for version, persistent, headers, sent in (
+            ("1.1", True, {}, None),
+            ("1.1", False, {}, "close"),
+            ("1.0", True, {}, "keep-alive"),
+            ("1.0", False, {}, "close"),
+            ("1.1", True, {"Content-Length": "4"}, "close"),
+            ("1.1", True, {"Content-Length": "5"}, None),
+            ("1.1", True, {"Transfer-Encoding": "chunked"}, "close"),
+            ("1.1", True, {"Connection": "close"}, "close"),
+            ("1.1", False, {"Connection": "keep-alive"}, "keep-alive"),
+        ):
+            with self.subTest(version, persistent=persistent, headers=headers):
+                plan = planned(
+                    Response(b"12345", headers=headers), version=version, persistent=persistent
+                )
+                self.assertEqual(dict(plan.headers).get("Connection"), sent)
+                self.assertEqual(plan._closes, not persistent or sent == "close")
+
+    def test_body_of_unknown_length_ends_with_the_connection(self):
+        for headers in ([], [("Content-Length", "5"), ("Content-Length", "6")]):
+            with self.subTest(headers):
+                without = [] if headers else ["Content-Length"]
+                response = Response(b"12345", headers=headers, without=without)
+                self.assertTrue(planned(response)._closes)
+                self.assertFalse(planned(response, method="HEAD")._closes)
+
+    def test_no_length_beside_a_transfer_coding(self):
+        plan = planned(Response(b"12345", headers={"Transfer-Encoding": "chunked"}))
+        self.assertNotIn("Content-Length", self.names(plan))
+
+    def test_a_plain_plan_is_shared_by_requests_that_are_alike(self):
+        response = Response(b"12345")
+        self.assertIs(planned(response), planned(response))
+        self.assertIsNot(planned(response), planned(response, method="HEAD"))
+
+    def test_templates(self):
+        response = Response(
+            b"{{base_url}} {{host}} {{port}} {{other}} {{ host }} {host}",
+            reason="at {{port}}",
+            headers={"Location": "{{base_url}}/x", "X": "{{x}}"},
+            template=True,
+        )
+        plan = planned(response)
+        self.assertEqual(
+            plan.body, b"http://127.0.0.1:8000 127.0.0.1 8000 {{other}} {{ host }} {host}"
+        )
+        self.assertEqual(plan.reason, "at 8000")
+        self.assertEqual(
+            plan.headers[:2], (("Location", "http://127.0.0.1:8000/x"), ("X", "{{x}}"))
+        )
+        self.assertIn(("Content-Length", str(len(plan.body))), plan.headers)
+
+    def test_without_template_only_headers_are_expanded(self):
+        plan = planned(Response(b"{{host}}", headers={"X": "{{host}}"}))
+        self.assertEqual((plan.body, plan.headers[0]), (b"{{host}}", ("X", "127.0.0.1")))
+
+    def test_template_of_another_host(self):
+        plan = planned(
+            Response(b"{{base_url}} {{host}} {{port}}", template=True),
+            path="https://Example.com/feed",
+        )
+        self.assertEqual(plan.body, b"https://example.com example.com 443")
+
+    def test_template_in_other_encodings(self):
+        for codec in ("utf-16", "utf-16-be", "utf-32", "cp500"):
+            with self.subTest(codec):
+                text = "<?xml version='1.0' encoding='{}'?><a>{}</a>"
+                plan = planned(
+                    Response(text.format(codec, "{{host}}").encode(codec), template=True)
+                )
+                self.assertEqual(plan.body.decode(codec), text.format(codec, "127.0.0.1"))
+
+
+class ConditionTest(unittest.TestCase):
+    """RFC 9110 section 13, as a table of conditions and what they make of a 200."""
+
+    BEFORE, MODIFIED, AFTER = (email.utils.formatdate(NOW + s, usegmt=True) for s in (-60, 0, 60))
+    BOTH = {"ETag": '"v1"', "Last-Modified": MODIFIED}
+
+    def check(self, headers, table, method="GET", **arguments):
+        for status, *fields in table:
+            with self.subTest(fields, headers=headers):
+                plan = planned(Response(b"x", headers=headers, **arguments), *fields, method=method)
+                self.assertEqual(plan.status, status)
+
+    def test_if_none_match(self):
+        self.check(
+            {"ETag": '"v1"'},
+            [
+                (304, 'If-None-Match: "v1"'),
+                (304, 'if-none-match:"v1" '),
+                (304, 'If-None-Match: W/"v1"'),
+                (304, "If-None-Match: *"),
+                (304, 'If-None-Match: "v0", "v1"'),
+                (304, 'If-None-Match: "v0",W/"v1","v2"'),
+                (304, 'If-None-Match: "v0"', 'If-None-Match: "v1"'),
+                (200, 'If-None-Match: "v2"'),
+                (200, 'If-None-Match: "V1"'),
+                (200, "If-None-Match: v1"),
+                (200, "If-None-Match:"),
+                (200, 'If-None-Match: "v1'),
+                (200, 'If-None-Match: "v1x"'),
+                (200, 'If-None-Match: "x""v1 "'),
+            ],
+        )
+        self.check(
+            {"ETag": 'W/"v1"'}, [(304, 'If-None-Match: "v1"'), (304, 'If-None-Match: W/"v1"')]
+        )
+        self.check(
+            {"ETag": '"a,b"'}, [(304, 'If-None-Match: "a,b"'), (200, 'If-None-Match: "a", "b"')]
+        )
+        self.check({"ETag": "v1"}, [(304, "If-None-Match: v1"), (200, 'If-None-Match: "v1"')])
+        self.check({}, [(304, "If-None-Match: *"), (200, 'If-None-Match: "v1"')])
+        self.check({"ETag": '"caf\u00e9"'}, [(304, 'If-None-Match: "caf\xc3\xa9"')])
+
+    def test_if_modified_since(self):
+        self.check(
+            {"Last-Modified": self.MODIFIED},
+            [
+                (304, f"If-Modified-Since: {self.MODIFIED}"),
+                (304, f"If-Modified-Since: {self.AFTER}"),
+                (200, f"If-Modified-Since: {self.BEFORE}"),
+                (304, "If-Modified-Since: Saturday, 07-Mar-09 10:00:00 GMT"),
+                (304, "If-Modified-Since: Sat Mar  7 10:00:00 2009"),
+                (200, "If-Modified-Since: Sat Mar  7 09:59:59 2009"),
+                (200, "If-Modified-Since: yesterday"),
+                (200, "If-Modified-Since:"),
+                (200, "If-Modified-Since: 0"),
+            ],
+        )
+        self.check({}, [(200, f"If-Modified-Since: {self.AFTER}")])
+        self.check(
+            {"Last-Modified": "then"},
+            [(304, "If-Modified-Since: then"), (200, f"If-Modified-Since: {self.AFTER}")],
+        )
+
+    def test_precedence(self):
+        self.check(
+            self.BOTH,
+            [
+                (304, 'If-None-Match: "v1"', f"If-Modified-Since: {self.BEFORE}"),
+                (200, 'If-None-Match: "v2"', f"If-Modified-Since: {self.MODIFIED}"),
+                (412, 'If-Match: "v2"', 'If-None-Match: "v1"'),
+                (304, 'If-Match: "v1"', 'If-None-Match: "v1"'),
+                (
+                    304,
+                    'If-Match: "v1"',
+                    f"If-Unmodified-Since: {self.BEFORE}",
+                    'If-None-Match: "v1"',
+                ),
+            ],
+        )
+
+    def test_if_match_compares_strongly(self):
+        self.check(
+            {"ETag": '"v1"'},
+            [(200, 'If-Match: "v1"'), (200, "If-Match: *"), (200, 'If-Match: "v0", "v1"')],
+        )
+        self.check({"ETag": '"v1"'}, [(412, 'If-Match: "v2"'), (412, 'If-Match: W/"v1"')])
+        self.check(
+            {"ETag": 'W/"v1"'},
+            [(412, 'If-Match: W/"v1"'), (412, 'If-Match: "v1"'), (200, "If-Match: *")],
+        )
+        self.check({}, [(412, 'If-Match: "v1"'), (200, "If-Match: *")])
+
+    def test_if_unmodified_since(self):
+        self.check(
+            self.BOTH,
+            [
+                (200, f"If-Unmodified-Since: {self.MODIFIED}"),
+                (200, f"If-Unmodified-Since: {self.AFTER}"),
+                (412, f"If-Unmodified-Since: {self.BEFORE}"),
+                (200, "If-Unmodified-Since: never"),
+            ],
+        )
+        self.check({}, [(200, f"If-Unmodified-Since: {self.BEFORE}")])
+
+    def test_other_methods(self):
+        self.check(self.BOTH, [(304, 'If-None-Match: "v1"')], method="HEAD")
+        self.check(
+            self.BOTH, [(412, 'If-None-Match: "v1"'), (412, "If-None-Match: *")], method="PUT"
+        )
+        self.check(self.BOTH, [(200, f"If-Modified-Since: {self.MODIFIED}")], method="PUT")
+
+    def test_only_a_200_changes(self):
+        for status in (201, 206, 301, 404, 500):
+            self.check(
+                self.BOTH,
+                [(status, 'If-None-Match: "v1"'), (status, 'If-Match: "v2"')],
+                status=status,
+            )
+
+    def test_ignore(self):
+        self.check(
+            self.BOTH,
+            [
+                (200, 'If-None-Match: "v1"'),
+                (304, f"If-Modified-Since: {self.MODIFIED}"),
+                (304, 'If-None-Match: "v1"', f"If-Modified-Since: {self.MODIFIED}"),
+            ],
+            ignore=["if-none-match"],
+        )
+
+    def test_fields_of_a_304(self):
+        kept = [
+            ("Cache-Control", "no-cache"),
+            ("content-location", "/x"),
+            ("Expires", "0"),
+            ("Vary", "A"),
+            ("ETag", '"v1"'),
+        ]
+        others = [
+            ("Last-Modified", self.MODIFIED),
+            ("Content-Type", "text/xml"),
+            ("X-Other", "1"),
+            ("Content-Length", "1"),
+        ]
+        plan = planned(Response(b"x", headers=[*kept, *others]), 'If-None-Match: "v1"')
+        self.assertEqual(plan.headers, (*kept, ("Date", NOW_DATE), PlanTest.SERVER))
+        self.assertEqual(plan.body, b"")
+        plan = planned(Response(b"x", headers=others), "If-None-Match: *")
+        self.assertEqual(plan.headers[0], ("Last-Modified", self.MODIFIED))
+
+    def test_a_304_has_no_reason_of_the_200_and_obeys_without(self):
+        response = Response(reason="Fine", headers={"ETag": '"v1"'}, without=["Date"])
+        plan = planned(response, 'If-None-Match: "v1"')
+        self.assertIsNone(plan.reason)
+        self.assertEqual([name for name, _ in plan.headers], ["ETag", "Server"])
+
+
+class WireTest(unittest.TestCase):
+    def written(self, plan):
+        parts = []
+        feedtestserver._write(plan, lambda data: parts.append(bytes(data)))
+        return parts
+
+    def test_a_small_answer_is_one_send(self):
+        plan = planned(
+            Response(b"<rss/>", headers=[("A", "1"), ("a", ""), ("B", "x  y")], without=["Server"])
+        )
+        self.assertEqual(
+            self.written(plan),
+            [
+                (
+                    b"HTTP/1.1 200 OK\r\nA: 1\r\na: \r\nB: x  y\r\n"
+                    b"Date: Sat, 07 Mar 2009 10:00:00 GMT\r\n"
+                    b"Content-Type: application/xml\r\nContent-Length: 6\r\n\r\n<rss/>"
+                )
+            ],
+        )
+
+    def test_reasons(self):
+        for arguments, line in (
+            ({"status": 404}, b"HTTP/1.1 404 Not Found"),
+            ({"status": 404, "reason": "Gone fishing"}, b"HTTP/1.1 404 Gone fishing"),
+            ({"status": 599}, b"HTTP/1.1 599 "),
+            ({"status": 200, "reason": "caf\u00e9"}, b"HTTP/1.1 200 caf\xc3\xa9"),
+        ):
+            with self.subTest(arguments):
+                [sent] = self.written(planned(Response(**arguments)))
+                self.assertEqual(sent.partition(b"\r\n")[0], line)
+
+    def test_a_large_body_is_not_copied(self):
+        body = bytes(1_000_000)
+        parts = []
+        feedtestserver._write(planned(Response(body)), parts.append)
+        self.assertIs(parts[-1], body)
+
+
+# Fixture lookup
+
+
+class LookupTest(ServerTestCase):
+    def test_file_names(self):
+        for path, names in (
+            ("/feed.xml", ("feed.xml",)),
+            ("/a/b/feed.xml", ("a/b/feed.xml",)),
+            ("/", ("index.html", "index.xml")),
+            ("/a/", ("a/index.html", "a/index.xml")),
+            ("/my%20feed.xml", ("my feed.xml",)),
+            ("/caf%C3%A9", ("caf\u00e9",)),
+            ("/%E9", ("\udce9",)),
+            ("/%25", ("%",)),
+            ("/a+b", ("a+b",)),
+            ("/.hidden/x", (".hidden/x",)),
+            ("/..", ()),
+            ("/../x", ()),
+            ("/a/../x", ()),
+            ("/%2e%2e/x", ()),
+            ("/%2E./x", ()),
+            ("/./x", ()),
+            ("/a/.", ()),
+            ("/a%2Fb", ()),
+            ("/..%2fx", ()),
+            ("/a%5Cb", ()),
+            ("/..\\x", ()),
+            ("/a%00.xml", ()),
+            ("//x", ()),
+            ("/a//x", ()),
+            ("//", ()),
+            ("/%252e%252e/x", ("%2e%2e/x",)),
+        ):
+            with self.subTest(path):
+                self.assertEqual(feedtestserver._file_names(path), names)
+
+    def test_links_out_are_not_followed(self):
+        outside = self.make_directory({"secret.xml": b"<secret/>"})
+        server = self.serve({"in/feed.xml": b"<in/>", "feed.xml": b"<rss/>"})
+        directory = pathlib.Path(server.directory)
+        try:
+            (directory / "out").symlink_to(outside)
+            (directory / "out.xml").symlink_to(outside / "secret.xml")
+            (directory / "feed.xml.headers").symlink_to(outside / "secret.xml")
+            (directory / "link.xml").symlink_to("in/feed.xml")
+        except OSError as error:
+            self.skipTest(f"no symbolic links here: {error}")
+        for path, status in (
+            ("/out/secret.xml", 404),
+            ("/out.xml", 404),
+            ("/feed.xml", 404),
+            ("/link.xml", 200),
+        ):
+            with self.subTest(path):
+                response = self.get(server, path)
+                self.assertEqual(response.status, status)
+                self.assertNotIn(b"<secret/>", response.content)
+        names = [fixture.name for fixture in server.fixtures()]
+        self.assertEqual(names, ["in/feed.xml", "link.xml"])
+
+    def test_nothing_but_regular_files_is_served(self):
+        server = self.serve({"folder/feed.xml": b"x", "feed.json": b"{}", "feed.json.headers": b""})
+        if hasattr(os, "mkfifo"):
+            os.mkfifo(os.path.join(server.directory, "pipe.xml"))
+        for path in (
+            "/folder",
+            "/pipe.xml",
+            "/feed.json.headers",
+            "/" + "x" * 3000,
+            "/CON",
+            "/C:/x",
+            "/x%0d%0aX:1",
+        ):
+            with self.subTest(path):
+                self.assertEqual(self.get(server, path).status, 404)
+        self.assertEqual(server.errors, [])
+
+    def test_names_that_begin_with_a_dot_are_served_and_not_listed(self):
+        server = self.serve({".hidden.xml": b"1", ".folder/feed.xml": b"2", "feed.xml": b"3"})
+        self.assertEqual(self.get(server, "/.hidden.xml").content, b"1")
+        self.assertEqual(self.get(server, "/.folder/feed.xml").content, b"2")
+        self.assertEqual([fixture.name for fixture in server.fixtures()], ["feed.xml"])
+
+    def test_fixtures(self):
+        server = self.serve(
+            {
+                "b/x y.xml": comment("Expect: 1"),
+                "a.json": b"{}",
+                "a.json.headers": b"Expect: 2",
+                "b/c.txt": b"",
+            }
+        )
+        fixtures = server.fixtures()
+        self.assertEqual([fixture.name for fixture in fixtures], ["a.json", "b/c.txt", "b/x y.xml"])
+        self.assertEqual([fixture.directives["Expect"] for fixture in fixtures], ["2", None, "1"])
+        self.assertEqual(fixtures[2].path, pathlib.Path(server.directory, "b", "x y.xml"))
+        self.assertEqual(fixtures[2].url, f"{server.base_url}/b/x%20y.xml")
+        self.assertEqual([fixture.name for fixture in server.fixtures("*.json")], ["a.json"])
+        self.assertEqual(server.fixtures("*.none"), [])
+
+    def test_a_changed_file_is_served_changed(self):
+        server = self.serve({"feed.xml": comment("Status: 404")})
+        path = pathlib.Path(server.directory, "feed.xml")
+        self.assertEqual(self.get(server, "/feed.xml").status, 404)
+        path.write_bytes(comment("Status: 410"))
+        self.assertEqual(self.get(server, "/feed.xml").status, 410)
+        pathlib.Path(f"{path}.headers").write_bytes(b"Status: 403")
+        self.assertEqual(self.get(server, "/feed.xml").status, 403)
+        os.utime(path, (NOW, NOW))
+        path.write_bytes(comment("Status: 500"))
+        os.utime(path, (NOW, NOW))
+        os.remove(f"{path}.headers")
+        self.assertEqual(self.get(server, "/feed.xml").status, 500)
+        path.unlink()
+        self.assertEqual(self.get(server, "/feed.xml").status, 404)
+
+    def test_a_file_that_does_not_change_is_read_once(self):
+        directory = str(self.make_directory({"feed.xml": b"<rss/>"}))
+        time = feedtestserver.time
+        later = type("Later", (), {"time": staticmethod(lambda: time.time() + 10)})
+        feedtestserver.time = later
+        self.addCleanup(setattr, feedtestserver, "time", time)
+        first = feedtestserver._load(directory, "feed.xml")
+        self.assertIs(feedtestserver._load(directory, "feed.xml"), first)
+
+    def test_404_names_the_nearest_fixture(self):
+        server = self.serve({"atom/feed.xml": b"1", "rss/other.xml": b"2"})
+        text = self.get(server, "/atom/fed.xml").content.decode()
+        self.assertEqual(
+            text,
+            f"'atom/fed.xml' was not found in {server.directory};"
+            " the nearest name there is 'atom/feed.xml'\n",
+        )
+        self.assertEqual(
+            self.get(self.serve(), "/x").content.decode().partition("; ")[2], "it has no fixtures\n"
+        )
+
+
+# Reading requests
+
+
+HEAD = b"GET /feed.xml HTTP/1.1\r\nHost: x\r\n"
+
+
+class ReaderTest(ServerTestCase):
+    FEED = {"feed.xml": b"<rss/>"}
+
+    def test_refusals(self):
+        """Each answer is well-formed, says why, and is the last on its connection."""
+        server = self.serve(self.FEED)
+        many = b"".join(b"X-%d: 1\r\n" % n for n in range(1000))
+        for status, words, request in (
+            (400, "is no request line", b"GET /feed.xml\r\n\r\n"),
+            (400, "is no request line", b"GET  /feed.xml HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "is no request line", b"GET /feed.xml HTTP/1.1 \r\nHost: x\r\n\r\n"),
+            (400, "is no request line", b"GET /fe ed.xml HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "is no request line", b"GET /feed.xml http/1.1\r\nHost: x\r\n\r\n"),
+            (400, "is no request line", b"GET /feed.xml HTTP/11.1\r\nHost: x\r\n\r\n"),
+            (400, "is no request line", b"G(T /feed.xml HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "is no request line", b" GET /feed.xml HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "is no request line", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
+            (400, "is no request line", b"GET /\x00 HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "'feed.xml' is no target of GET", b"GET feed.xml HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "'*' is no target of GET", b"GET * HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "is no target of GET", b"GET ftp://x/ HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "is no target of GET", b"GET http:///x HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "is no target of GET", b"GET http://u@x/ HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "line 1 has a bare LF", b"GET /feed.xml HTTP/1.1\nHost: x\n\n"),
+            (400, "line 2 has a bare LF", HEAD[:-2] + b"\n\r\n"),
+            (400, "line 3 has a bare CR", HEAD + b"X: a\rb\r\n\r\n"),
+            (400, "there is no Host field", b"GET /feed.xml HTTP/1.1\r\n\r\n"),
+            (400, "the Host field 'x, x' is not one host", HEAD + b"Host: x\r\n\r\n"),
+            (400, "the Host field 'x, y' is not one host", HEAD + b"Host: y\r\n\r\n"),
+            (400, "the Host field 'x/y' is", b"GET / HTTP/1.1\r\nHost: x/y\r\n\r\n"),
+            (400, "the Host field 'x:y' is", b"GET / HTTP/1.1\r\nHost: x:y\r\n\r\n"),
+            (400, "the Host field 'a b' is", b"GET / HTTP/1.0\r\nHost: a b\r\n\r\n"),
+            (
+                400,
+                "'X : 1' has white space before its colon (RFC 9112 5.1)",
+                HEAD + b"X : 1\r\n\r\n",
+            ),
+            (400, "' X: 1' begins with white space", HEAD + b" X: 1\r\n\r\n"),
+            (400, "'\\tfolded' begins with white space", HEAD + b"X: 1\r\n\tfolded\r\n\r\n"),
+            (400, "': 1' has no name before its colon", HEAD + b": 1\r\n\r\n"),
+            (400, "'X' has no colon", HEAD + b"X\r\n\r\n"),
+            (400, "'X(: 1' has a name that is not a token", HEAD + b"X(: 1\r\n\r\n"),
+            (400, "'X: a\\x00' has a control character", HEAD + b"X: a\x00\r\n\r\n"),
+            (400, "'X: a\\x0b' has a control character", HEAD + b"X: a\x0b\r\n\r\n"),
+            (
+                400,
+                "both Content-Length and Transfer-Encoding",
+                HEAD + b"Content-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n",
+            ),
+            (
+                400,
+                "the Content-Lengths differ: '1, 2'",
+                HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
+            ),
+            (400, "the Content-Lengths differ: '1,2'", HEAD + b"Content-Length: 1,2\r\n\r\nxx"),
+            (400, "the Content-Length '+1' is not", HEAD + b"Content-Length: +1\r\n\r\nx"),
+            (400, "the Content-Length '-1' is not", HEAD + b"Content-Length: -1\r\n\r\nx"),
+            (400, "the Content-Length '1_0' is not", HEAD + b"Content-Length: 1_0\r\n\r\nx"),
+            (400, "the Content-Length '0x1' is not", HEAD + b"Content-Length: 0x1\r\n\r\nx"),
+            (400, "the Content-Length '' is not", HEAD + b"Content-Length:\r\n\r\n"),
+            (400, "the Content-Length '\xb2' is not", HEAD + b"Content-Length: \xb2\r\n\r\n"),
+            (413, "the body is larger than", HEAD + b"Content-Length: 67108865\r\n\r\nx"),
+            (
+                413,
+                "the body is larger than",
+                HEAD + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\nx",
+            ),
+            (400, "Transfer-Encoding is 'gzip'", HEAD + b"Transfer-Encoding: gzip\r\n\r\n"),
+            (
+                400,
+                "Transfer-Encoding is 'chunked, chunked'",
+                HEAD + b"Transfer-Encoding: chunked, chunked\r\n\r\n",
+            ),
+            (400, "Transfer-Encoding is 'xchunked'", HEAD + b"Transfer-Encoding: xchunked\r\n\r\n"),
+            (
+                501,
+                "transfer coding 'gzip' is not",
+                HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n",
+            ),
+            (
+                400,
+                "HTTP/1.0 has no Transfer-Encoding",
+                b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+            ),
+            (
+                414,
+                "the request line is longer than 16384",
+                b"GET /" + b"x" * 20000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+            ),
+            (414, "the request line is longer than 16384", b"GET /" + b"x" * 20000),
+            (431, "a field line is longer than 16384", HEAD + b"X: " + b"x" * 20000 + b"\r\n\r\n"),
+            (431, "a field line is longer than 16384", HEAD + b"X: " + b"x" * 20000),
+            (431, "more than 256 fields", HEAD + many + b"\r\n"),
+            (431, "the head of the request is larger", HEAD + b"X: %s\r\n" % (b"x" * 8000) * 200),
+            (505, "HTTP/2.0 is not spoken here", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+            (505, "HTTP/0.9 is not spoken here", b"GET / HTTP/0.9\r\n\r\n"),
+            (501, "the method 'BREW' is not known", b"BREW / HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (501, "the method 'get' is not known", b"get / HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (
+                405,
+                "POST is not answered here",
+                b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx",
+            ),
+            (
+                405,
+                "CONNECT is not answered here",
+                b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n",
+            ),
+        ):
+            with self.subTest(words, request=request[:60]):
+                answer = Answer(exchange(server, request))
+                self.assertEqual(answer.status, status, answer.body)
+                self.assertIn(words, answer.body.decode())
+                self.assertEqual(answer.headers["Connection"], "close")
+                self.assertEqual(answer.headers["Date"], NOW_DATE)
+                self.assertEqual(answer.headers["Content-Type"], "text/plain; charset=utf-8")
+                self.assertEqual(answer.rest, b"")
+        self.assertEqual(server.errors, [])
+
+    def test_chunks_that_are_refused(self):
+        server = self.serve(self.FEED)
+        server.respond("/", 200)
+        for words, body in (
+            ("'' is no chunk size", b"\r\n"),
+            ("'x' is no chunk size", b"x\r\n"),
+            ("'0x1' is no chunk size", b"0x1\r\na\r\n0\r\n\r\n"),
+            ("'+1' is no chunk size", b"+1\r\na\r\n0\r\n\r\n"),
+            ("'-1' is no chunk size", b"-1\r\na\r\n0\r\n\r\n"),
+            ("' 1' is no chunk size", b" 1\r\na\r\n0\r\n\r\n"),
+            ("'1 ' is no chunk size", b"1 \r\na\r\n0\r\n\r\n"),
+            ("'1_0' is no chunk size", b"1_0\r\na\r\n0\r\n\r\n"),
+            ("'1;' is no chunk size", b"1;\r\na\r\n0\r\n\r\n"),
+            ("' is no chunk size", b"1" * 17 + b"\r\n"),
+            ("does not end in CR LF", b"1\na\r\n0\r\n\r\n"),
+            ("longer than its size says", b"1\r\nab\r\n0\r\n\r\n"),
+            ("the trailer field 'X : 1' is", b"0\r\nX : 1\r\n\r\n"),
+            ("more than 256 trailer fields", b"0\r\n" + b"X: 1\r\n" * 300 + b"\r\n"),
+            ("is longer than 16384 bytes", b"1;" + b"x" * 20000),
+        ):
+            with self.subTest(words, body=body[:20]):
+                head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+                answer = Answer(exchange(server, head + body))
+                self.assertEqual(answer.status, 431 if "more than" in words else 400)
+                self.assertIn(words, answer.body.decode())
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        self.assertEqual(Answer(exchange(server, head, b"4000001\r\n")).status, 413)
+
+    def test_an_end_in_the_middle_is_refused(self):
+        server = self.serve(self.FEED)
+        for part in (b"GET /feed.xml HT", HEAD, HEAD + b"Content-Length: 5\r\n\r\nabc"):
+            with self.subTest(part), connect(server) as connection:
+                connection.sendall(part)
+                connection.shutdown(socket.SHUT_WR)
+                answer = Answer(read_all(connection))
+                self.assertEqual(answer.status, 400)
+                self.assertEqual(answer.body, b"the connection ended before the request did\n")
+        self.assertEqual(exchange_end(server, b""), b"")
+        self.assertEqual(exchange_end(server, b"\r\n"), b"")
+
+    def test_a_refusal_is_read_though_the_client_still_sends(self):
+        server = self.serve(self.FEED)
+        with connect(server) as connection:
+            connection.sendall(HEAD + b"Content-Length: 99999999\r\n\r\n")
+            for _ in range(400):
+                connection.sendall(bytes(65536))
+            connection.shutdown(socket.SHUT_WR)
+            self.assertEqual(Answer(read_all(connection)).status, 413)
+
+    def test_refused_requests_are_on_record(self):
+        server = self.serve(self.FEED)
+        exchange(server, b"\x00")
+        exchange(server, HEAD + b"X : 1\r\n\r\n")
+        exchange(server, HEAD + b"Content-Length: x\r\n\r\n")
+        exchange(server, b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        requests = server.requests
+        self.assertEqual(
+            [str(request) for request in requests],
+            ["(unreadable) -> 400", "GET /feed.xml -> 400", "GET /feed.xml -> 400"],
+        )
+        unreadable = requests[0]
+        self.assertEqual(
+            (
+                unreadable.method,
+                unreadable.target,
+                unreadable.url,
+                unreadable.path,
+                unreadable.body,
+            ),
+            ("", "", "", "", b""),
+        )
+        self.assertEqual((unreadable.query, len(unreadable.headers), unreadable.time), ({}, 0, NOW))
+        self.assertEqual(requests[2].headers["Content-Length"], "x")
+
+    def test_what_is_read(self):
+        server = self.serve(self.FEED)
+        fields = b"".join(b"X-%d: %s\r\n" % (n, b"x" * 8180) for n in range(100))
+        for request in (
+            HEAD + b"\r\n",
+            b"\r\n\r\n" + HEAD + b"\r\n",
+            HEAD + fields + b"\r\n",
+            b"GET /feed.xml?" + b"x" * 8000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"GET /feed.xml HTTP/1.1\r\nhost:\r\n\r\n",
+            b"GET /feed.xml HTTP/1.1\r\nHost: [::1]:80\r\n\r\n",
+            b"GET /feed.xml HTTP/1.1\r\nHost: x\r\nX:\t a\tb \t\r\nY: caf\xe9\r\n\r\n",
+            b"GET /feed.xml HTTP/1.2\r\nHost: x\r\n\r\n",
+            b"GET /feed.xml HTTP/1.0\r\n\r\n",
+            b"GET http://127.0.0.1:%d/feed.xml HTTP/1.1\r\nHost: other\r\n\r\n" % server.port,
+            b"GET HTTP://LocalHost:%d/feed.xml HTTP/1.1\r\nHost: other\r\n\r\n" % server.port,
+            HEAD + b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+            HEAD + b"Content-Length: 3, 3\r\n\r\nabc",
+            HEAD + b"Content-Length: 003\r\n\r\nabc",
+        ):
+            with self.subTest(request[:60]):
+                with connect(server) as connection:
+                    connection.sendall(request)
+                    connection.shutdown(socket.SHUT_WR)
+                    answer = Answer(read_all(connection))
+                self.assertEqual((answer.status, answer.body, answer.rest), (200, b"<rss/>", b""))
+        self.assertEqual(server.requests[6].headers.items()[1:], [("X", "a\tb"), ("Y", "caf\xe9")])
+
+    def test_byte_by_byte(self):
+        server = self.serve(self.FEED)
+        server.respond("/", lambda request: request.body)
+        request = (
+            b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        request += b'3\r\nabc\r\n2;x=y;z="\\""\r\nde\r\n0\r\nTrailer: 1\r\n\r\n'
+        answer = Answer(exchange(server, *(bytes([byte]) for byte in request)))
+        self.assertEqual(answer.body, b"abcde")
+
+
+def exchange_end(server, data):
+    """Send bytes and the end of the connection, return all that comes."""
+    with connect(server) as connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        return read_all(connection)
+
+
+# End to end
+
+
+class ProtocolTest(ServerTestCase):
+    FEED = {"feed.xml": comment('Header: ETag: "v1"'), "b.xml": b"<b/>"}
+
+    def test_urllib(self):
+        server = self.serve(self.FEED)
+        with urllib.request.urlopen(server.get_url("feed.xml")) as answer:
+            self.assertEqual(answer.read(), self.FEED["feed.xml"])
+            self.assertEqual(answer.headers["ETag"], '"v1"')
+        request = urllib.request.Request(
+            server.get_url("feed.xml"), headers={"If-None-Match": '"v1"'}
+        )
+        with self.assertRaises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request)
+        caught.exception.close()
+        self.assertEqual(caught.exception.code, 304)
+
+    def test_keep_alive(self):
+        server = self.serve(self.FEED)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+        with contextlib.closing(connection):
+            for path, status in (("/feed.xml", 200), ("/none", 404), ("/b.xml", 200)):
+                connection.request("GET", path)
+                response = connection.getresponse()
+                response.read()
+                self.assertEqual(response.status, status)
+        self.assertEqual(len({request.connection for request in server.requests}), 1)
+        self.get(server, "/b.xml")
+        self.assertNotEqual(server.requests[-1].connection, server.requests[0].connection)
+
+    def test_pipelining(self):
+        server = self.serve(self.FEED)
+        one = b"GET /b.xml HTTP/1.1\r\nHost: x\r\n\r\n"
+        last = b"GET /none HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        rest = exchange(server, one * 20 + last + one)
+        for _ in range(20):
+            answer = Answer(rest)
+            self.assertEqual((answer.status, answer.body), (200, b"<b/>"))
+            rest = answer.rest
+        self.assertEqual((Answer(rest).status, Answer(rest).rest), (404, b""))
+        self.assertEqual(len(server.requests), 21)
+
+    def test_http_1_0(self):
+        server = self.serve(self.FEED)
+        answer = Answer(exchange(server, b"GET /b.xml HTTP/1.0\r\n\r\n"))
+        self.assertEqual((answer.body, answer.headers["Connection"]), (b"<b/>", "close"))
+        kept = b"GET /b.xml HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n"
+        answer = Answer(exchange(server, kept + b"GET /b.xml HTTP/1.0\r\n\r\n"))
+        self.assertEqual(answer.headers["Connection"], "keep-alive")
+        self.assertEqual(Answer(answer.rest).body, b"<b/>")
+
+    def test_head(self):
+        server = self.serve(self.FEED)
+        wire = exchange(server, b"HEAD /feed.xml HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        head, _, body = wire.partition(b"\r\n\r\n")
+        self.assertIn(b"\r\nContent-Length: %d\r\n" % len(self.FEED["feed.xml"]), head)
+        self.assertEqual(body, b"")
+
+    def test_options(self):
+        server = self.serve(self.FEED)
+        for target in ("*", "/feed.xml", "/none"):
+            with self.subTest(target):
+                response = self.get(server, target, "OPTIONS")
+                self.assertEqual(
+                    (response.status, response.headers["Allow"]), (204, "GET, HEAD, OPTIONS")
+                )
+                self.assertIsNone(response.headers["Content-Length"])
+        self.assertEqual(
+            self.get(server, "/feed.xml", "PUT").headers["Allow"], "GET, HEAD, OPTIONS"
+        )
+
+    def test_expect_100_continue(self):
+        server = self.serve()
+        server.respond("/", lambda request: request.body)
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        head += b"Content-Length: 3\r\nExpect: 100-continue\r\n\r\n"
+        with connect(server) as connection:
+            connection.sendall(head)
+            interim = connection.recv(65536)
+            self.assertEqual(interim, b"HTTP/1.1 100 Continue\r\n\r\n")
+            connection.sendall(b"abc")
+            self.assertEqual(Answer(read_all(connection)).body, b"abc")
+        self.assertEqual(Answer(exchange(server, head + b"abc")).body, b"abc")
+        old = b"POST / HTTP/1.0\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
+        with connect(server) as connection:
+            connection.sendall(old)
+            connection.sendall(b"abc")
+            self.assertEqual(Answer(read_all(connection)).status, 200)
+
+    def test_a_large_file_is_streamed(self):
+        body = os.urandom(1 << 16) * 64
+        server = self.serve(
+            {"enclosure.mp3": body, "enclosure.mp3.headers": b"Header: X-Size: large"}
+        )
+        response = self.get(server, "/enclosure.mp3")
+        self.assertEqual(
+            (response.headers["X-Size"], response.headers["Content-Type"]), ("large", "audio/mpeg")
+        )
+        self.assertEqual(response.content, body)
+        self.assertEqual(server.requests[0].response.body, body)
+
+    def test_a_comment_that_ends_late_in_a_large_file_counts(self):
+        server = self.serve(
+            {"feed.xml": b"<!--\nStatus: 404\n" + b" " * 300_000 + b"-->" + b"x" * 300_000}
+        )
+        self.assertEqual(self.get(server, "/feed.xml").status, 404)
+
+    def test_a_file_that_shrinks_ends_the_connection(self):
+        directory = self.make_directory({"a.bin": bytes(300_000)})
+        response = feedtestserver._load(str(directory), "a.bin")
+        (directory / "a.bin").write_bytes(bytes(10))
+        with self.assertRaisesRegex(ConnectionError, "a.bin ends 299990 bytes too early"):
+            feedtestserver._write(planned(response), bytes)
+
+    def test_a_large_body_to_a_client_that_leaves(self):
+        server = self.serve({"a.bin": bytes(10_000_000)})
+        with connect(server) as connection:
+            connection.sendall(b"GET /a.bin HTTP/1.1\r\nHost: x\r\n\r\n")
+            connection.recv(10)
+        self.assertEqual(self.get(server, "/none").status, 404)
+        self.assertEqual(server.errors, [])
+
+    def test_wrong_length_ends_the_connection(self):
+        server = self.serve()
+        server.respond("/", Response(b"12345", headers={"Content-Length": "4"}))
+        wire = exchange(
+            server, b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n"
+        )
+        self.assertTrue(wire.endswith(b"\r\n\r\n12345"))
+
+    def test_directives_that_are_wrong_are_a_500_with_the_same_words(self):
+        server = self.serve(
+            {"feed.xml": b"<!--\nStatus: x\n-->", "a.json": b"{}", "a.json.headers": b"Stauts: 1\n"}
+        )
+        for name, words in (
+            ("feed.xml", "line 2: Status: found 'x'; it takes three digits"),
+            ("a.json.headers", "line 1: found the key 'Stauts'; the directive is Status"),
+        ):
+            response = self.get(server, "/" + name.replace(".headers", ""))
+            where = os.path.join(server.directory, name)
+            self.assertEqual(response.status, 500)
+            self.assertEqual(
+                response.content.decode()[: len(where) + 2 + len(words)], f"{where}, {words}"
+            )
+            self.assertEqual(server.errors[-1], response.content.decode().rstrip("\n"))
+
+    def test_other_hosts(self):
+        server = self.serve(
+            {"example.com/feed.xml": comment("Header: L: {{base_url}}"), "feed.xml": b"own"}
+        )
+        for target, status in (
+            ("http://example.com/feed.xml", 200),
+            ("https://EXAMPLE.com:8443/feed.xml", 200),
+            ("http://example.com/none", 404),
+            ("http://example.com", 404),
+            ("http://example.com?x", 404),
+            ("http://127.0.0.1/feed.xml", 502),
+            ("http://unknown.example/feed.xml", 502),
+            ("http://../feed.xml", 502),
+            ("http://..%2f/feed.xml", 502),
+            ("http://[::1]/feed.xml", 502),
+        ):
+            with self.subTest(target):
+                request = f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+                self.assertEqual(Answer(exchange(server, request.encode())).status, status)
+        first = server.requests[0]
+        self.assertEqual(str(first), "GET http://example.com/feed.xml -> 200")
+        self.assertEqual(
+            (first.path, dict(first.response.headers)["L"]), ("/feed.xml", "http://example.com")
+        )
+        self.assertEqual(server.requests[1].url, "https://example.com:8443/feed.xml")
+        self.assertEqual(len(server.errors), 5)
+        self.assertEqual(
+            server.errors[1],
+            "GET http://unknown.example/feed.xml: no such host here; the folder"
+            f" {os.path.join(server.directory, 'unknown.example')}"
+            " or respond('http://unknown.example/feed.xml', ...) would answer",
+        )
+
+    def test_a_name_in_the_host_field_is_the_server_itself(self):
+        server = self.serve({"example.com/feed.xml": b"other", "feed.xml": b"own"})
+        self.assertEqual(
+            self.get(server, "/feed.xml", headers={"Host": "example.com"}).content, b"own"
+        )
+
+    def test_handlers_may_add_methods(self):
+        class Handler(FeedTestRequestHandler):
+            def do_POST(self):
+                self.reply(Response(self.received.body, 201))
+
+            def do_PATCH(self):
+                pass
+
+            def do_PUT(self):
+                self.reply(Response())
+                self.reply(Response())
+
+        class Server(FeedTestServer):
+            handler_class = Handler
+
+        server = self.serve({}, Server)
+        response = self.get(server, "/x", "POST", b"abc")
+        self.assertEqual((response.status, response.content), (201, b"abc"))
+        self.assertEqual(
+            self.get(server, "/x", "DELETE").headers["Allow"],
+            "GET, HEAD, OPTIONS, PATCH, POST, PUT",
+        )
+        self.assertEqual(server.errors, [])
+        for method, words in (
+            ("PATCH", "do_PATCH() did not call self.reply()"),
+            ("PUT", "do_PUT() called self.reply() twice"),
+        ):
+            self.assertEqual(self.get(server, "/x", method).status, 500)
+            self.assertIn(words, server.errors[-1])
+
+    def test_nothing_is_printed_and_the_log_stays_below_warning(self):
+        server = self.serve(self.FEED)
+        with self.assertLogs("feedtestserver", logging.DEBUG) as logs:
+            self.get(server, "/b.xml")
+            exchange(server, b"\x00")
+        self.assertEqual(
+            [record.getMessage() for record in logs.records],
+            ["GET /b.xml -> 200", "(unreadable) -> 400"],
+        )
+        self.assertLess(max(record.levelno for record in logs.records), logging.WARNING)
+
+
+class DataTest(FeedTestServerMixin, ServerTestCase):
+    """Every fixture of data/ is served as it says itself."""
+
+    def test_fixtures(self):
+        fixtures = self.server.fixtures()
+        self.assertGreater(len(fixtures), 50)
+        for fixture in fixtures:
+            response = self.get(self.server, fixture.url[len(self.base_url) :])
+            names = {
+                "status": response.status,
+                "reason": response.reason,
+                "headers": response.headers,
+                "body": response.content,
+                "file": fixture.path.read_bytes(),
+                "base_url": self.base_url,
+                "host": "127.0.0.1",
+                "port": str(self.server.port),
+                "gzip": gzip,
+                "json": json,
+            }
+            expectations = fixture.directives.get_all("Expect")
+            self.assertTrue(expectations, fixture)
+            self.assertTrue(fixture.directives["Description"], fixture)
+            for expectation in expectations:
+                with self.subTest(fixture.name, expect=expectation):
+                    seen = f"{response.status} {response.headers.items()} {response.content!r:.500}"
+                    self.assertTrue(eval(expectation, names), seen)
+
+    def test_every_directive_is_shown(self):
+        shown = {
+            key.lower()
+            for fixture in self.server.fixtures()
+            for key, _ in fixture.directives.items()
+        }
+        self.assertEqual(set(feedtestserver._RULES) - shown, set())
+
+
+# Life cycle
+
+
+class LifeCycleTest(ServerTestCase):
+    def setUp(self):
+        super().setUp()
+        self.threads = threading.active_count()
+
+    def assert_gone(self, server):
+        self.assertFalse(server.is_alive())
+        self.assertFalse(server.ready)
+        self.assertEqual(threading.active_count(), self.threads)
+        with self.assertRaises(ConnectionRefusedError):
+            connect(server)
+
+    def test_with(self):
+        with FeedTestServer(self.make_directory()) as server:
+            self.assertTrue(server.ready)
+            self.assertEqual(server.base_url, f"http://127.0.0.1:{server.port}")
+            self.assertIsInstance(server, threading.Thread)
+        self.assert_gone(server)
+
+    def test_stop_is_idempotent(self):
+        server = FeedTestServer(self.make_directory())
+        server.stop()
+        server.start()
+        server.stop()
+        server.stop()
+        self.assert_gone(server)
+
+    def test_started_once_only(self):
+        server = self.serve()
+        for _ in range(2):
+            with self.assertRaisesRegex(RuntimeError, "a server is started once only"):
+                server.start()
+            server.stop()
+        self.assert_gone(server)
+
+    def test_missing_directory(self):
+        directory = self.make_directory({"file": b""})
+        for name, error in (("none", FileNotFoundError), ("file", NotADirectoryError)):
+            server = FeedTestServer(directory / name)
+            with self.assertRaisesRegex(error, "there is no such directory to serve.*" + name):
+                server.start()
+            server.stop()
+        self.assertEqual(threading.active_count(), self.threads)
+
+    def test_directory_is_made_absolute_at_once(self):
+        self.assertEqual(FeedTestServer("x").directory, os.path.join(os.getcwd(), "x"))
+
+    def test_no_url_before_start(self):
+        with self.assertRaisesRegex(RuntimeError, r"start\(\) must be called first"):
+            FeedTestServer().get_url("x")
+
+    def test_port_in_use(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            server = FeedTestServer(self.make_directory(), port=port, bind_timeout=0)
+            with self.assertRaisesRegex(
+                OSError, f"port {port} of 127.0.0.1 cannot be had: "
+            ) as caught:
+                server.start()
+            self.assertEqual(caught.exception.errno, errno.EADDRINUSE)
+        server.start()
+        server.stop()
+        self.assert_gone(server)
+
+    def test_other_errors_are_not_tried_again(self):
+        server = FeedTestServer(self.make_directory(), host="192.0.2.1", bind_timeout=1000)
+        with self.assertRaises(OSError) as caught:
+            server.start()
+        self.assertEqual(caught.exception.errno, errno.EADDRNOTAVAIL)
+
+    def test_leaked_sockets_are_collected(self):
+        class Leak:
+            def __init__(self):
+                self.me = self
+                self.socket = socket.create_server(("127.0.0.1", 0))
+                self.port = self.socket.getsockname()[1]
+
+            def __del__(self):
+                self.socket.close()
+
+        gc.disable()
+        self.addCleanup(gc.enable)
+        port = Leak().port
+        with FeedTestServer(self.make_directory(), port=port, bind_timeout=PATIENCE) as server:
+            self.assertEqual(server.port, port)
+
+    def test_stop_ends_connections_of_all_kinds(self):
+        server = self.serve({"a.bin": bytes(20_000_000)})
+        idle, half, body, unread, kept = (connect(server) for _ in range(5))
+        half.sendall(b"GET / HT")
+        body.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
+        unread.sendall(b"GET /a.bin HTTP/1.1\r\nHost: x\r\n\r\n")
+        kept.sendall(b"GET /none HTTP/1.1\r\nHost: x\r\n\r\n")
+        server.wait_for_request("/a.bin")
+        server.wait_for_request("/none")
+        server.stop()
+        for connection in (idle, half, body, unread, kept):
+            with contextlib.closing(connection), contextlib.suppress(ConnectionError):
+                read_all(connection)
+        self.assert_gone(server)
+        self.assertEqual(len(server.requests), 2)
+
+    def test_stop_from_ten_threads(self):
+        server = self.serve()
+        threads = [threading.Thread(target=server.stop) for _ in range(10)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assert_gone(server)
+
+    def test_stop_names_the_callable_that_runs(self):
+        server = self.serve()
+        server.stop_timeout = 0.01
+        entered, release = threading.Event(), threading.Event()
+
+        def answer(request):
+            entered.set()
+            release.wait(PATIENCE)
+            return 200
+
+        server.respond("/slow", answer)
+        with connect(server) as connection:
+            connection.sendall(b"GET /slow?x=1 HTTP/1.1\r\nHost: x\r\n\r\n")
+            entered.wait(PATIENCE)
+            with self.assertRaisesRegex(
+                RuntimeError,
+                r"^stop\(\) waited 0.01 s for the callable that answers GET /slow\?x=1;"
+                " it must come to an end by itself$",
+            ):
+                server.stop()
+            with self.assertRaises(ConnectionRefusedError):
+                connect(server)
+            release.set()
+            server.stop_timeout = PATIENCE
+            server.stop()
+        self.assert_gone(server)
+
+    def test_stop_from_inside_a_callable(self):
+        server = self.serve()
+
+        def answer(request):
+            server.stop()
+            return b"stopped"
+
+        server.respond("/", answer)
+        self.assertEqual(self.get(server, "/").content, b"stopped")
+        server.stop()
+        self.assert_gone(server)
+
+    def test_quit(self):
+        server = self.serve()
+        with connect(server):
+            stop_server(server.port)
+            with self.assertRaises(ConnectionRefusedError):
+                stop_server(server.port)
+            server.join()
+            server.stop()
+        self.assert_gone(server)
+        self.assertEqual(server.requests, [])
+
+    def test_quit_is_for_clients_on_this_machine(self):
+        for address, loopback in (
+            ("127.0.0.1", True),
+            ("127.1.2.3", True),
+            ("::1", True),
+            ("::ffff:127.0.0.1", True),
+            ("192.0.2.1", False),
+            ("1127.0.0.1", False),
+            ("::2", False),
+        ):
+            with self.subTest(address):
+                self.assertEqual(feedtestserver._is_loopback(address), loopback)
+
+        class Elsewhere(FeedTestRequestHandler):
+            def do_QUIT(self):
+                self.client_address = ("192.0.2.1", 1)
+                super().do_QUIT()
+
+        server = self.serve()
+        server._httpd.RequestHandlerClass = lambda *args: Elsewhere(server, *args)
+        with self.assertRaisesRegex(PermissionError, "answered QUIT with 'HTTP/1.1 403 Forbidden'"):
+            stop_server(server.port)
+        self.assertTrue(server.ready)
+
+    def test_the_default_timeout_is_for_clients(self):
+        self.addCleanup(socket.setdefaulttimeout, socket.getdefaulttimeout())
+        socket.setdefaulttimeout(1e-6)
+        server = self.serve({"feed.xml": b"<rss/>"})
+        socket.setdefaulttimeout(None)
+        self.assertIsNone(server._httpd.socket.gettimeout())
+        self.assertEqual(self.get(server, "/feed.xml").content, b"<rss/>")
+
+    def test_many_connections_at_once(self):
+        server = self.serve({"feed.xml": b"<rss/>"})
+        connections = [connect(server) for _ in range(100)]
+        for connection in connections:
+            connection.sendall(HEAD + b"\r\n")
+        for connection in connections:
+            with contextlib.closing(connection):
+                self.assertTrue(connection.recv(65536).endswith(b"<rss/>"))
+        server.stop()
+        self.assert_gone(server)
+
+    def test_accept_without_descriptors_waits_for_one(self):
+        server = self.serve({"feed.xml": b"<rss/>"})
+        httpd = server._httpd
+        accept, failures = httpd.get_request, [OSError(errno.EMFILE, "Too many open files")]
+
+        def get_request():
+            accepted = accept()
+            if failures:
+                accepted[0].close()
+                raise failures.pop()
+            return accepted
+
+        httpd.get_request = get_request
+        with contextlib.suppress(ConnectionError):
+            for _ in range(3):
+                exchange(server, HEAD + b"Connection: close\r\n\r\n")
+        self.assertEqual(self.get(server, "/feed.xml").content, b"<rss/>")
+
+    def test_no_thread_to_be_had(self):
+        server = self.serve({"feed.xml": b"<rss/>"})
+        start = threading.Thread.start
+
+        def fail(thread):
+            raise RuntimeError("can't start new thread")
+
+        threading.Thread.start = fail
+        self.addCleanup(setattr, threading.Thread, "start", start)
+        for _ in range(3):
+            self.assertEqual(self.get(server, "/feed.xml").content, b"<rss/>")
+        server.stop()
+
+    def test_no_thread_for_the_server(self):
+        server = FeedTestServer(self.make_directory())
+        start = threading.Thread.start
+
+        def fail(thread):
+            raise RuntimeError("can't start new thread")
+
+        threading.Thread.start = fail
+        self.addCleanup(setattr, threading.Thread, "start", start)
+        with self.assertRaisesRegex(RuntimeError, "can't start new thread"):
+            server.start()
+        server.stop()
+        with self.assertRaises(ConnectionRefusedError):
+            connect(server)
+
+    @unittest.skipUnless(hasattr(os, "fork"), "there is no fork() here")
+    def test_a_forked_child_leaves_the_server_alone(self):
+        server = self.serve({"feed.xml": b"<rss/>"})
+        script = textwrap.dedent(
+            """
+            import os, sys, warnings
+            warnings.simplefilter("ignore", DeprecationWarning)  # of fork() beside threads
+            import urllib.request, feedtestserver
+            with feedtestserver.FeedTestServer(sys.argv[1]) as server:
+                child = os.fork()
+                if not child:
+                    server.stop()
+                    os._exit(0)
+                os.waitpid(child, 0)
+                print(urllib.request.urlopen(server.get_url("feed.xml")).read())
+                child = os.fork()
+                if not child:
+                    sys.exit()
+                os.waitpid(child, 0)
+                print(urllib.request.urlopen(server.get_url("feed.xml")).read())
+            """
+        )
+        done = run([sys.executable, "-c", script, server.directory])
+        self.assertEqual((done.stdout, done.stderr), ("b'<rss/>'\nb'<rss/>'\n", ""))
+
+    def test_an_interpreter_ends_with_a_server_that_was_never_stopped(self):
+        script = "import sys, feedtestserver; feedtestserver.FeedTestServer(sys.argv[1]).start()"
+        done = run([sys.executable, "-c", script, str(HERE)])
+        self.assertEqual(done.returncode, 0)
+
+    def test_all_addresses(self):
+        server = self.serve({"feed.xml": b"<rss/>"}, host="0.0.0.0")
+        self.assertEqual(server.base_url, f"http://127.0.0.1:{server.port}")
+        self.assertEqual(self.get(server, "/feed.xml").content, b"<rss/>")
+
+    def test_ipv6(self):
+        try:
+            socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        except OSError as error:
+            self.skipTest(f"no IPv6 here: {error}")
+        server = self.serve({"feed.xml": b"<rss/>"}, host="::1")
+        self.assertEqual(server.base_url, f"http://[::1]:{server.port}")
+        with urllib.request.urlopen(server.get_url("feed.xml")) as answer:
+            self.assertEqual(answer.read(), b"<rss/>")
+        stop_server(server.port, "::1")
+
+    def test_no_name_is_looked_up(self):
+        script = textwrap.dedent(
+            """
+            import sys, urllib.request, feedtestserver
+            looked_up = []
+            events = ("socket.getaddrinfo", "socket.gethostby", "socket.getnameinfo")
+            def note(event, args):
+                if event.startswith(events):
+                    looked_up.append(args)
+            sys.addaudithook(note)
+            with feedtestserver.FeedTestServer(sys.argv[1]) as server:
+                print(looked_up)
+                urllib.request.urlopen(server.get_url("feed.xml")).close()
+            print({args[0] for args in looked_up} - {"127.0.0.1"})
+            """
+        )
+        directory = self.make_directory({"feed.xml": b"<rss/>"})
+        done = run([sys.executable, "-c", script, str(directory)])
+        self.assertEqual((done.stdout, done.stderr), ("[]\nset()\n", ""))
+
+
+class StoppableHttpServerTest(unittest.TestCase):
+    """It serves any handler class."""
+
+    def start(self, handler):
+        server = StoppableHttpServer(("127.0.0.1", 0), handler)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        self.addCleanup(thread.join)
+        self.addCleanup(server.shutdown)
+        return server, thread
+
+    def test_any_handler(self):
+        class Handler(SimpleHTTPRequestHandler):
+            def log_message(self, *args):
+                pass
+
+        server, thread = self.start(Handler)
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/") as answer:
+            self.assertEqual(answer.status, 200)
+        server.shutdown()
+        thread.join()
+        with self.assertRaises(ConnectionRefusedError):
+            socket.create_connection(server.server_address)
+
+    def test_shutdown_before_it_serves(self):
+        server = StoppableHttpServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
+        server.shutdown()
+        server.serve_forever()
+        self.assertLess(server.socket.fileno(), 0)
+
+    def test_shutdown_from_a_handler(self):
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self):
+                self.server.shutdown()
+                self.request.sendall(b"done")
+
+        server, thread = self.start(Handler)
+        with socket.create_connection(server.server_address, PATIENCE) as connection:
+            self.assertEqual(read_all(connection), b"done")
+        thread.join()
+
+    def test_an_exception_of_a_handler_is_reported(self):
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self):
+                raise ValueError("a fault of the handler")
+
+        server, _ = self.start(Handler)
+        with contextlib.redirect_stderr(io.StringIO()) as stderr:
+            with socket.create_connection(server.server_address, PATIENCE) as connection:
+                self.assertEqual(read_all(connection), b"")
+            server.shutdown()
+        self.assertIn("a fault of the handler", stderr.getvalue())
+
+    def test_a_lost_connection_is_not(self):
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self):
+                raise ConnectionResetError
+
+        server, _ = self.start(Handler)
+        with contextlib.redirect_stderr(io.StringIO()) as stderr:
+            with socket.create_connection(server.server_address, PATIENCE) as connection:
+                self.assertEqual(read_all(connection), b"")
+            server.shutdown()
+        self.assertEqual(stderr.getvalue(), "")
+
+    def test_where_shutdown_of_a_listening_socket_does_nothing(self):
+        """Elsewhere than on Linux, accept() is woken by connections."""
+
+        class Listening(socket.socket):
+            def shutdown(self, how):
+                raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+        class Deaf(StoppableHttpServer):
+            def server_bind(self):
+                super().server_bind()
+                self.socket = Listening(fileno=self.socket.detach())
+
+        server = Deaf(("127.0.0.1", 0), SimpleHTTPRequestHandler)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        connections = [socket.create_connection(server.server_address, PATIENCE) for _ in range(3)]
+        server.shutdown()
+        thread.join()
+        for connection in connections:
+            connection.close()
+        self.assertLess(server.socket.fileno(), 0)
+
+
+# The record and the script
+
+
+class RequestTest(ServerTestCase):
+    def test_fields(self):
+        server = self.serve()
+        server.respond("/caf\u00e9", 201)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+        with contextlib.closing(connection):
+            connection.putrequest("POST", "/caf%C3%A9?a=1&a=2&b=%20")
+            connection.putheader("X-Twice", "1")
+            connection.putheader("x-twice", "2")
+            connection.putheader("Content-Length", "3")
+            connection.endheaders(b"abc")
+            connection.getresponse().read()
+        [request] = server.requests
+        self.assertEqual((request.method, request.target), ("POST", "/caf%C3%A9?a=1&a=2&b=%20"))
+        self.assertEqual(request.url, f"{server.base_url}/caf%C3%A9?a=1&a=2&b=%20")
+        self.assertEqual(request.path, "/caf\u00e9")
+        self.assertEqual(request.query, {"a": ["1", "2"], "b": [" "]})
+        self.assertEqual(request.headers.get_all("X-TWICE"), ["1", "2"])
+        self.assertEqual(request.headers["host"], f"127.0.0.1:{server.port}")
+        self.assertIsNone(request.headers["Accept"])
+        self.assertEqual((request.body, request.time, request.connection), (b"abc", NOW, 1))
+        self.assertEqual((request.response.status, request.response.body), (201, b""))
+        self.assertIn(("Date", NOW_DATE), request.response.headers)
+        self.assertEqual(str(request), "POST /caf%C3%A9?a=1&a=2&b=%20 -> 201")
+        self.assertEqual(repr(request), f"<Request {request}>")
+
+    def test_raw_utf_8_in_a_target_is_read_as_it_was_meant(self):
+        server = self.serve({"caf\u00e9.xml": b"<rss/>"})
+        answer = Answer(
+            exchange_end(server, "GET /caf\u00e9.xml HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        )
+        self.assertEqual(answer.status, 200)
+        self.assertEqual(server.requests[0].path, "/caf\u00e9.xml")
+
+    def test_recorded_before_the_first_byte_is_sent(self):
+        server = self.serve({"feed.xml": b"<rss/>"})
+        for number in range(1, 200):
+            self.get(server, "/feed.xml")
+            self.assertEqual(len(server.requests), number)
+
+    def test_requests_is_a_snapshot(self):
+        server = self.serve()
+        before = server.requests
+        self.get(server, "/none")
+        self.assertEqual(before, [])
+        server.requests.clear()
+        self.assertEqual(len(server.requests), 1)
+
+    def test_get_url(self):
+        server = self.serve()
+        for path, encoded in (
+            ("feed.xml", "feed.xml"),
+            ("/feed.xml", "feed.xml"),
+            ("", ""),
+            ("my feed.xml", "my%20feed.xml"),
+            ("my%20feed.xml", "my%20feed.xml"),
+            ("caf\u00e9?q=\u00fc&r=1", "caf%C3%A9?q=%C3%BC&r=1"),
+        ):
+            with self.subTest(path):
+                self.assertEqual(server.get_url(path), f"{server.base_url}/{encoded}")
+
+
+class RespondTest(ServerTestCase):
+    FILES = {"v1.xml": b"<v1/>", "v2.xml": b"<!-- Status: 203 --><v2/>", "v3.json": b"{}"}
+
+    def statuses(self, server, path, number):
+        return [self.get(server, path).status for _ in range(number)]
+
+    def test_steps_of_every_kind(self):
+        server = self.serve(self.FILES)
+        server.respond(
+            "/feed.xml",
+            "v1.xml",
+            "/v2.xml",
+            404,
+            b"<bytes/>",
+            Response(b"<response/>", 201),
+            lambda request: 410,
+            lambda request: request.headers["X"].encode(),
+            lambda request: "v3.json",
+            lambda request: lambda request: Response(status=418),
+        )
+        said = [self.get(server, "/feed.xml", headers={"X": "x"}) for _ in range(11)]
+        self.assertEqual(
+            [response.status for response in said],
+            [200, 203, 404, 200, 201, 410, 200, 200, 418, 418, 418],
+        )
+        self.assertEqual(said[0].content, b"<v1/>")
+        self.assertEqual(said[3].content, b"<bytes/>")
+        self.assertEqual(said[3].headers["Content-Type"], "application/xml")
+        self.assertEqual(said[6].content, b"x")
+        self.assertEqual(said[7].headers["Content-Type"], "application/json")
+
+    def test_steps_answer_every_method(self):
+        server = self.serve(self.FILES)
+        server.respond("/feed.xml", b"<rss/>")
+        for method in ("GET", "HEAD", "POST", "OPTIONS", "BREW"):
+            with self.subTest(method):
+                self.assertEqual(self.get(server, "/feed.xml", method).status, 200)
+
+    def test_steps_honour_conditions(self):
+        server = self.serve()
+        server.respond("/feed.xml", Response(b"<rss/>", headers={"ETag": '"v1"'}))
+        self.assertEqual(
+            self.get(server, "/feed.xml", headers={"If-None-Match": '"v1"'}).status, 304
+        )
+
+    def test_paths(self):
+        server = self.serve()
+        server.respond("bare", 201)
+        server.respond("/my feed.xml", 202)
+        server.respond("/caf%C3%A9", 203)
+        server.respond("/?feed=rss2", 206)
+        server.respond("/", 208)
+        server.respond("https://Example.com:443/feed.xml", 209)
+        server.respond(f"{server.base_url}/own", 210)
+        server.respond("http://[::1]:99/x?a b=\u00fc", 211)
+        for target, status in (
+            ("/bare", 201),
+            ("/bare?any=query", 201),
+            ("/my%20feed.xml", 202),
+            ("/caf%c3%a9", 203),
+            ("/?feed=rss2", 206),
+            ("/?feed=atom", 208),
+            ("/", 208),
+            ("https://example.com/feed.xml", 209),
+            ("http://example.com/feed.xml", 502),
+            ("https://example.com/other.xml", 404),
+            ("/feed.xml", 404),
+            ("/own", 210),
+            (f"{server.base_url}/bare", 201),
+            ("http://[::1]:99/x?a%20b=%C3%BC", 211),
+        ):
+            with self.subTest(target):
+                request = f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+                self.assertEqual(Answer(exchange(server, request.encode())).status, status)
+
+    def test_steps_are_replaced_and_cleared(self):
+        server = self.serve()
+        server.respond("/x", 201, 202)
+        server.respond("/x", 203)
+        self.assertEqual(self.statuses(server, "/x", 2), [203, 203])
+        server.clear()
+        self.assertEqual(self.statuses(server, "/x", 1), [404])
+        self.assertEqual(len(server.requests), 1)
+
+    def test_steps_are_checked_at_the_call(self):
+        server = self.serve({"v1.xml": b"", "wrong.xml": b"<!-- Status: x -->"})
+        for steps, error, words in (
+            ((), ValueError, r"respond\('/x'\) needs at least one step"),
+            ((None,), TypeError, "found None as a step; it takes a fixture's name"),
+            ((99,), ValueError, "Status: found '99'"),
+            ((True,), ValueError, "Status: found 'True'"),
+            (
+                ("v2.xml",),
+                FileNotFoundError,
+                "no such fixture in .*; the nearest name there is 'v1.xml'",
+            ),
+            (("../v1.xml",), FileNotFoundError, "no such fixture"),
+            (("wrong.xml",), DirectiveError, "line 1: Status: found 'x'"),
+        ):
+            with self.subTest(steps), self.assertRaisesRegex(error, words):
+                server.respond("/x", *steps)
+        self.assertEqual(self.statuses(server, "/x", 1), [404])
+
+    def test_a_callable_that_fails_is_a_500_with_its_words(self):
+        server = self.serve()
+
+        def outcome(request):
+            raise KeyboardInterrupt("as pytest's outcomes are no Exception")
+
+        for step, words in (
+            (lambda request: 1 / 0, "GET /x: ZeroDivisionError('division by zero')"),
+            (lambda request: None, 'GET /x: TypeError("found None as a step;'),
+            (lambda request: "none.xml", "no such fixture in"),
+            (outcome, "GET /x: KeyboardInterrupt("),
+        ):
+            server.clear()
+            server.respond("/x", step)
+            with self.subTest(words):
+                response = self.get(server, "/x")
+                [error] = server.errors
+                self.assertEqual(response.status, 500)
+                self.assertIn(words, error)
+                self.assertEqual(response.content.decode(), error + "\n")
+
+    def test_each_step_is_taken_once_by_ten_threads(self):
+        server = self.serve()
+        server.respond("/x", *range(200, 250), 599)
+        statuses = []
+
+        def fetch():
+            statuses.extend(self.statuses(server, "/x", 5))
+
+        threads = [threading.Thread(target=fetch) for _ in range(10)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(sorted(statuses), list(range(200, 250)))
+
+
+class WaitTest(ServerTestCase):
+    def test_it_waits_for_the_last_of_so_many(self):
+        server = self.serve()
+        thread = threading.Thread(target=self.fetch, args=(server, 3))
+        thread.start()
+        request = server.wait_for_request("/x", times=3, timeout=PATIENCE)
+        self.assertEqual(request.query, {"n": ["2"]})
+        thread.join()
+
+    def fetch(self, server, number):
+        for n in range(number):
+            self.get(server, f"/x?n={n}")
+
+    def test_filters(self):
+        server = self.serve()
+        self.get(server, "/x", "POST", b"abc", {"X": "1"})
+        for arguments, found in (
+            ({}, True),
+            ({"path": "x"}, True),
+            ({"path": "/y"}, False),
+            ({"path": "/x?"}, False),
+            ({"method": "POST"}, True),
+            ({"method": "GET"}, False),
+            ({"headers": {"x": "1"}}, True),
+            ({"headers": {"X": "2"}}, False),
+            ({"headers": {"Y": None}}, True),
+            ({"headers": {"X": None}}, False),
+            ({"body": b"abc"}, True),
+            ({"body": "abc"}, True),
+            ({"body": b""}, False),
+        ):
+            with self.subTest(arguments):
+                if found:
+                    self.assertIs(
+                        server.wait_for_request(**arguments, timeout=0), server.requests[0]
+                    )
+                else:
+                    with self.assertRaises(AssertionError):
+                        server.wait_for_request(**arguments, timeout=0)
+
+    def test_it_says_what_did_arrive(self):
+        server = self.serve()
+        self.get(server, "/other", headers={"X": "1"})
+        with self.assertRaises(AssertionError) as caught:
+            server.wait_for_request(
+                "/x", method="GET", headers={"X": "1"}, body=b"", times=2, timeout=0
+            )
+        self.assertEqual(
+            str(caught.exception),
+            "GET /x with X: 1 and with the body b'' was requested not at all,"
+            " expected at least twice within 0 s\n"
+            "The server got:\n  GET /other -> 404\n      X: 1\n      b''",
+        )
+
+    def test_it_does_not_wait_for_a_server_that_has_stopped(self):
+        server = self.serve()
+        thread = threading.Thread(target=server.stop)
+        thread.start()
+        with self.assertRaisesRegex(AssertionError, "The server got no request."):
+            server.wait_for_request("/x", timeout=1000)
+        thread.join()
+
+
+# The mixin
+
+
+def run_test(test_class, name="test"):
+    """Run one test of a class; returns the result."""
+    result = unittest.TestResult()
+    test_class(name).run(result)
+    return result
+
+
+class MixinTest(FeedTestServerMixin, ServerTestCase):
+    data_directory = HERE / "data"
+
+    def failure(self, function, *args, **kwargs):
+        with self.assertRaises(self.failureException) as caught:
+            function(*args, **kwargs)
+        return str(caught.exception)
+
+    def test_urls(self):
+        self.assertEqual(self.base_url, self.server.base_url)
+        self.assertEqual(self.get_url("/a b"), f"{self.base_url}/a%20b")
+
+    def test_assert_requested(self):
+        for number in "12":
+            self.get(self.server, "/x", headers={"N": number})
+        self.assertIs(self.assertRequested("/x"), self.server.requests[1])
+        self.assertIs(
+            self.assertRequested("x", headers={"N": "1"}, times=1), self.server.requests[0]
+        )
+        self.assertNotRequested("/y")
+        self.assertNotRequested("/x", method="POST")
+        self.assertNotRequested("/x", headers={"N": "3"})
+        self.assertNotRequested("/x", body=b"x")
+
+    def test_failures_show_what_did_arrive(self):
+        self.assertEqual(
+            self.failure(self.assertRequested, "/x"),
+            "/x was requested not at all, expected at least once\nThe server got no request.",
+        )
+        self.get(self.server, "/x", headers={"N": "1"})
+        self.get(self.server, "/y", "POST", b"abc")
+        self.assertEqual(
+            self.failure(self.assertRequested, "/x", times=2, method="GET", msg="twice a day"),
+            "GET /x was requested once, expected twice\n"
+            "The server got:\n  GET /x -> 404\n  POST /y -> 405 : twice a day",
+        )
+        self.assertEqual(
+            self.failure(self.assertRequested, "/x", headers={"n": "2"}),
+            "/x with n: 2 was requested not at all, expected at least once\n"
+            "The server got:\n  GET /x -> 404\n      n: 1\n  POST /y -> 405",
+        )
+        self.assertEqual(
+            self.failure(self.assertNotRequested, "/x", headers={"M": None}),
+            "/x without M was requested once, expected not at all\n"
+            "The server got:\n  GET /x -> 404\n  POST /y -> 405",
+        )
+        self.assertIn("\n      b'abc'", self.failure(self.assertRequested, "/y", body="def"))
+
+    def test_errors_of_the_server_fail_the_test(self):
+        class Test(FeedTestServerMixin, unittest.TestCase):
+            def test(self):
+                self.server.respond("/x", lambda request: 1 / 0)
+                with contextlib.suppress(urllib.error.HTTPError):
+                    urllib.request.urlopen(self.get_url("/x"))
+
+            def test_cleared(self):
+                self.test()
+                self.server.clear()
+
+        result = run_test(Test)
+        self.assertEqual((len(result.failures), result.errors), (1, []))
+        self.assertIn("the server found errors:\nGET /x: ZeroDivisionError", result.failures[0][1])
+        self.assertTrue(run_test(Test, "test_cleared").wasSuccessful())
+
+    def test_a_server_for_each_test_that_is_gone_after_it(self):
+        servers = []
+
+        class Test(FeedTestServerMixin, unittest.TestCase):
+            def test(self):
+                servers.append(self.server)
+
+        test = Test("test")
+        for _ in range(2):
+            test.run()
+        self.assertEqual([server.is_alive() for server in servers], [False, False])
+        self.assertIsNot(*servers)
+
+    def test_a_forgotten_setup(self):
+        outer = self
+
+        class Test(FeedTestServerMixin, unittest.TestCase):
+            def setUp(self):
+                pass
+
+            def test(self):
+                outer.assertTrue(self.server.ready)
+                Test.used = self.server
+
+            def test_without(self):
+                pass
+
+        self.assertTrue(run_test(Test).wasSuccessful())
+        self.assertFalse(Test.used.is_alive())
+        self.assertTrue(run_test(Test, "test_without").wasSuccessful())
+
+    def test_the_server_is_there_for_later_cleanups(self):
+        class Test(FeedTestServerMixin, unittest.TestCase):
+            def test(self):
+                self.addCleanup(lambda: self.assertTrue(self.server.ready))
+
+        self.assertTrue(run_test(Test).wasSuccessful())
+
+    def test_cooperates_with_other_bases(self):
+        calls = []
+
+        class Base(unittest.TestCase):
+            def setUp(self):
+                super().setUp()
+                calls.append("setUp")
+
+        class Test(FeedTestServerMixin, Base):
+            def test(self):
+                calls.append("test")
+
+        self.assertTrue(run_test(Test).wasSuccessful())
+        self.assertEqual(calls, ["setUp", "test"])
+
+    def test_class_attributes(self):
+        class Server(FeedTestServer):
+            pass
+
+        class Test(FeedTestServerMixin, unittest.TestCase):
+            data_directory = "data/formats"
+            server_class = Server
+            server_options = {"bind_timeout": 3.0}
+
+            def test(self):
+                Test.used = self.server
+
+        self.assertTrue(run_test(Test).wasSuccessful())
+        self.assertIsInstance(Test.used, Server)
+        self.assertEqual(Test.used.directory, str(HERE / "data" / "formats"))
+        self.assertEqual(Test.used.bind_timeout, 3.0)
+
+    def test_a_missing_directory_is_an_error_of_the_test(self):
+        class Test(FeedTestServerMixin, unittest.TestCase):
+            data_directory = "no-such-directory"
+
+            def test(self):
+                pass
+
+        result = run_test(Test)
+        self.assertIn("there is no such directory to serve", result.errors[0][1])
+
+    def test_asyncio(self):
+        class Test(FeedTestServerMixin, unittest.IsolatedAsyncioTestCase):
+            async def test(self):
+                self.server.respond("/x", b"abc")
+                reader, writer = await asyncio.open_connection("127.0.0.1", self.server.port)
+                writer.write(b"GET /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                self.assertTrue((await reader.read()).endswith(b"abc"))
+                writer.close()
+                await writer.wait_closed()
+                self.assertRequested("/x")
+
+        result = run_test(Test)
+        self.assertTrue(result.wasSuccessful(), result.failures + result.errors)
+
+    def test_failing_subtests_can_be_pickled(self):
+        """Django's parallel runner sends them to another process."""
+        test = PickledTest("test")
+        test.run(unittest.TestResult())
+        self.assertTrue(test.pickled)
+
+
+class PickledTest(FeedTestServerMixin, unittest.TestCase):
+    pickled = b""
+
+    def test(self):
+        with self.subTest(number=1):
+            outcome, self._outcome = self._outcome, None
+            self.pickled = pickle.dumps(self)
+            self._outcome = outcome
+        self.assertTrue(self.server.ready)
+
+
+# The command line
+
+
+class CommandLineTest(ServerTestCase):
+    def run_main(self, *arguments):
+        with (
+            contextlib.redirect_stdout(io.StringIO()) as out,
+            contextlib.redirect_stderr(io.StringIO()) as err,
+        ):
+            status = feedtestserver.main([str(argument) for argument in arguments])
+        return status, out.getvalue(), err.getvalue()
+
+    def start(self, directory, *options):
+        command = [
+            sys.executable,
+            str(HERE / "feedtestserver.py"),
+            str(directory),
+            "--port",
+            "0",
+            *options,
+        ]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.addCleanup(process.stdout.close)
+        self.addCleanup(process.stderr.close)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        url = process.stdout.readline().strip()
+        self.assertRegex(url, r"^http://127\.0\.0\.1:\d+/$")
+        return process, url
+
+    def read(self, url):
+        try:
+            with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read()
+
+    def test_serves_until_told_to_stop(self):
+        directory = self.make_directory({"feed.xml": b"<rss/>", "wrong.xml": b"<!-- Status: x -->"})
+
+        def stop_by_quit(process, url):
+            stop_server(int(url.rstrip("/").rpartition(":")[2]))
+
+        ways = [stop_by_quit]
+        if os.name != "nt":
+            ways += [lambda process, url: process.send_signal(signal.SIGINT)]
+            ways += [lambda process, url: process.send_signal(signal.SIGTERM)]
+        for stop in ways:
+            with self.subTest(stop):
+                process, url = self.start(directory)
+                self.assertEqual(self.read(url + "feed.xml"), (200, b"<rss/>"))
+                self.assertEqual(self.read(url + "wrong.xml")[0], 500)
+                stop(process, url)
+                out, err = process.communicate(timeout=PATIENCE)
+                self.assertEqual(process.returncode, 0)
+                self.assertEqual(out, "GET /feed.xml -> 200\nGET /wrong.xml -> 500\n")
+                self.assertEqual(err.count("\n"), 1)
+                self.assertIn("Status: found 'x'", err)
+
+    def test_lists_the_fixtures(self):
+        directory = self.make_directory(
+            {
+                "<b>.xml": comment('Header: ETag: "<v1>"', "Description: \u00fcber <all>"),
+                "gone.xml": comment("Status: 410"),
+                "sub/x y.xml": b"<x/>",
+                "wrong.xml": comment("Status: <x>"),
+            }
+        )
+        server = self.serve({}, feedtestserver._ShownServer)
+        server.directory = str(directory)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            response = self.get(server, "/")
+            below = self.get(server, "/sub/").content.decode()
+            self.assertEqual(self.get(server, "/none/").status, 404)
+        page = response.content.decode()
+        self.assertEqual(response.headers["Content-Type"], "text/html; charset=utf-8")
+        for text in (
+            "<a href='/%3Cb%3E.xml'>&lt;b&gt;.xml</a>",
+            "ETag: &quot;&lt;v1&gt;&quot;",
+            "\u00fcber &lt;all&gt;",
+            "410 Gone",
+            "<a href='/sub/x%20y.xml'>sub/x y.xml</a>",
+            "Status: found &#x27;&lt;x&gt;&#x27;",
+        ):
+            with self.subTest(text):
+                self.assertIn(text, page)
+        self.assertIn("sub/x y.xml", below)
+        self.assertNotIn("gone.xml", below)
+
+    def test_an_index_comes_before_the_list(self):
+        server = self.serve({"index.html": b"<p>"}, feedtestserver._ShownServer)
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.assertEqual(self.get(server, "/").content, b"<p>")
+
+    def test_check(self):
+        directory = self.make_directory({"a.xml": comment("Status: 404"), "b/c.xml": b"<x/>"})
+        self.assertEqual(self.run_main("--check", directory), (0, "2 fixtures, no errors\n", ""))
+        (directory / "b" / "d.xml").write_bytes(comment("A: 1", "Stauts: 404"))
+        (directory / "e.json").write_bytes(b"{}")
+        (directory / "e.json.headers").write_bytes(b"Status: 1\n")
+        (directory / "f.json.headers").write_bytes(b"Status: 1\n")
+        slip = "found the key 'Stauts'; the directive is Status"
+        status_error = f"Status: found '1'; it takes {feedtestserver._RULES['status'].takes}"
+        status, out, _ = self.run_main("--check", directory)
+        self.assertEqual(status, 1)
+        self.assertEqual(
+            out.splitlines()[:3],
+            [
+                f"{directory / 'b' / 'd.xml'}, line 3: {slip}",
+                f"{directory / 'e.json.headers'}, line 1: {status_error}",
+                f"{directory / 'f.json.headers'}: there is no {directory / 'f.json'} beside it",
+            ],
+        )
+        self.assertEqual(out.splitlines()[3:], ["4 fixtures, 3 errors"])
+
+    def test_data_is_right(self):
+        status, out, _ = self.run_main("--check", HERE / "data")
+        self.assertEqual(status, 0, out)
+
+    def test_bad_input(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            for arguments, words in (
+                ((HERE / "none",), "there is no such directory to serve"),
+                (("--check", HERE / "none"), "there is no such directory"),
+                ((HERE, "--port", port), f"port {port} of 127.0.0.1 cannot be had"),
+                (
+                    ("--record", "http://127.0.0.1:1/", HERE / "README.rst"),
+                    "the file exists and is not overwritten",
+                ),
+                (("--record", f"http://127.0.0.1:{port}x/", HERE / "none"), "feedtestserver: "),
+                (("--record", "feed.xml", HERE / "none"), "feedtestserver: "),
+            ):
+                with self.subTest(arguments):
+                    status, out, err = self.run_main(*arguments)
+                    self.assertEqual((status, out), (1, ""))
+                    self.assertIn(words, err)
+                    self.assertEqual(err.count("\n"), 1)
+
+    def test_version(self):
+        with self.assertRaises(SystemExit):
+            self.run_main("--version")
+
+    def test_record(self):
+        body = gzip.compress(b"<rss/>")
+        server = self.serve()
+        server.respond("/moved", Response(status=302, headers={"Location": "/feed.xml"}))
+        server.respond(
+            "/feed.xml",
+            Response(
+                body,
+                200,
+                reason="Fine",
+                headers=[
+                    ("Content-Type", "application/rss+xml"),
+                    ("Content-Encoding", "gzip"),
+                    ("ETag", '"v1"'),
+                    ("X-Name", "caf\u00e9"),
+                    ("X-Blank", ""),
+                    ("Set-Cookie", "a=1"),
+                    ("Authentication-Info", "secret"),
+                    ("Connection", "close, X-Hop"),
+                    ("X-Hop", "1"),
+                    ("Keep-Alive", "5"),
+                    ("X-Twice", "1"),
+                    ("X-Twice", "2"),
+                ],
+            ),
+        )
+        name = self.make_directory() / "live.xml"
+        status, out, _ = self.run_main("--record", server.get_url("/moved"), name)
+        self.assertEqual(status, 0)
+        self.assertEqual(out, f"{server.get_url('/feed.xml')}: 200, {len(body)} bytes in {name}\n")
+        self.assertEqual(name.read_bytes(), body)
+        self.assertEqual(
+            name.with_name("live.xml.headers").read_bytes(),
+            b"Status: 200 Fine\n"
+            b"Header: Content-Type: application/rss+xml\nHeader: Content-Encoding: gzip\n"
+            b'Header: ETag: "v1"\nHeader: X-Name: caf\xc3\xa9\nHeader: X-Blank:\n'
+            b"Header: X-Twice: 1\nHeader: X-Twice: 2\nHeader: Server: %s\n"
+            % feedtestserver._SERVER.encode(),
+        )
+        again = self.serve({path.name: path.read_bytes() for path in name.parent.iterdir()})
+        response = self.get(again, "/live.xml")
+        self.assertEqual((response.reason, response.content), ("Fine", body))
+        self.assertEqual(response.headers.get_all("X-Twice"), ["1", "2"])
+
+    def test_record_keeps_errors_of_the_origin_too(self):
+        server = self.serve({"gone.xml": comment("Status: 410")})
+        name = self.make_directory() / "gone.xml"
+        self.assertEqual(self.run_main("--record", server.get_url("gone.xml"), name)[0], 0)
+        self.assertEqual(
+            parse_directives(b"<!--\n" + name.with_name("gone.xml.headers").read_bytes() + b"-->")[
+                "Status"
+            ],
+            "410 Gone",
+        )
+
+    def test_record_leaves_nothing_where_the_answer_is_cut(self):
+        server = self.serve()
+        server.respond("/", Response(b"abc", headers={"Content-Length": "10"}))
+        name = self.make_directory() / "cut.xml"
+        status, _, err = self.run_main("--record", server.get_url("/"), name)
+        self.assertEqual((status, list(name.parent.iterdir())), (1, []))
+        self.assertIn("IncompleteRead", err)
+
+
+if __name__ == "__main__":
+    unittest.main()
