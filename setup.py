@@ -1,0 +1,60 @@
+"""Packaging; the one module is all there is to install, and copying it will do as well."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.sdist import sdist
+
+HERE = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """Return the version that the module gives itself, without importing it."""
+    source = (HERE / "feedtestserver.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE)
+    if match is None:
+        raise RuntimeError('feedtestserver.py has no line __version__ = "..."')
+    return match.group(1)
+
+
+class SdistWithTests(sdist):
+    """The source distribution with the tests and their fixtures: where it is, they run."""
+
+    def make_distribution(self) -> None:
+        # Not in add_defaults(): setuptools calls that one on a command of its own, never here.
+        for line in ("include test_feedtestserver.py", "graft data"):
+            self.filelist.process_template_line(line)
+        super().make_distribution()
+
+
+setup(
+    name="feedtestserver",
+    version=read_version(),
+    description="A real HTTP server for the tests of feed readers and other HTTP clients",
+    long_description=(HERE / "README.rst").read_text(encoding="utf-8"),
+    long_description_content_type="text/x-rst",
+    license="0BSD",
+    py_modules=["feedtestserver"],
+    python_requires=">=3.9",
+    keywords=["http", "https", "server", "testing", "unittest", "feed", "rss", "atom"],
+    classifiers=[
+        "Intended Audience :: Developers",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.9",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
+        "Programming Language :: Python :: 3.15",
+        "Programming Language :: Python :: Implementation :: CPython",
+        "Programming Language :: Python :: Implementation :: PyPy",
+        "Topic :: Internet :: WWW/HTTP :: HTTP Servers",
+        "Topic :: Software Development :: Testing",
+        "Topic :: Text Processing :: Markup :: XML",
+    ],
+    cmdclass={"sdist": SdistWithTests},
+)
