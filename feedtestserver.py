@@ -200,16 +200,19 @@ class FeedTestServer(threading.Thread):
         if self._httpd is None or self._pid != os.getpid():
             return
         self._httpd.request_shutdown()
-        deadline = time.monotonic() + self.stop_timeout
-        if threading.current_thread() is not self:
-            self.join(self.stop_timeout)
-        if not self._httpd.join(_seconds_until(deadline)):
+        if not self._httpd.join(self.stop_timeout):
             with self._changed:
                 running = ", ".join(str(request) for request in self._unanswered)
             raise RuntimeError(
                 f"stop() waited {self.stop_timeout:g} s for the callable that answers"
                 f" {running}; it must come to an end by itself"
             )
+        if threading.current_thread() is not self:
+            self.join()
+
+    def wait_ended(self, timeout: float | None = None) -> bool:
+        """Wait until QUIT or stop() ended the server, its last answer included; tell whether."""
+        return self._httpd is None or self._httpd.join(timeout)
 
     def __enter__(self) -> FeedTestServer:
         self.start()
@@ -477,13 +480,15 @@ def stop_server(port: int, host: str = "127.0.0.1") -> None:
     """Stop the server on a port, of this process or another, by the HTTP method QUIT.
 
     Returns when the server is gone. Raises ConnectionRefusedError where there is none,
-    PermissionError where it does not take QUIT from here.
+    PermissionError where it does not take QUIT from here, ConnectionError where it says nothing.
     """
     with socket.create_connection((host, port)) as connection:
         connection.sendall(b"QUIT / HTTP/1.0\r\n\r\n")
         with connection.makefile("rb") as answer:
             status_line = answer.readline()
             answer.read()  # to the end, which comes once the port is closed
+    if not status_line:
+        raise ConnectionError(f"{host}:{port} did not answer QUIT")
     if status_line.split()[1:2] != [b"200"]:
         found = status_line.decode("latin-1").strip()
         raise PermissionError(errno.EPERM, f"{host}:{port} answered QUIT with {found!r}")
@@ -683,24 +688,18 @@ class StoppableHttpServer(http.server.HTTPServer):
 
         ``timeout`` is in seconds; None waits however long it takes.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
         this = threading.current_thread()
         with self._changed:
-            threads = [thread for thread in self._threads if thread is not this]
+            ended = self._changed.wait_for(lambda: self._serving <= self._serves(this), timeout)
+            threads = self._threads.copy() if ended else []
         for thread in threads:
-            thread.join(_seconds_until(deadline))
-        with self._changed:  # the thread that called serve_forever() may be anybody's
-            return self._changed.wait_for(
-                lambda: self._serving <= self._serves(this), _seconds_until(deadline)
-            )
+            if thread is not this:
+                thread.join()
+        return ended
 
     def _serves(self, thread: threading.Thread) -> bool:
         """Whether a thread serves one of the open connections."""
         return thread in self._connections.values()
-
-
-def _seconds_until(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 # The handler: a request is read, answered and recorded
@@ -760,7 +759,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
 
     def finish(self) -> None:
         """Let a client that may still be sending read the answer before the connection closes."""
-        if self.lingering or self.buffer:  # RFC 9112 9.6
+        if (self.lingering or self.buffer) and not self.server.stopping:  # RFC 9112 9.6
             with contextlib.suppress(OSError):
                 self.connection.shutdown(socket.SHUT_WR)
                 while self.connection.recv(65536):
@@ -1416,7 +1415,7 @@ def _comment_goes_on(data: bytes) -> bool:
 def _logical_lines(comment: str) -> Iterator[tuple[int, str]]:
     """The lines of a comment, dedented and with their continuations, each with its number."""
     first, _, rest = _NEWLINE.sub("\n", comment).partition("\n")
-    lines = [first.lstrip(" \t"), *textwrap.dedent(rest).split("\n")]
+    lines = [first, *textwrap.dedent(rest).split("\n")]
     number, parts = 0, [""]
     for offset, line in enumerate(lines):
         text = line.strip(" \t")
@@ -2243,8 +2242,8 @@ def _serve(directory: str, host: str, port: int) -> int:
     try:
         with _ShownServer(directory, host=host, port=port, bind_timeout=0) as server:
             print(f"{server.base_url}/", flush=True)
-            while server.is_alive():
-                server.join(1)  # Windows sees Ctrl-C only between two waits
+            while not server.wait_ended(1):  # Windows sees Ctrl-C only between two waits
+                pass
     except KeyboardInterrupt:
         pass
     finally:

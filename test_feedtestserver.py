@@ -211,8 +211,7 @@ class PublicNamesTest(unittest.TestCase):
         )
         command = [
             sys.executable,
-            "-I",
-            "-S",
+            "-BIS",
             "-c",
             f"import sys; sys.path[:0] = [{str(HERE)!r}];{code}",
         ]
@@ -1709,6 +1708,29 @@ class LifeCycleTest(ServerTestCase):
         self.assert_gone(server)
         self.assertEqual(server.requests, [])
 
+    def test_quit_waits_for_no_client(self):
+        server = self.serve()
+        with connect(server) as connection:
+            connection.sendall(b"QUIT / HTTP/1.1\r\nHost: x\r\n\r\n")
+            self.assertTrue(server.wait_ended(PATIENCE))
+            self.assertEqual(Answer(read_all(connection)).body, b"the server has stopped\n")
+        server.stop()
+        self.assert_gone(server)
+
+    def test_quit_where_nobody_answers(self):
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            port = listening.getsockname()[1]
+
+            def hang_up():
+                with listening.accept()[0] as connection:
+                    connection.recv(65536)
+
+            thread = threading.Thread(target=hang_up)
+            thread.start()
+            with self.assertRaisesRegex(ConnectionError, f"^127.0.0.1:{port} did not answer QUIT"):
+                stop_server(port)
+            thread.join()
+
     def test_quit_is_for_clients_on_this_machine(self):
         for address, loopback in (
             ("127.0.0.1", True),
@@ -1759,9 +1781,10 @@ class LifeCycleTest(ServerTestCase):
 
         def get_request():
             accepted = accept()
-            if failures:
+            with contextlib.suppress(IndexError):
+                failure = failures.pop()
                 accepted[0].close()
-                raise failures.pop()
+                raise failure
             return accepted
 
         httpd.get_request = get_request
