@@ -58,14 +58,17 @@ import email.utils
 import errno
 import functools
 import gc
+import heapq
 import html
 import http
 import http.client
 import http.server
+import io
 import itertools
 import os
 import pathlib
 import re
+import select
 import socket
 import socketserver
 import stat
@@ -177,7 +180,9 @@ class FeedTestServer(threading.Thread):
         handler = functools.partial(self.handler_class, self)
         while True:
             try:
-                return StoppableHttpServer((self.host, self.port), handler, changed=self._changed)
+                return StoppableHttpServer(
+                    (self.host, self.port), handler, handler_makes_way=True, changed=self._changed
+                )
             except OSError as error:
                 if error.errno != errno.EADDRINUSE or time.monotonic() >= deadline:
                     where = f"port {self.port} of {self.host} cannot be had: {error.strerror}"
@@ -209,6 +214,8 @@ class FeedTestServer(threading.Thread):
             )
         if threading.current_thread() is not self:
             self.join()
+            # The handler class holds this server; without the cycle it goes with its last user.
+            self._httpd.RequestHandlerClass = socketserver.BaseRequestHandler
 
     def wait_ended(self, timeout: float | None = None) -> bool:
         """Wait until QUIT or stop() ended the server, its last answer included; tell whether."""
@@ -244,7 +251,12 @@ class FeedTestServer(threading.Thread):
         """The fixtures whose path below the directory matches a glob pattern, sorted."""
         found = sorted(pathlib.Path(self.directory).glob(pattern))
         names = (file.relative_to(self.directory).as_posix() for file in found)
-        return [Fixture(self, name) for name in names if _listed(self.directory, name)]
+        root = _root(self.directory)
+        return [
+            Fixture(self, name)
+            for name in names
+            if not _is_hidden(name) and _is_file(f"{root}{name}") and _may_be_served(root, name)
+        ]
 
     # The record, and the script
 
@@ -325,6 +337,7 @@ class FeedTestServer(threading.Thread):
         on_record = request.method not in ("CONNECT", "QUIT")
         with self._changed:
             self._unanswered.pop(request, None)
+            request._values = {}  # they are most of its memory, and there may be many requests
             if on_record:
                 self._requests.append(request)
                 self._changed.notify_all()
@@ -411,22 +424,24 @@ class FeedTestServer(threading.Thread):
     def _nearest(self, name: str) -> str:
         import difflib  # for what has gone wrong only, so not part of the import time
 
-        names = [fixture.name for fixture in self.fixtures()]
-        nearest = difflib.get_close_matches(name, names, 1, 0.0)
+        below = _names_below(self.directory)
+        names = heapq.nsmallest(200, below, lambda other: abs(len(other) - len(name)))
+        nearest = difflib.get_close_matches(name[:200], names, 1, 0.0)
         return f"; the nearest name there is {nearest[0]!r}" if nearest else "; it has no fixtures"
 
     def _address(self, path: str) -> _Address:
         """What a path, or a whole URL, of respond() and the assertions stands for."""
-        parts = urllib.parse.urlsplit(path if "://" in path else "/" + path.lstrip("/"))
-        origin = _origin(parts.scheme, parts.netloc) if parts.netloc else ""
+        is_whole = re.match("https?://", path, re.IGNORECASE)
+        parts = urllib.parse.urlsplit(path if is_whole else f"/{path.lstrip('/')}")
+        origin = _origin(parts.scheme, parts.netloc) if is_whole else ""
         query = _unquote(parts.query) if parts.query or "?" in path else None
         return "" if self._is_own(origin) else origin, _unquote(parts.path) or "/", query
 
     def _is_own(self, origin: str) -> bool:
         """Whether an origin such as ``http://127.0.0.1:8000`` is this server, by any local name."""
-        scheme, _, authority = origin.partition("://")
-        names = (self.host, "127.0.0.1", "localhost", "[::1]", f"[{self.host}]")
-        return scheme in ("http", "https") and any(authority == f"{n}:{self.port}" for n in names)
+        scheme = origin.partition(":")[0]
+        names = (self.host, f"[{self.host}]", "127.0.0.1", "[::1]", "localhost")
+        return any(origin == _origin(scheme, f"{name}:{self.port}") for name in names)
 
 
 class Fixture:
@@ -454,7 +469,7 @@ class Fixture:
     @property
     def directives(self) -> Directives:
         """Its directives, read anew each time; raises DirectiveError for a wrong one."""
-        return _read_directives(str(self.path), self.path.read_bytes())
+        return _directives_of(str(self.path), _read_beginning(str(self.path))[0])
 
 
 class _Script:
@@ -500,8 +515,12 @@ def stop_server(port: int, host: str = "127.0.0.1") -> None:
 class StoppableHttpServer(http.server.HTTPServer):
     """An HTTP server that serves until told to stop, at once, and many connections at a time.
 
-    All its threads wait in accept(); the one that gets a connection serves it, after it has seen
-    to it that another one still waits. ``changed`` is the Condition that guards its state.
+    The thread that accepts a connection serves it. Before it waits for anything, it makes way:
+    another thread accepts, an idle one or a new one. A handler that calls ``make_way()`` itself,
+    before it waits, and ``wait_alone()`` before it reads, is served without a second thread as
+    long as there is no second connection; for others (``handler_makes_way`` false) way is made at
+    once.
+    ``changed`` is the Condition that guards the server's state.
     """
 
     #: The backlog: connections that may wait to be accepted.
@@ -516,8 +535,11 @@ class StoppableHttpServer(http.server.HTTPServer):
         RequestHandlerClass: Callable[..., socketserver.BaseRequestHandler],
         bind_and_activate: bool = True,
         *,
+        handler_makes_way: bool = False,
         changed: threading.Condition | None = None,
     ) -> None:
+        # Windows has neither poll() nor MSG_DONTWAIT.
+        self.handler_makes_way = handler_makes_way and hasattr(select, "poll")
         self.stopping = False
         self._changed = changed or threading.Condition()
         self._accepting = 0
@@ -537,11 +559,13 @@ class StoppableHttpServer(http.server.HTTPServer):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+        self._listening = self.socket.fileno()
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Serve until ``shutdown()``; nothing is polled, so ``poll_interval`` is not used."""
         with self._changed:
             self._serving += 1
+            self._accepting += 1
             self._changed.notify_all()
         self._work()
 
@@ -552,73 +576,59 @@ class StoppableHttpServer(http.server.HTTPServer):
 
     def _work(self) -> None:
         """Accept connections and serve them, as each of the server's threads does."""
-        try:
-            while True:
-                connection = self._next_connection()
-                if connection is None:
-                    return
-                self._serve(*connection)
-        finally:
+        while True:
+            connection = self._next_connection()
+            if connection is None:
+                return
+            self._serve(*connection)
             with self._changed:
-                self._serving -= 1
-                if self.stopping:
-                    self._changed.notify_all()
+                self._accepting += 1
 
     def _next_connection(self) -> tuple[socket.socket, Any] | None:
         """Accept a connection; None where the server stops."""
         while True:
             with self._changed:
                 if self.stopping:
+                    self._leave()
                     return None
-                self._accepting += 1
             try:
                 connection, address = self.get_request()
             except OSError as error:
                 self._not_accepted(error)
             else:
-                if self._accepted(connection):
-                    return connection, address
+                self._accepted(connection)
+                return connection, address
+
+    def _leave(self) -> None:
+        """End a thread; the last of those that could accept closes the listening socket.
+
+        Closed under a thread in accept(), its descriptor could be that of another socket by then.
+        """
+        self._accepting -= 1
+        self._serving -= 1
+        self._close_unused_port()
+        self._changed.notify_all()
 
     def _not_accepted(self, error: OSError) -> None:
         with self._changed:
-            self._accepting -= 1
-            self._close_unused_port()
             if not self.stopping:
                 # Out of descriptors, most likely: connections in the backlog wait for a free one.
                 _logger().info("accept failed: %s", error)
                 self._changed.wait(0.05)
 
-    def _accepted(self, connection: socket.socket) -> bool:
-        """Enter a connection among the open ones, unless the server stops."""
+    def _accepted(self, connection: socket.socket) -> None:
+        """Enter a connection among the open ones; it is ended at once where the server stops."""
         with self._changed:
             self._accepting -= 1
-            self._close_unused_port()
-            if self.stopping:
-                connection.close()
-                return False
             self._connections[connection] = threading.current_thread()
-            alone = not self._accepting
+            if self.stopping:
+                connection.shutdown(socket.SHUT_RDWR)
+                self._close_unused_port()
         connection.settimeout(None)  # whatever socket.setdefaulttimeout() says
-        if alone:
-            self._add_thread()
-        return True
-
-    def _add_thread(self) -> None:
-        """See to it that connections are accepted while this thread serves one."""
-        name = f"port {self.server_port} thread {len(self._threads) + 2}"
-        thread = threading.Thread(target=self._work, name=name, daemon=True)
-        with self._changed:
-            self._threads.append(thread)
-            self._serving += 1
-        try:
-            thread.start()
-        except RuntimeError as error:  # no more threads: this one accepts again when it has served
-            _logger().info("no further thread: %s", error)
-            with self._changed:
-                self._threads.remove(thread)
-                self._serving -= 1
 
     def _serve(self, connection: socket.socket, address: Any) -> None:
+        if not self.handler_makes_way:
+            self.make_way()
         try:
             if self.verify_request(connection, address):
                 self.finish_request(connection, address)
@@ -626,6 +636,39 @@ class StoppableHttpServer(http.server.HTTPServer):
             self.handle_error(connection, address)
         finally:
             self.shutdown_request(connection)
+
+    def make_way(self) -> None:
+        """See to it that connections are accepted while this thread takes its time."""
+        with self._changed:
+            if self._accepting or self.stopping:
+                return
+            name = f"port {self.server_port} thread {len(self._threads) + 2}"
+            thread = threading.Thread(target=self._work, name=name, daemon=True)
+            self._threads.append(thread)
+            self._serving += 1
+            self._accepting += 1
+        try:
+            thread.start()
+        except RuntimeError as error:  # no more threads: this one accepts again when it has served
+            _logger().info("no further thread: %s", error)
+            with self._changed:
+                self._threads.remove(thread)
+                self._leave()
+
+    def watch(self, connection: socket.socket) -> select.poll | None:
+        """What ``wait_alone()`` needs for a connection."""
+        if not self.handler_makes_way:
+            return None
+        both = select.poll()
+        both.register(connection, select.POLLIN)
+        with contextlib.suppress(ValueError):  # the listening socket is closed already
+            both.register(self.socket, select.POLLIN)
+        return both
+
+    def wait_alone(self, both: select.poll | None) -> None:
+        """Wait for something to read, and make way as soon as somebody else connects."""
+        if both and not self._accepting and self._listening in dict(both.poll()):
+            self.make_way()
 
     def shutdown_request(self, request: Any) -> None:
         """End a connection; socketserver calls this when its handler is done."""
@@ -658,10 +701,6 @@ class StoppableHttpServer(http.server.HTTPServer):
             self._close_unused_port()
 
     def _close_unused_port(self) -> None:
-        """Close the listening socket when the server stops and no thread is in accept() any more.
-
-        Closed under such a thread, its descriptor could be that of another socket by then.
-        """
         if self.stopping and not self._accepting:
             self.server_close()
             self._changed.notify_all()
@@ -732,6 +771,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
     def setup(self) -> None:
         """Begin with an empty buffer; neither rfile nor wfile is made."""
         self.connection = self.request
+        self.both = self.server.watch(self.connection)
         self.number = next(self.origin._connection_numbers)
         self.close_connection = False
         self.lingering = False
@@ -755,11 +795,12 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
             request, response = self.refused(refusal)
         request.response = self.plan(request, response)
         self.origin._record(request)
-        _write(request.response, self.connection.sendall)
+        _write(request.response, self.send)
 
     def finish(self) -> None:
         """Let a client that may still be sending read the answer before the connection closes."""
         if (self.lingering or self.buffer) and not self.server.stopping:  # RFC 9112 9.6
+            self.server.make_way()
             with contextlib.suppress(OSError):
                 self.connection.shutdown(socket.SHUT_WR)
                 while self.connection.recv(65536):
@@ -791,6 +832,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         return request
 
     def receive(self) -> None:
+        self.server.wait_alone(self.both)
         data = self.connection.recv(65536)
         if not data:
             raise EOFError
@@ -869,20 +911,27 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
     def find(self, request: Request) -> Response:
         """The response of the step, the do_ method or the fixture for a request."""
         try:
+            if request.method in ("CONNECT", "QUIT"):
+                return self.dispatch(request)
             step = self.origin._next_step(request)
             if step is None:
                 return self.dispatch(request)
+            if callable(step):
+                self.server.make_way()
             return self.origin._perform(step, request)
         except BaseException as error:  # pytest.fail() in a callable raises no Exception
             return self.origin._fail(_explain(error, request))
 
     def dispatch(self, request: Request) -> Response:
         """Call the do_ method of the request's method, and return what it replied."""
-        method = getattr(self, f"do_{request.method}", None)
+        name = f"do_{request.method}"
+        method: Any = getattr(type(self), name, None)
         if method is None:
             return self.not_allowed(request.method)
+        if method is not getattr(FeedTestRequestHandler, name, None):
+            self.server.make_way()  # a test's own code may take its time
         self.received, self.response = request, None
-        method()
+        method(self)
         if self.response is None:
             raise RuntimeError(f"do_{request.method}() did not call self.reply()")
         return self.response
@@ -930,8 +979,21 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         date = _http_date(int(self.origin.clock()))
         plan = _plan(request, response, date, persistent and not stopping)
         self.close_connection = plan._closes
-        self.lingering = plan._closes and persistent  # the client does not expect it to close
+        # Where the client does not expect the connection to close, it may still be sending.
+        self.lingering = plan._closes and (persistent or _asks_to_close(response))
         return plan
+
+    # Send
+
+    def send(self, data: bytes | memoryview) -> None:
+        """Send it all; where the client does not take it at once, others are not kept waiting."""
+        try:
+            sent = self.connection.send(data, _DONT_WAIT)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):
+            self.server.make_way()
+            self.connection.sendall(memoryview(data)[sent:])
 
 
 # The thread stands first because its reader meets it first; its default can only be named here.
@@ -957,6 +1019,9 @@ def _logger() -> logging.Logger:
 
     return logging.getLogger("feedtestserver")
 
+
+#: To send what fits into the buffer.
+_DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 
 # The reader: what a request's head may look like (RFC 9112 2 to 6)
 
@@ -1176,19 +1241,37 @@ def _file_names(path: str) -> tuple[str, ...]:
     return tuple("/".join((*folders, name)) for name in names)
 
 
-def _listed(directory: str, name: str) -> bool:
-    """Whether a file is a fixture to be listed: one that is served, and not hidden by a dot."""
-    hidden = any(segment.startswith(".") for segment in name.split("/"))
-    path = os.path.join(directory, name)
-    return not hidden and _stamp(path) is not None and _may_be_served(directory, path)
+def _names_below(directory: str) -> Iterator[str]:
+    """The names of the fixtures below a directory, by a quick look that reads no link."""
+    for folder, folders, names in os.walk(directory):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not _is_hidden(name) and not name.endswith(_SIDECAR):
+                path = os.path.relpath(os.path.join(folder, name), directory)
+                yield path.replace(os.sep, "/")
 
 
-def _may_be_served(directory: str, path: str) -> bool:
-    """Whether a file, and its sidecar, really lie in the directory; sidecars are not served."""
-    root = os.path.join(os.path.realpath(directory), "")
-    real, sidecar = os.path.realpath(path), os.path.realpath(path + _SIDECAR)
-    is_sidecar = real.lower().endswith(_SIDECAR)
-    return real.startswith(root) and sidecar.startswith(root) and not is_sidecar
+def _is_hidden(name: str) -> bool:
+    """Whether a fixture is served but not listed."""
+    return any(segment.startswith(".") for segment in name.split("/"))
+
+
+def _root(directory: str) -> str:
+    """The real path of a directory, with a slash at its end."""
+    return os.path.join(os.path.realpath(directory), "")
+
+
+def _may_be_served(root: str, name: str) -> bool:
+    """Whether a file, and its sidecar, really lie below the root; sidecars are not served."""
+    real = os.path.realpath(root + name)
+    sidecar = root + name + _SIDECAR
+    if not real.startswith(root) or real.lower().endswith(_SIDECAR):
+        return False
+    return not os.path.islink(sidecar) or os.path.realpath(sidecar).startswith(root)
+
+
+def _is_file(path: str) -> bool:
+    return _stamp(path) is not None
 
 
 def _stamp(path: str) -> tuple[float, ...] | None:
@@ -1215,28 +1298,34 @@ def _load(directory: str, name: str) -> Response | None:
     sidecar = _stamp(path + _SIDECAR)
     newest = stamp[0] if sidecar is None else max(stamp[0], sidecar[0])
     # A file this new may change again within the resolution of its time stamp.
-    read = _read_fixture if time.time() - newest > 2 else _read_fixture.__wrapped__
-    return read(directory, path, stamp, sidecar)
+    load = _load_cached if time.time() - newest > 2 else _load_cached.__wrapped__
+    return load(directory, name, stamp, sidecar)
 
 
 @functools.lru_cache(maxsize=16384)
-def _read_fixture(
-    directory: str, path: str, stamp: tuple[float, ...], sidecar: tuple[float, ...] | None
+def _load_cached(
+    directory: str, name: str, stamp: tuple[float, ...], sidecar: tuple[float, ...] | None
 ) -> Response | None:
-    """Read a fixture; the stamps are there to read it again when it, or its sidecar, changed."""
-    if not _may_be_served(directory, path):
+    """Load a fixture; the stamps have it loaded again when it, or its sidecar, has changed."""
+    if not _may_be_served(_root(directory), name):
         return None
+    path = f"{directory}/{name}"
+    data, size = _read_beginning(path)
+    response = Response(b"", **_directives_of(path, data).arguments)
+    content = data if len(data) == size <= _STREAMED else _File(path, size)
+    return response._but(_content=content, _media_type=_media_type(name))
+
+
+def _read_beginning(path: str) -> tuple[bytes, int]:
+    """The bytes of a file, or of a large one those that may hold directives; and its size."""
     with open(path, "rb") as file:
         data = file.read(_STREAMED + 1)
         if len(data) > _STREAMED and _comment_goes_on(data):
             data += file.read()
-        size = os.fstat(file.fileno()).st_size
-    response = Response(b"", **_read_directives(path, data).arguments)
-    content = data if size <= _STREAMED else _File(path, size)
-    return response._but(_content=content, _media_type=_media_type(path))
+        return data, os.fstat(file.fileno()).st_size
 
 
-def _read_directives(path: str, data: bytes) -> Directives:
+def _directives_of(path: str, data: bytes) -> Directives:
     """The directives of the sidecar where there is one, else those of the fixture's comments."""
     try:
         with open(path + _SIDECAR, "rb") as file:
@@ -1245,7 +1334,7 @@ def _read_directives(path: str, data: bytes) -> Directives:
         return parse_directives(data, path)
     directives = Directives(path + _SIDECAR)
     text = _Text(lines)
-    directives._read(text, 0, text.text)
+    directives._read(text, 0, _BYTE_ORDER_MARK.sub("", text.text))
     return directives
 
 
@@ -1269,10 +1358,19 @@ class _File:
     def __bytes__(self) -> bytes:
         return b"".join(self.blocks())
 
+    def open(self) -> io.FileIO:
+        try:
+            return io.FileIO(self.path)
+        except OSError as error:
+            raise ConnectionAbortedError(f"{error}") from error
+
     def blocks(self) -> Iterator[memoryview]:
-        """Its blocks, each to be used before the next; ConnectionError where the file shrank."""
+        """Its blocks, each to be used before the next.
+
+        Raises ConnectionAbortedError where the file is gone or shorter: its head is sent by then.
+        """
         left, block = self.size, memoryview(bytearray(_BLOCK))
-        with open(self.path, "rb", buffering=0) as file:
+        with self.open() as file:
             while left:
                 size = file.readinto(block[:left])
                 if not size:
@@ -1339,6 +1437,7 @@ def parse_directives(data: bytes, source: str = "") -> Directives:
 # Directives: the grammar
 
 _FIRST = 4096  # bytes of a fixture in which a comment with directives begins
+_BYTE_ORDER_MARK = re.compile("\\A(?:\ufeff|\xef\xbb\xbf)")  # the latter is UTF-8's, as Latin-1
 _NEWLINE = re.compile(r"\r\n|\r|\n")
 _MARKUP = re.compile(r"<!--|<!\[CDATA\[")
 _DIRECTIVE = re.compile(rf"({_TOKEN.pattern}[ \t]*):[ \t]*(.*)", re.DOTALL)
@@ -1688,7 +1787,9 @@ def _complete(request: Request, response: Response, date: str, persistent: bool)
         added.append(("Connection", "keep-alive"))
     added = [field for field in added if field[0].lower() not in names]
     content = b"" if bodiless else response._content
-    plan = response._but(headers=(*response.headers, *added), _content=content, _closes=closes)
+    plan = response._but(
+        headers=(*response.headers, *added), _content=content, _closes=closes, _planned=((), None)
+    )
     plan._head = _head(plan)
     return plan
 
@@ -1841,12 +1942,7 @@ class Request:
         self._lines = lines
         self._base_url = ""
         self._origin = ""
-        #: The values by lower-case name, those of repeated fields joined as a list.
-        self._values: dict[str, str] = {}
-        for name, value in _FIELD_LINE.findall(lines):
-            name = name.lower()
-            value = value.rstrip(" \t")
-            self._values[name] = f"{self._values[name]}, {value}" if name in self._values else value
+        self._values = self._read_values()
         if not target.isascii():  # raw UTF-8, read as Latin-1
             target = target.encode("latin-1").decode("utf-8", "surrogateescape")
         self.path_as_sent, _, self.query_string = target.partition("?")
@@ -1854,6 +1950,15 @@ class Request:
         if absolute:
             self._origin = _origin(*absolute.group(1, 2))
             self.path_as_sent = absolute.group(3) or "/"
+
+    def _read_values(self) -> dict[str, str]:
+        """The values by lower-case name, those of repeated fields joined as a list."""
+        values: dict[str, str] = {}
+        for name, value in _FIELD_LINE.findall(self._lines):
+            name = name.lower()
+            value = value.rstrip(" \t")
+            values[name] = f"{values[name]}, {value}" if name in values else value
+        return values
 
     def _locate(self, server: FeedTestServer) -> None:
         """Tell a request for the server itself, which any absolute form of its URL is as well."""
@@ -2141,7 +2246,7 @@ class _ShownServer(FeedTestServer):
         listed = self.fixtures(f"{below}**/*") if request.path.endswith("/") else []
         if not listed and request.path != "/":
             return super()._not_found(request, folder)
-        page = _index_page(request.path, listed).encode("utf-8", "replace")
+        page = _index_page(self, request.path, listed).encode("utf-8", "backslashreplace")
         return Response(page, headers=[("Content-Type", "text/html; charset=utf-8")])
 
 
@@ -2176,23 +2281,28 @@ code {{ font-size: .875rem }}
 """
 
 
-def _index_page(path: str, fixtures: Iterable[Fixture]) -> str:
+def _index_page(server: FeedTestServer, path: str, fixtures: Iterable[Fixture]) -> str:
     """A page that lists fixtures with the answer each will give."""
-    rows = "\n".join(_index_row(fixture) for fixture in fixtures)
+    rows = "\n".join(_index_row(server, fixture) for fixture in fixtures)
     return _INDEX_PAGE.format(title=html.escape(f"Fixtures in {path}"), rows=rows)
 
 
-def _index_row(fixture: Fixture) -> str:
-    path = urllib.parse.quote(f"/{fixture.name}", errors="surrogateescape")
-    link = f"<a href='{html.escape(path)}'>{html.escape(fixture.name)}</a>"
+def _index_row(server: FeedTestServer, fixture: Fixture) -> str:
+    target = urllib.parse.quote(f"/{fixture.name}", errors="surrogateescape")
+    request = Request("GET", target, "1.1")
+    request._locate(server)
+    link = f"<a href='{html.escape(request.target)}'>{html.escape(fixture.name)}</a>"
     try:
-        directives = fixture.directives
+        description = html.escape(fixture.directives["Description"] or "")
+        plan = _plan(request, server._named(fixture.name), "", True)
     except (DirectiveError, OSError) as error:
         return f"<tr><td>{link}<td>500<td colspan='2' class='wrong'>{html.escape(str(error))}"
-    answer = Response(**directives.arguments)
-    status = f"{answer.status} {html.escape(_reason(answer))}"
-    fields = "".join(f"<li><code>{html.escape(f'{n}: {v}')}</code>" for n, v in answer.headers)
-    description = html.escape(directives["Description"] or "")
+    status = f"{plan.status} {html.escape(_reason(plan))}"
+    fields = "".join(
+        f"<li><code>{html.escape(f'{name}: {value}')}</code>"
+        for name, value in plan.headers
+        if (name, value) not in (("Date", ""), ("Server", _SERVER))
+    )
     return f"<tr><td>{link}<td>{status}<td><ul>{fields}</ul><td>{description}"
 
 
@@ -2306,7 +2416,7 @@ def _record_feed(url: str, name: str) -> int:
             raise FileExistsError(errno.EEXIST, "the file exists and is not overwritten", path)
     request = urllib.request.Request(url, headers={"User-Agent": _SERVER})
     try:
-        answer = urllib.request.urlopen(request)
+        answer = urllib.request.urlopen(request, timeout=60)
     except urllib.request.HTTPError as error:
         answer = error
     with answer:

@@ -931,6 +931,19 @@ class LookupTest(ServerTestCase):
             with self.subTest(path):
                 self.assertEqual(feedtestserver._file_names(path), names)
 
+    def test_sidecars(self):
+        for lines, status in (
+            (b"Status: 410", 410),
+            (b"\xef\xbb\xbfStatus: 410\r\n", 410),
+            ("Status: 410\n".encode("utf-16"), 410),
+            (b"# prose\n  Status: 410\n", 410),
+            (b"", 200),
+            (b"<!--\nStatus: 410\n-->", 410),
+        ):
+            with self.subTest(lines):
+                server = self.serve({"a.xml": comment("Status: 404"), "a.xml.headers": lines})
+                self.assertEqual(self.get(server, "/a.xml").status, status)
+
     def test_links_out_are_not_followed(self):
         outside = self.make_directory({"secret.xml": b"<secret/>"})
         server = self.serve({"in/feed.xml": b"<in/>", "feed.xml": b"<rss/>"})
@@ -1393,6 +1406,9 @@ class ProtocolTest(ServerTestCase):
         (directory / "a.bin").write_bytes(bytes(10))
         with self.assertRaisesRegex(ConnectionError, "a.bin ends 299990 bytes too early"):
             feedtestserver._write(planned(response), bytes)
+        (directory / "a.bin").unlink()
+        with self.assertRaisesRegex(ConnectionError, "No such file"):
+            feedtestserver._write(planned(response), bytes)
 
     def test_a_large_body_to_a_client_that_leaves(self):
         server = self.serve({"a.bin": bytes(10_000_000)})
@@ -1707,6 +1723,12 @@ class LifeCycleTest(ServerTestCase):
             server.stop()
         self.assert_gone(server)
         self.assertEqual(server.requests, [])
+
+    def test_quit_is_not_for_steps(self):
+        server = self.serve()
+        server.respond("/", 200)
+        stop_server(server.port)
+        self.assertFalse(server.ready)
 
     def test_quit_waits_for_no_client(self):
         server = self.serve()
@@ -2096,6 +2118,7 @@ class RespondTest(ServerTestCase):
         server.respond("https://Example.com:443/feed.xml", 209)
         server.respond(f"{server.base_url}/own", 210)
         server.respond("http://[::1]:99/x?a b=\u00fc", 211)
+        server.respond("/?url=http://example.com/", 212)
         for target, status in (
             ("/bare", 201),
             ("/bare?any=query", 201),
@@ -2111,6 +2134,7 @@ class RespondTest(ServerTestCase):
             ("/own", 210),
             (f"{server.base_url}/bare", 201),
             ("http://[::1]:99/x?a%20b=%C3%BC", 211),
+            ("/?url=http://example.com/", 212),
         ):
             with self.subTest(target):
                 request = f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -2516,6 +2540,7 @@ class CommandLineTest(ServerTestCase):
             "410 Gone",
             "<a href='/sub/x%20y.xml'>sub/x y.xml</a>",
             "Status: found &#x27;&lt;x&gt;&#x27;",
+            "Content-Type: application/xml",
         ):
             with self.subTest(text):
                 self.assertIn(text, page)
