@@ -622,7 +622,7 @@ class StoppableHttpServer(http.server.HTTPServer):
             self._accepting -= 1
             self._connections[connection] = threading.current_thread()
             if self.stopping:
-                connection.shutdown(socket.SHUT_RDWR)
+                _hang_up(connection)
                 self._close_unused_port()
         connection.settimeout(None)  # whatever socket.setdefaulttimeout() says
 
@@ -695,8 +695,7 @@ class StoppableHttpServer(http.server.HTTPServer):
             self._changed.notify_all()
             for connection, thread in self._connections.items():
                 if thread is not threading.current_thread():
-                    with contextlib.suppress(OSError):  # the client was faster
-                        connection.shutdown(socket.SHUT_RDWR)
+                    _hang_up(connection)
             self._wake_accepting()
             self._close_unused_port()
 
@@ -739,6 +738,12 @@ class StoppableHttpServer(http.server.HTTPServer):
     def _serves(self, thread: threading.Thread) -> bool:
         """Whether a thread serves one of the open connections."""
         return thread in self._connections.values()
+
+
+def _hang_up(connection: socket.socket) -> None:
+    """End a connection, and with it what another thread waits for on it."""
+    with contextlib.suppress(OSError):  # the client was faster
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 # The handler: a request is read, answered and recorded
@@ -1032,7 +1037,7 @@ _MAX_HEAD = 1024 * 1024
 _MAX_BODY = 64 * 1024 * 1024
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_FIELD_LINE = re.compile(rf"({_TOKEN.pattern}):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
+_FIELD_LINE = re.compile(rf"({_TOKEN.pattern}):([^\x00-\x08\x0a-\x1f\x7f]*)")
 _REQUEST_LINE = re.compile(rf"({_TOKEN.pattern}) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9]\.[0-9])")
 _HEAD = re.compile(rf"{_REQUEST_LINE.pattern}\r\n((?:{_FIELD_LINE.pattern}\r\n)*)\r\n")
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]*)(?::[0-9]*)?")
@@ -1211,8 +1216,7 @@ _CONTENT_TYPES = {
 _SIDECAR = ".headers"
 _INDEXES = ("index.html", "index.xml")
 _HOST_FOLDER = re.compile(r"\.*[A-Za-z0-9-][A-Za-z0-9.-]*")
-#: Larger files are not kept in memory but read from the disk for each client.
-_STREAMED = 256 * 1024
+#: Larger files are not kept in memory but read, in blocks of this size, for each who is sent them.
 _BLOCK = 64 * 1024
 
 
@@ -1311,16 +1315,15 @@ def _load_cached(
         return None
     path = f"{directory}/{name}"
     data, size = _read_beginning(path)
-    response = Response(b"", **_directives_of(path, data).arguments)
-    content = data if len(data) == size <= _STREAMED else _File(path, size)
-    return response._but(_content=content, _media_type=_media_type(name))
+    content = data if len(data) == size <= _BLOCK else _File(path, size)
+    return Response._of(_directives_of(path, data), content, _media_type(name))
 
 
 def _read_beginning(path: str) -> tuple[bytes, int]:
     """The bytes of a file, or of a large one those that may hold directives; and its size."""
     with open(path, "rb") as file:
-        data = file.read(_STREAMED + 1)
-        if len(data) > _STREAMED and _comment_goes_on(data):
+        data = file.read(_BLOCK + 1)
+        if len(data) > _BLOCK and _comment_goes_on(data):
             data += file.read()
         return data, os.fstat(file.fileno()).st_size
 
@@ -1386,24 +1389,32 @@ class DirectiveError(ValueError):
     """A wrong directive; the text says file and line, what was found and what would be right."""
 
     def __init__(self, source: str, line: int, sentence: str) -> None:
-        where = f"{source}, line {line}" if source else f"line {line}"
-        super().__init__(f"{where}: {sentence}")
+        super().__init__(source, line, sentence)
         self.source = source
         self.line = line
+        self.sentence = sentence
+
+    def __str__(self) -> str:
+        where = f"{self.source}, line {self.line}" if self.source else f"line {self.line}"
+        return f"{where}: {self.sentence}"
 
 
 class Directives(Headers):
     """What the comments of a fixture say, read like wsgiref.headers.Headers: ``d["Expect"]``.
 
-    Known and free keys are all there, in order, as they are spelled. ``arguments`` are the keyword
-    arguments for ``Response`` that the known ones amount to.
+    Known and free keys are all there, in order, as they are spelled.
     """
 
     def __init__(self, source: str = "") -> None:
         self._lines: list[tuple[str, str]] = []
         super().__init__(self._lines)
         self.source = source
-        self.arguments: dict[str, Any] = {}
+        self._fields: dict[str, Any] = {}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments for ``Response`` that the known directives amount to."""
+        return self._fields.copy()
 
     def _read(self, text: _Text, start: int, comment: str) -> None:
         """Add the directives of one comment, which begins at ``start`` of the text."""
@@ -1413,7 +1424,7 @@ class Directives(Headers):
                 continue
             key, value = match.group(1), text.value(match.group(2))
             try:
-                _apply(self.arguments, key, value)
+                _apply(self._fields, key, value)
             except ValueError as error:
                 line = 1 + offset + len(_NEWLINE.findall(text.text, 0, start))
                 raise DirectiveError(self.source, line, str(error)) from None
@@ -1647,6 +1658,7 @@ class Response:
     _media_type: str | None
     _names: frozenset[str]
     _has_expressions: bool
+    _planned: tuple[Any, Any]
     _head: bytes
     _closes: bool
 
@@ -1675,18 +1687,38 @@ class Response:
         fields: dict[str, Any] = {}
         for key, text in said:
             _apply(fields, key, text)
-        self._content = bytes(body)
-        self._media_type = None
-        self.status = fields.get("status", 200)
-        self.reason = fields.get("reason")
-        self.headers = tuple(fields.get("headers", ()))
-        self.without = tuple(fields.get("without", ()))
-        self.ignore = tuple(fields.get("ignore", ()))
-        self.template = fields.get("template", False)
-        self._planned: tuple[Any, Any] = (), None
-        said_values = (self.reason or "", *(value for _, value in self.headers))
-        self._has_expressions = self.template or any("{{" in value for value in said_values)
-        self._names = frozenset(name.lower() for name in (*dict(self.headers), *self.without))
+        self._set(fields, bytes(body))
+
+    @classmethod
+    def _of(cls, directives: Directives, content: bytes | _File, media_type: str) -> Response:
+        """The response that the directives of a fixture amount to."""
+        response = cls.__new__(cls)
+        response._set(directives._fields, content, media_type)
+        return response
+
+    def _set(
+        self, fields: dict[str, Any], content: bytes | _File, media_type: str | None = None
+    ) -> None:
+        """Take the fields as the rules of the directives have made them."""
+        headers, without = tuple(fields.get("headers", ())), tuple(fields.get("without", ()))
+        reason, template = fields.get("reason"), fields.get("template", False)
+        texts = (reason or "", *(value for _, value in headers))
+        self.__dict__.update(
+            status=fields.get("status", 200),
+            reason=reason,
+            headers=headers,
+            without=without,
+            ignore=tuple(fields.get("ignore", ())),
+            template=template,
+            _content=content,
+            _media_type=media_type,
+            _names=frozenset(name.lower() for name in (*dict(headers), *without)),
+            _has_expressions=template or any("{{" in text for text in texts),
+            _planned=((), None),
+        )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name} cannot be set: a Response is a value, make another one")
 
     @property
     def body(self) -> bytes:
@@ -1766,7 +1798,7 @@ def _plan(request: Request, response: Response, date: str, persistent: bool) -> 
         response = _precondition(request, response)
     plan = _complete(request, response, date, persistent)
     if plain:
-        response._planned = alike, plan
+        response.__dict__["_planned"] = alike, plan
     return plan
 
 
@@ -1787,11 +1819,11 @@ def _complete(request: Request, response: Response, date: str, persistent: bool)
         added.append(("Connection", "keep-alive"))
     added = [field for field in added if field[0].lower() not in names]
     content = b"" if bodiless else response._content
-    plan = response._but(
-        headers=(*response.headers, *added), _content=content, _closes=closes, _planned=((), None)
+    headers = (*response.headers, *added)
+    head = _head(status, _reason(response), headers)
+    return response._but(
+        headers=headers, _head=head, _content=content, _closes=closes, _planned=((), None)
     )
-    plan._head = _head(plan)
-    return plan
 
 
 def _is_framed(response: Response) -> bool:
@@ -1956,7 +1988,7 @@ class Request:
         values: dict[str, str] = {}
         for name, value in _FIELD_LINE.findall(self._lines):
             name = name.lower()
-            value = value.rstrip(" \t")
+            value = value.strip(" \t")
             values[name] = f"{values[name]}, {value}" if name in values else value
         return values
 
@@ -1979,7 +2011,7 @@ class Request:
         pairs: list[tuple[str, str]] = []
         headers = Headers(pairs)
         lines = _FIELD_LINE.findall(self._lines)
-        pairs.extend((name, value.rstrip(" \t")) for name, value in lines)
+        pairs.extend((name, value.strip(" \t")) for name, value in lines)
         return headers
 
     @property
@@ -2055,11 +2087,10 @@ def _reason(response: Response) -> str:
     return _PHRASES.get(response.status, "") if response.reason is None else response.reason
 
 
-def _head(plan: Response) -> bytes:
+def _head(status: int, reason: str, headers: Iterable[tuple[str, str]]) -> bytes:
     """The status line and the field lines; text goes out as UTF-8, other bytes as they were."""
-    lines = "".join([f"{name}: {value}\r\n" for name, value in plan.headers])
-    head = f"HTTP/1.1 {plan.status} {_reason(plan)}\r\n{lines}\r\n"
-    return head.encode("utf-8", "surrogateescape")
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    return f"HTTP/1.1 {status} {reason}\r\n{lines}\r\n".encode("utf-8", "surrogateescape")
 
 
 # The test's side: what is looked for in the record, and the mixin
@@ -2264,8 +2295,8 @@ h1 {{ font-size: 1.25rem }}
 table {{ border-collapse: collapse; width: 100% }}
 th, td {{ border-bottom: 1px solid #8884; padding: .4rem .8rem .4rem 0 }}
 th, td {{ text-align: left; vertical-align: top }}
-td {{ overflow-wrap: anywhere }}
-td:nth-child(2) {{ white-space: nowrap }}
+td:first-child {{ white-space: nowrap }}
+td:nth-child(3) {{ overflow-wrap: anywhere }}
 ul {{ list-style: none; margin: 0; padding: 0 }}
 code {{ font-size: .875rem }}
 .wrong {{ color: light-dark(#b00020, #ff8a80) }}

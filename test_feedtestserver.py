@@ -368,6 +368,8 @@ class DirectiveTest(unittest.TestCase):
                 parse_directives(b"<?xml version='1.0'?>\r\n" + comment("A: 1", line), "feed.xml")
             self.assertEqual(str(caught.exception), f"feed.xml, line 4: {sentence}")
             self.assertEqual((caught.exception.source, caught.exception.line), ("feed.xml", 4))
+            again = pickle.loads(pickle.dumps(caught.exception))
+            self.assertEqual(str(again), str(caught.exception))
 
     def test_second_value_is_an_error(self):
         for first, second, sentence in (
@@ -446,7 +448,7 @@ class DirectiveEncodingTest(unittest.TestCase):
                 self.assertEqual(
                     directives.items(), [("Header", "X-Name: caf\u00e9"), ("Expect", "\u00fc")]
                 )
-                head = feedtestserver._head(Response(**directives.arguments))
+                head = planned(Response(**directives.arguments))._head
                 self.assertIn(b"\r\nX-Name: caf\xc3\xa9\r\n", head)
 
     def test_byte_order_marks_of_both_orders(self):
@@ -476,7 +478,7 @@ class DirectiveEncodingTest(unittest.TestCase):
         ):
             with self.subTest(value):
                 directives = parse_directives(b"<!--\nHeader: X-Name: " + value + b"\n-->")
-                head = feedtestserver._head(Response(**directives.arguments))
+                head = planned(Response(**directives.arguments))._head
                 self.assertIn(b"\r\nX-Name: " + value + b"\r\n", head)
 
 
@@ -538,6 +540,11 @@ class ResponseTest(unittest.TestCase):
 
     def test_status_may_be_of_the_enumeration(self):
         self.assertEqual(Response(status=http.HTTPStatus.GONE), Response(status=410))
+
+    def test_it_is_a_value(self):
+        response = Response()
+        with self.assertRaisesRegex(AttributeError, "^status cannot be set: a Response is a value"):
+            response.status = 404
 
     def test_repr_is_python(self):
         response = Response(b"x", 404, reason="No", headers={"A": "1"}, without=["Date"])
@@ -1096,6 +1103,7 @@ class ReaderTest(ServerTestCase):
             (400, "'X(: 1' has a name that is not a token", HEAD + b"X(: 1\r\n\r\n"),
             (400, "'X: a\\x00' has a control character", HEAD + b"X: a\x00\r\n\r\n"),
             (400, "'X: a\\x0b' has a control character", HEAD + b"X: a\x0b\r\n\r\n"),
+            (400, "has a control character", HEAD + b"X:" + b" " * 60_000 + b"\x00\r\n\r\n"),
             (
                 400,
                 "both Content-Length and Transfer-Encoding",
@@ -1664,6 +1672,51 @@ class LifeCycleTest(ServerTestCase):
                 read_all(connection)
         self.assert_gone(server)
         self.assertEqual(len(server.requests), 2)
+
+    def test_no_connection_keeps_another_waiting(self):
+        """Whatever the only thread is busy with, the next connection is answered."""
+        release = threading.Event()
+        self.addCleanup(release.set)
+
+        class Handler(FeedTestRequestHandler):
+            def do_POST(self):
+                release.wait(PATIENCE)
+                self.reply(Response())
+
+        class Server(FeedTestServer):
+            handler_class = Handler
+
+        def block(request):
+            release.wait(PATIENCE)
+            return 200
+
+        for name, sent in (
+            ("idle", b""),
+            ("half a head", b"GET / HT"),
+            ("half a body", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc"),
+            ("kept alive", b"GET /feed.xml HTTP/1.1\r\nHost: x\r\n\r\n"),
+            ("large answer, not read", b"GET /a.bin HTTP/1.1\r\nHost: x\r\n\r\n"),
+            ("answers not read", b"GET /b.bin HTTP/1.1\r\nHost: x\r\n\r\n" * 500),
+            ("refused, not closed", b"GET /\r\n\r\n"),
+            ("callable", b"GET /block HTTP/1.1\r\nHost: x\r\n\r\n"),
+            ("do_ method", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"),
+        ):
+            files = {"feed.xml": b"<rss/>", "a.bin": bytes(20_000_000), "b.bin": bytes(60_000)}
+            server = self.serve(files, Server)
+            server.respond("/block", block)
+            with self.subTest(name), connect(server) as connection:
+                connection.sendall(sent)
+                for _ in range(3):
+                    self.assertEqual(self.get(server, "/feed.xml").content, b"<rss/>")
+            release.set()
+            server.stop()
+            release.clear()
+
+    def test_one_connection_after_the_other_takes_one_thread(self):
+        server = self.serve({"feed.xml": b"<rss/>"})
+        for _ in range(5):
+            exchange(server, HEAD + b"Connection: close\r\n\r\n")
+        self.assertEqual(server._httpd._threads, [])
 
     def test_stop_from_ten_threads(self):
         server = self.serve()
