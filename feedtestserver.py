@@ -979,7 +979,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
 
     def plan(self, request: Request, response: Response) -> Response:
         """Decide the answer completely, and whether the connection ends with it."""
-        persistent = request._persistent
+        persistent = request._persists(response.ignore)
         stopping: bool = self.server.stopping
         date = _http_date(int(self.origin.clock()))
         plan = _plan(request, response, date, persistent and not stopping)
@@ -1842,8 +1842,7 @@ def _asks_to_close(response: Response) -> bool:
 
 def _precondition(request: Request, response: Response) -> Response:
     """The response, or the 304 or 412 that the request's conditions make of it (13.2.2)."""
-    ignored = {name.lower() for name in response.ignore}
-    asked = {name: None if name in ignored else request._values.get(name) for name in _CONDITIONS}
+    asked = {name: request._sent(name, response.ignore) for name in _CONDITIONS}
     etag, modified = response._value("etag"), response._value("last-modified")
     reads = request.method in ("GET", "HEAD")
     if asked["if-match"] is not None:
@@ -2048,10 +2047,16 @@ class Request:
         query = _unquote(self.query_string) if "?" in self.target else None
         return self._origin, self.path, query
 
-    @property
-    def _persistent(self) -> bool:
+    def _sent(self, name: str, ignored: Sequence[str]) -> str | None:
+        """The value of a field, unless the answer is to ignore that it was sent."""
+        if ignored and name in [other.lower() for other in ignored]:
+            return None
+        return self._values.get(name)
+
+    def _persists(self, ignored: Sequence[str]) -> bool:
         """Whether the client would go on with the connection (RFC 9112 9.3)."""
-        options = self._values.get("connection", "").lower().replace(" ", "").split(",")
+        sent = self._sent("connection", ignored) or ""
+        options = sent.lower().replace(" ", "").split(",")
         if self.version == "1.0":
             return "keep-alive" in options and "close" not in options
         return "close" not in options

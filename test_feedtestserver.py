@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: 0BSD
 """The tests of feedtestserver: python -m unittest."""
 
+import ast
 import asyncio
 import contextlib
 import email.utils
@@ -42,6 +43,8 @@ from feedtestserver import (
 )
 
 HERE = pathlib.Path(__file__).resolve().parent
+SOURCE = (HERE / "feedtestserver.py").read_text("utf-8")
+DOCSTRING = ast.get_docstring(ast.parse(SOURCE))  # python -OO has none at run time
 PATIENCE = 20  # seconds; only a broken server makes a test wait for it
 NOW = 1_236_420_000.0  # 2009-03-07 10:00:00 GMT
 NOW_DATE = "Sat, 07 Mar 2009 10:00:00 GMT"
@@ -179,20 +182,20 @@ class ExampleTest(ServerTestCase):
         self.assertEqual(said, [rule.name for rule in feedtestserver._RULES.values()])
 
     def test_docstring_runs_as_it_stands(self):
-        test, fixture = blocks(feedtestserver.__doc__)[:2]
+        test, fixture = blocks(DOCSTRING)[:2]
         done = self.run_tests({"test_example.py": test, "data/feed.xml": fixture})
         self.assertIn("Ran 1 test", done.stderr)
         self.assertEqual(done.returncode, 0, done.stderr)
 
     def test_docstring_names_what_is_there(self):
-        contents = feedtestserver.__doc__.partition("order of this file:")[2]
+        contents = DOCSTRING.partition("order of this file:")[2]
         for name in re.findall(r"^    ([A-Za-z_]+)(?:, (\w+))? ", contents, re.MULTILINE):
             with self.subTest(name):
                 for each in filter(None, name):
                     self.assertTrue(hasattr(feedtestserver, each))
 
     def test_docstring_and_table_name_the_same_directives(self):
-        listed = re.search(r"The directives:\n\n(.*?)\n\n", feedtestserver.__doc__, re.DOTALL)
+        listed = re.search(r"The directives:\n\n(.*?)\n\n", DOCSTRING, re.DOTALL)
         said = re.findall(r"^    (\w+): ", listed.group(1), re.MULTILINE)
         self.assertEqual(said, [rule.name for rule in feedtestserver._RULES.values()])
 
@@ -200,9 +203,10 @@ class ExampleTest(ServerTestCase):
 class PublicNamesTest(unittest.TestCase):
     def test_all_is_sorted_and_documented(self):
         self.assertEqual(feedtestserver.__all__, sorted(feedtestserver.__all__))
+        defined = {getattr(node, "name", None): node for node in ast.parse(SOURCE).body}
         for name in feedtestserver.__all__:
             with self.subTest(name):
-                self.assertTrue(getattr(feedtestserver, name).__doc__ or sys.flags.optimize > 1)
+                self.assertTrue(ast.get_docstring(defined[name]))
 
     def test_importing_it_imports_little(self):
         code = (
@@ -1330,6 +1334,12 @@ class ProtocolTest(ServerTestCase):
         self.assertEqual(len({request.connection for request in server.requests}), 1)
         self.get(server, "/b.xml")
         self.assertNotEqual(server.requests[-1].connection, server.requests[0].connection)
+
+    def test_a_request_to_close_that_is_ignored(self):
+        server = self.serve()
+        server.respond("/", Response(ignore=["connection"]))
+        one = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        self.assertEqual(exchange_end(server, one + one).count(b"HTTP/1.1 200 OK"), 2)
 
     def test_pipelining(self):
         server = self.serve(self.FEED)
