@@ -784,9 +784,14 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
 
     def handle(self) -> None:
         """Answer one request after the other until the connection ends."""
-        with contextlib.suppress(ConnectionError):
+        try:
             while not self.close_connection:
                 self.handle_one_request()
+        except OSError as error:
+            if error.filename is None:
+                _logger().info("the client has gone: %s", error)
+            else:  # a fixture changed while it was sent
+                self.origin._fail(str(error))
 
     def handle_one_request(self) -> None:
         """The life of a request: read, find who answers, plan, record, send."""
@@ -1330,13 +1335,10 @@ def _read_beginning(path: str) -> tuple[bytes, int]:
 
 def _directives_of(path: str, data: bytes) -> Directives:
     """The directives of the sidecar where there is one, else those of the fixture's comments."""
-    try:
-        with open(path + _SIDECAR, "rb") as file:
-            lines = file.read()
-    except FileNotFoundError:
+    if not os.path.isfile(path + _SIDECAR):
         return parse_directives(data, path)
     directives = Directives(path + _SIDECAR)
-    text = _Text(lines)
+    text = _Text(pathlib.Path(path + _SIDECAR).read_bytes())
     directives._read(text, 0, _BYTE_ORDER_MARK.sub("", text.text))
     return directives
 
@@ -1361,23 +1363,17 @@ class _File:
     def __bytes__(self) -> bytes:
         return b"".join(self.blocks())
 
-    def open(self) -> io.FileIO:
-        try:
-            return io.FileIO(self.path)
-        except OSError as error:
-            raise ConnectionAbortedError(f"{error}") from error
+    def __repr__(self) -> str:
+        return f"<{self.size} bytes of {self.path}>"
 
     def blocks(self) -> Iterator[memoryview]:
-        """Its blocks, each to be used before the next.
-
-        Raises ConnectionAbortedError where the file is gone or shorter: its head is sent by then.
-        """
+        """Its blocks, each to be used before the next; OSError where it is gone or shorter."""
         left, block = self.size, memoryview(bytearray(_BLOCK))
-        with self.open() as file:
+        with io.FileIO(self.path) as file:
             while left:
                 size = file.readinto(block[:left])
                 if not size:
-                    raise ConnectionAbortedError(f"{self.path} ends {left} bytes too early")
+                    raise OSError(errno.EIO, f"the file ends {left} bytes too early", self.path)
                 left -= size
                 yield block[:size]
 
@@ -1726,20 +1722,20 @@ class Response:
         return bytes(self._content)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Response) and self._public() == other._public()
+        if not isinstance(other, Response):
+            return NotImplemented
+        return self._said() == other._said() and self.body == other.body
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        body, status, *rest = self._public()
-        names = ("reason", "headers", "without", "ignore", "template")
-        said = "".join(f", {name}={value!r}" for name, value in zip(names, rest) if value)
-        return f"Response({body!r:.80}, {status}{said})"
+        said = "".join(f", {name}={value!r}" for name, value in self._said().items() if value)
+        return f"Response({self._content!r:.80}{said})"
 
-    def _public(self) -> tuple[Any, ...]:
-        """Its fields, in the order of the constructor's arguments."""
-        said = self.reason, self.headers, self.without, self.ignore, self.template
-        return (self.body, self.status, *said)
+    def _said(self) -> dict[str, Any]:
+        """All that is not the body, in the order of the constructor's arguments."""
+        names = ("status", "reason", "headers", "without", "ignore", "template")
+        return {name: getattr(self, name) for name in names}
 
     def _but(self, **changes: Any) -> Response:
         """The same response with some fields changed, which are right already."""
@@ -2279,8 +2275,8 @@ class _ShownServer(FeedTestServer):
 
     def _not_found(self, request: Request, folder: str) -> Response:
         below = f"{folder}{request.path.lstrip('/')}"
-        listed = self.fixtures(f"{below}**/*") if request.path.endswith("/") else []
-        if not listed and request.path != "/":
+        listed = [fixture for fixture in self.fixtures() if fixture.name.startswith(below)]
+        if not request.path.endswith("/") or not (listed or request.path == "/"):
             return super()._not_found(request, folder)
         page = _index_page(self, request.path, listed).encode("utf-8", "backslashreplace")
         return Response(page, headers=[("Content-Type", "text/html; charset=utf-8")])
