@@ -163,14 +163,17 @@ class FeedTestServer(threading.Thread):
         if self._httpd is not None:
             raise RuntimeError("a server is started once only; make a new FeedTestServer")
         _require_directory(self.directory)
-        self._httpd = self._bind()
+        self._httpd = httpd = self._bind()
+        self._pid = os.getpid()
         try:
-            self.port = self._httpd.server_port
+            self.port = httpd.server_port
             super().start()
             with self._changed:
-                self._changed.wait_for(lambda: self.ready)
+                self._changed.wait_for(lambda: httpd.serving or httpd.stopping)
         except BaseException:
-            self._httpd.request_shutdown()
+            httpd.request_shutdown()
+            if self.ident is not None:
+                self.join()
             self._httpd = None
             raise
 
@@ -183,6 +186,8 @@ class FeedTestServer(threading.Thread):
                 return StoppableHttpServer(
                     (self.host, self.port), handler, handler_makes_way=True, changed=self._changed
                 )
+            except OverflowError as error:
+                raise OSError(errno.EINVAL, f"there is no port {self.port}: {error}") from error
             except OSError as error:
                 if error.errno != errno.EADDRINUSE or time.monotonic() >= deadline:
                     where = f"port {self.port} of {self.host} cannot be had: {error.strerror}"
@@ -207,12 +212,12 @@ class FeedTestServer(threading.Thread):
         self._httpd.request_shutdown()
         if not self._httpd.join(self.stop_timeout):
             with self._changed:
-                running = ", ".join(str(request) for request in self._unanswered)
+                running = ", ".join(str(request) for request in self._unanswered) or "?"
             raise RuntimeError(
                 f"stop() waited {self.stop_timeout:g} s for the callable that answers"
                 f" {running}; it must come to an end by itself"
             )
-        if threading.current_thread() is not self:
+        if self.ident is not None and not self._httpd.serves(threading.current_thread()):
             self.join()
             # The handler class holds this server; without the cycle it goes with its last user.
             self._httpd.RequestHandlerClass = socketserver.BaseRequestHandler
@@ -312,19 +317,20 @@ class FeedTestServer(threading.Thread):
         A field of ``headers`` with the value None must be absent. Raises AssertionError, naming
         what did arrive, after ``timeout`` seconds, and at once where the server has stopped.
         """
-        wanted = _Wanted(self, path, method, headers, body)
+        wanted = _Wanted(self, path, method, headers, body, times)
 
-        def decided() -> bool:
-            stopped = self._httpd is not None and self._httpd.stopping
-            return stopped or len(wanted.among(self._requests)) >= times
+        def has_stopped() -> bool:
+            return self._httpd is not None and self._httpd.stopping
 
         with self._changed:
-            self._changed.wait_for(decided, timeout)
+            self._changed.wait_for(
+                lambda: has_stopped() or len(wanted.among(self._requests)) >= times, timeout
+            )
             arrived = self._requests.copy()
+            limit = "before the server stopped" if has_stopped() else f"within {timeout:g} s"
         found = wanted.among(arrived)
         if len(found) < times:
-            expected = f"at least {_times(times)} within {timeout:g} s"
-            raise AssertionError(wanted.missed(arrived, expected))
+            raise AssertionError(wanted.missed(arrived, f"at least {_times(times)} {limit}"))
         return found[-1]
 
     def _receive(self, request: Request) -> None:
@@ -346,6 +352,14 @@ class FeedTestServer(threading.Thread):
 
     def _log(self, request: Request) -> None:
         _logger().info("%s", request)
+
+    def _now(self) -> float:
+        """The time by the server's clock; a clock that fails is an error like any callable's."""
+        try:
+            return self.clock()
+        except Exception as error:
+            self._fail(f"the server's clock: {error!r}")
+            return time.time()
 
     def _fail(self, words: str) -> Response:
         """Note what is wrong with a fixture or a callable; the client gets the same words."""
@@ -394,7 +408,7 @@ class FeedTestServer(threading.Thread):
         folder = f"{request._host}/" if request._origin else ""
         if folder and not self._knows(request):
             return self._unknown_host(request)
-        for name in _file_names(request.path_as_sent):
+        for name in _file_names(request._path_as_sent):
             found = _load(self.directory, folder + name)
             if found is not None:
                 return found
@@ -431,11 +445,13 @@ class FeedTestServer(threading.Thread):
 
     def _address(self, path: str) -> _Address:
         """What a path, or a whole URL, of respond() and the assertions stands for."""
-        is_whole = re.match("https?://", path, re.IGNORECASE)
-        parts = urllib.parse.urlsplit(path if is_whole else f"/{path.lstrip('/')}")
-        origin = _origin(parts.scheme, parts.netloc) if is_whole else ""
-        query = _unquote(parts.query) if parts.query or "?" in path else None
-        return "" if self._is_own(origin) else origin, _unquote(parts.path) or "/", query
+        whole = re.fullmatch("(https?)://([^/?#]*)(.*)", path, re.IGNORECASE)
+        origin, path = (_origin(*whole.group(1, 2)), whole.group(3)) if whole else ("", path)
+        path, mark, query = path.partition("#")[0].partition("?")
+        if path != "*" and not path.startswith("/"):
+            path = f"/{path}"
+        origin = "" if self._is_own(origin) else origin
+        return origin, _unquote(path), _unquote(query) if mark else None
 
     def _is_own(self, origin: str) -> bool:
         """Whether an origin such as ``http://127.0.0.1:8000`` is this server, by any local name."""
@@ -498,15 +514,26 @@ def stop_server(port: int, host: str = "127.0.0.1") -> None:
     PermissionError where it does not take QUIT from here, ConnectionError where it says nothing.
     """
     with socket.create_connection((host, port)) as connection:
+        status_line = _send_quit(connection)
+    if not status_line:
+        with contextlib.suppress(ConnectionRefusedError):  # somebody else has stopped it
+            socket.create_connection((host, port)).close()
+            raise ConnectionError(f"{host}:{port} did not answer QUIT")
+    elif status_line.split()[1:2] != [b"200"]:
+        found = status_line.decode("latin-1").strip()
+        raise PermissionError(errno.EPERM, f"{host}:{port} answered QUIT with {found!r}")
+
+
+def _send_quit(connection: socket.socket) -> bytes:
+    """The status line that QUIT gets, once the connection has ended; empty where there is none."""
+    try:
         connection.sendall(b"QUIT / HTTP/1.0\r\n\r\n")
         with connection.makefile("rb") as answer:
             status_line = answer.readline()
-            answer.read()  # to the end, which comes once the port is closed
-    if not status_line:
-        raise ConnectionError(f"{host}:{port} did not answer QUIT")
-    if status_line.split()[1:2] != [b"200"]:
-        found = status_line.decode("latin-1").strip()
-        raise PermissionError(errno.EPERM, f"{host}:{port} answered QUIT with {found!r}")
+            answer.read()
+    except ConnectionError:
+        return b""
+    return status_line
 
 
 # The stoppable server: accepting connections
@@ -519,7 +546,7 @@ class StoppableHttpServer(http.server.HTTPServer):
     another thread accepts, an idle one or a new one. A handler that calls ``make_way()`` itself,
     before it waits, and ``wait_alone()`` before it reads, is served without a second thread as
     long as there is no second connection; for others (``handler_makes_way`` false) way is made at
-    once.
+    once. So there is always a thread that accepts, or one that looks at the port while it waits.
     ``changed`` is the Condition that guards the server's state.
     """
 
@@ -546,6 +573,7 @@ class StoppableHttpServer(http.server.HTTPServer):
         self._serving = 0
         self._threads: list[threading.Thread] = []
         self._connections: dict[socket.socket, threading.Thread] = {}
+        self._joining: set[threading.Thread] = set()
         if ":" in server_address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(server_address, RequestHandlerClass, bind_and_activate)
@@ -576,38 +604,35 @@ class StoppableHttpServer(http.server.HTTPServer):
 
     def _work(self) -> None:
         """Accept connections and serve them, as each of the server's threads does."""
-        while True:
-            connection = self._next_connection()
-            if connection is None:
-                return
-            self._serve(*connection)
+        try:
+            while True:
+                connection = self._next_connection()
+                if connection is None:
+                    return
+                self._serve(*connection)
+                with self._changed:
+                    self._accepting += 1
+        finally:
             with self._changed:
-                self._accepting += 1
+                self._serving -= 1
+                self._changed.notify_all()
 
     def _next_connection(self) -> tuple[socket.socket, Any] | None:
-        """Accept a connection; None where the server stops."""
-        while True:
+        """Accept a connection, as a thread that counts as accepting; None where it is to end."""
+        try:
+            while not self.stopping:
+                try:
+                    connection, address = self.get_request()
+                except OSError as error:
+                    self._not_accepted(error)
+                else:
+                    self._accepted(connection)
+                    return connection, address
+            return None
+        finally:
             with self._changed:
-                if self.stopping:
-                    self._leave()
-                    return None
-            try:
-                connection, address = self.get_request()
-            except OSError as error:
-                self._not_accepted(error)
-            else:
-                self._accepted(connection)
-                return connection, address
-
-    def _leave(self) -> None:
-        """End a thread; the last of those that could accept closes the listening socket.
-
-        Closed under a thread in accept(), its descriptor could be that of another socket by then.
-        """
-        self._accepting -= 1
-        self._serving -= 1
-        self._close_unused_port()
-        self._changed.notify_all()
+                self._accepting -= 1
+                self._close_unused_port()
 
     def _not_accepted(self, error: OSError) -> None:
         with self._changed:
@@ -619,11 +644,9 @@ class StoppableHttpServer(http.server.HTTPServer):
     def _accepted(self, connection: socket.socket) -> None:
         """Enter a connection among the open ones; it is ended at once where the server stops."""
         with self._changed:
-            self._accepting -= 1
             self._connections[connection] = threading.current_thread()
             if self.stopping:
                 _hang_up(connection)
-                self._close_unused_port()
         connection.settimeout(None)  # whatever socket.setdefaulttimeout() says
 
     def _serve(self, connection: socket.socket, address: Any) -> None:
@@ -653,7 +676,9 @@ class StoppableHttpServer(http.server.HTTPServer):
             _logger().info("no further thread: %s", error)
             with self._changed:
                 self._threads.remove(thread)
-                self._leave()
+                self._serving -= 1
+                self._accepting -= 1
+                self._close_unused_port()
 
     def watch(self, connection: socket.socket) -> select.poll | None:
         """What ``wait_alone()`` needs for a connection."""
@@ -693,13 +718,17 @@ class StoppableHttpServer(http.server.HTTPServer):
         with self._changed:
             self.stopping = True
             self._changed.notify_all()
+            self._wake_accepting()
+            self._close_unused_port()
             for connection, thread in self._connections.items():
                 if thread is not threading.current_thread():
                     _hang_up(connection)
-            self._wake_accepting()
-            self._close_unused_port()
 
     def _close_unused_port(self) -> None:
+        """Close the listening socket when the server stops and no thread may be in accept().
+
+        Closed under such a thread, its descriptor could be that of another socket by then.
+        """
         if self.stopping and not self._accepting:
             self.server_close()
             self._changed.notify_all()
@@ -722,20 +751,25 @@ class StoppableHttpServer(http.server.HTTPServer):
         return _ANY_ADDRESS.get(self.server_name, self.server_name), self.server_port
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until all threads but this one have ended; tell whether they have.
+        """Wait until all threads have ended, but those that wait here themselves; tell whether.
 
         ``timeout`` is in seconds; None waits however long it takes.
         """
         this = threading.current_thread()
         with self._changed:
-            ended = self._changed.wait_for(lambda: self._serving <= self._serves(this), timeout)
-            threads = self._threads.copy() if ended else []
+            here = {this} if self.serves(this) else set()
+            self._joining |= here
+            self._changed.notify_all()
+            ended = self._changed.wait_for(
+                lambda: self._serving <= (len(self._joining) if here else 0), timeout
+            )
+            threads = set(self._threads) - self._joining if ended else set()
+            self._joining -= here
         for thread in threads:
-            if thread is not this:
-                thread.join()
+            thread.join()
         return ended
 
-    def _serves(self, thread: threading.Thread) -> bool:
+    def serves(self, thread: threading.Thread) -> bool:
         """Whether a thread serves one of the open connections."""
         return thread in self._connections.values()
 
@@ -797,15 +831,16 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         """The life of a request: read, find who answers, plan, record, send."""
         try:
             request = self.read()
-            response = self.find(request)
+            plan = self.answer(request)
         except EOFError:
             self.close_connection = True
             return
         except _Refusal as refusal:
-            request, response = self.refused(refusal)
-        request.response = self.plan(request, response)
+            request = self.refused(refusal)
+            plan = self.plan(request, _refuse(refusal.status, str(refusal)))
+        request.response = plan
         self.origin._record(request)
-        _write(request.response, self.send)
+        _write(plan, self.send)
 
     def finish(self) -> None:
         """Let a client that may still be sending read the answer before the connection closes."""
@@ -837,7 +872,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         except _Refusal as refusal:
             refusal.request = refusal.request or request
             raise
-        request.time = self.origin.clock()
+        request.time = self.origin._now()
         self.origin._receive(request)
         return request
 
@@ -876,7 +911,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
             return b""
         expectation = request._values.get("expect") or ""
         if expectation.lower() == "100-continue" and request.version != "1.0" and not self.buffer:
-            self.connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         return self.read_chunks() if size is None else self.take(size)
 
     def read_chunks(self) -> bytes:
@@ -892,56 +927,61 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
             if self.take(2) != b"\r\n":
                 raise _Refusal(400, "the data of a chunk is longer than its size says")
         for _ in range(_MAX_FIELDS + 1):
-            trailer = self.read_line()
+            trailer = self.read_line(431)
             if not trailer:
                 return bytes(body)
             if not _FIELD_LINE.fullmatch(trailer):
                 raise _Refusal(400, f"the trailer field {trailer[:80]!r} is malformed")
         raise _Refusal(431, f"there are more than {_MAX_FIELDS} trailer fields")
 
-    def read_line(self) -> str:
+    def read_line(self, if_too_long: int = 400) -> str:
         while (end := self.buffer.find(b"\n")) < 0:
             if len(self.buffer) > _MAX_LINE:
-                raise _Refusal(400, f"a line of the chunked body is longer than {_MAX_LINE} bytes")
+                words = f"a line of the chunked body is longer than {_MAX_LINE} bytes"
+                raise _Refusal(if_too_long, words)
             self.receive()
         line = self.take(end + 1).decode("latin-1")
         if not line.endswith("\r\n"):
             raise _Refusal(400, f"the line {line[:80]!r} of the chunked body does not end in CR LF")
         return line[:-2]
 
-    def refused(self, refusal: _Refusal) -> tuple[Request, Response]:
-        """The record of a request that could not be read, and its answer."""
+    def refused(self, refusal: _Refusal) -> Request:
+        """What is on record of a request that could not be read."""
         request = refusal.request or Request()
-        request.connection, request.time = self.number, self.origin.clock()
+        request.connection, request.time = self.number, self.origin._now()
         request._locate(self.origin)
-        return request, _refuse(refusal.status, str(refusal))
+        return request
 
     # Find who answers
 
+    def answer(self, request: Request) -> Response:
+        """The plan of the answer; a 500 where a fixture or the test's own code is wrong."""
+        try:
+            return self.plan(request, self.find(request))
+        except BaseException as error:  # pytest.fail() in a callable raises no Exception
+            return self.plan(request, self.origin._fail(_explain(error, request)))
+
     def find(self, request: Request) -> Response:
         """The response of the step, the do_ method or the fixture for a request."""
-        try:
-            if request.method in ("CONNECT", "QUIT"):
-                return self.dispatch(request)
-            step = self.origin._next_step(request)
-            if step is None:
-                return self.dispatch(request)
-            if callable(step):
-                self.server.make_way()
-            return self.origin._perform(step, request)
-        except BaseException as error:  # pytest.fail() in a callable raises no Exception
-            return self.origin._fail(_explain(error, request))
+        if request.method in ("CONNECT", "QUIT"):
+            return self.dispatch(request)
+        step = self.origin._next_step(request)
+        if step is None:
+            return self.dispatch(request)
+        if callable(step):
+            self.server.make_way()
+        return self.origin._perform(step, request)
 
     def dispatch(self, request: Request) -> Response:
         """Call the do_ method of the request's method, and return what it replied."""
         name = f"do_{request.method}"
-        method: Any = getattr(type(self), name, None)
+        method = getattr(self, name, None)
         if method is None:
             return self.not_allowed(request.method)
-        if method is not getattr(FeedTestRequestHandler, name, None):
-            self.server.make_way()  # a test's own code may take its time
+        if type(self) is not FeedTestRequestHandler:
+            self.server.make_way()  # a test's own methods may take their time
         self.received, self.response = request, None
-        method(self)
+        method()
         if self.response is None:
             raise RuntimeError(f"do_{request.method}() did not call self.reply()")
         return self.response
@@ -986,7 +1026,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         """Decide the answer completely, and whether the connection ends with it."""
         persistent = request._persists(response.ignore)
         stopping: bool = self.server.stopping
-        date = _http_date(int(self.origin.clock()))
+        date = _http_date(int(self.origin._now()))
         plan = _plan(request, response, date, persistent and not stopping)
         self.close_connection = plan._closes
         # Where the client does not expect the connection to close, it may still be sending.
@@ -1045,12 +1085,16 @@ _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_LINE = re.compile(rf"({_TOKEN.pattern}):([^\x00-\x08\x0a-\x1f\x7f]*)")
 _REQUEST_LINE = re.compile(rf"({_TOKEN.pattern}) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9]\.[0-9])")
 _HEAD = re.compile(rf"{_REQUEST_LINE.pattern}\r\n((?:{_FIELD_LINE.pattern}\r\n)*)\r\n")
-_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]*)(?::[0-9]*)?")
+_PORT = "[0-9]{0,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
+_HOST = re.compile(
+    rf"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]*)(?::(?:{_PORT}))?"
+)
 _ABSOLUTE_FORM = re.compile(rf"(https?)://(?![:/?]|\Z)({_HOST.pattern})(/.*)?", re.IGNORECASE)
 _CHUNK_SIZE = re.compile(
     r"([0-9A-Fa-f]{1,16})"
     rf"(?:[ \t]*;[ \t]*{_TOKEN.pattern}"
-    rf"(?:[ \t]*=[ \t]*(?:{_TOKEN.pattern}|\"(?:[^\"\\]|\\.)*\"))?)*"
+    rf"(?:[ \t]*=[ \t]*(?:{_TOKEN.pattern}|\"(?:[^\"\\\x00-\x08\x0a-\x1f\x7f]"
+    r"|\\[^\x00-\x08\x0a-\x1f\x7f])*\"))?)*"
 )
 #: What no head can hold, in whatever is still missing of it.
 _GARBAGE = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n|\Z)|(?<!\r)\n")
@@ -1058,7 +1102,7 @@ _GARBAGE = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n|\Z)|(?<!\r)\n"
 _FIELD_FAULTS = (
     (r"[ \t]", "begins with white space; a value is not folded (RFC 9112 5.2)"),
     (r":", "has no name before its colon (RFC 9112 5)"),
-    (r"[^:]*[ \t]+:", "has white space before its colon (RFC 9112 5.1)"),
+    (r"[^:]*[ \t]:", "has white space before its colon (RFC 9112 5.1)"),
     (r"[^:]*\Z", "has no colon (RFC 9112 5)"),
     (rf"(?!{_TOKEN.pattern}:)", "has a name that is not a token (RFC 9110 5.1)"),
     (r"", "has a control character in its value (RFC 9110 5.5)"),
@@ -1096,17 +1140,17 @@ def _is_target(request: Request) -> bool:
 
 def _fault(head: str) -> _Refusal:
     """What is wrong in a head, or in the beginning of one, and where."""
+    request_line, *lines = re.split("\r\n|\r|\n", head)
+    start = _REQUEST_LINE.fullmatch(request_line)
+    request = Request(start.group(1), start.group(2), start.group(3)) if start else None
     bare = re.search(r"\r(?!\n)|(?<!\r)\n", head)
     if bare:
         name, number = ("CR", "LF")[bare.group() == "\n"], head.count("\n", 0, bare.start()) + 1
-        return _Refusal(400, f"line {number} has a bare {name}; lines end in CR LF (RFC 9112 2.2)")
-    request_line, *lines = head.split("\r\n")
-    start = _REQUEST_LINE.fullmatch(request_line)
-    if start is None:
+        words = f"line {number} has a bare {name}; lines end in CR LF (RFC 9112 2.2)"
+        return _Refusal(400, words, request)
+    if request is None:
         found = f"{request_line[:80]!r} is no request line"
         return _Refusal(400, f"{found}; it would be METHOD SP TARGET SP HTTP/1.1 (RFC 9112 3)")
-    method, target, version = start.group(1, 2, 3)
-    request = Request(method, target, version)
     for line in lines:
         if line and not _FIELD_LINE.fullmatch(line):
             fault = next(fault for pattern, fault in _FIELD_FAULTS if re.match(pattern, line))
@@ -1165,7 +1209,8 @@ def _body_size(request: Request) -> int | None:
 
 def _check_coding(coding: str, length: str | None, version: str) -> None:
     """Refuse what RFC 9112 6.1 says of Transfer-Encoding; what is left is chunked."""
-    *others, last = (name.strip(" \t").lower() for name in coding.split(","))
+    names = [name.strip(" \t").lower() for name in coding.split(",")]
+    *others, last = [name for name in names if name] or [""]
     if length is not None:
         raise _Refusal(400, "there are both Content-Length and Transfer-Encoding (RFC 9112 6.1)")
     if version == "1.0":
@@ -1784,7 +1829,7 @@ _SERVER = f"feedtestserver/{__version__}"
 
 def _plan(request: Request, response: Response, date: str, persistent: bool) -> Response:
     """What the response to this request is, complete; requests that are alike share it."""
-    alike = date, persistent, request.version, request.method, request.path_as_sent
+    alike = date, persistent, request.version, request.method, request._path_as_sent
     plain = not response._has_expressions and _CONDITIONS.isdisjoint(request._values)
     if plain and response._planned[0] == alike:
         shared: Response = response._planned[1]
@@ -1804,7 +1849,7 @@ def _complete(request: Request, response: Response, date: str, persistent: bool)
     no_content = status in (204, 304)
     added = [("Date", date), ("Server", _SERVER)]
     if not no_content:
-        added.append(("Content-Type", response._media_type or _media_type(request.path_as_sent)))
+        added.append(("Content-Type", response._media_type or _media_type(request._path_as_sent)))
         if "transfer-encoding" not in names:
             added.append(("Content-Length", str(len(response._content))))
     bodiless = no_content or request.method == "HEAD"
@@ -1833,7 +1878,14 @@ def _is_framed(response: Response) -> bool:
 
 
 def _asks_to_close(response: Response) -> bool:
-    return "connection" in response._names and "close" in (response._value("connection") or "")
+    if "connection" not in response._names:
+        return False
+    values = [value for name, value in response.headers if name.lower() == "connection"]
+    return "close" in _connection_options(",".join(values))
+
+
+def _connection_options(value: str) -> list[str]:
+    return [option.strip(" \t") for option in value.lower().split(",")]
 
 
 def _precondition(request: Request, response: Response) -> Response:
@@ -1937,8 +1989,8 @@ class Request:
         "body",
         "connection",
         "method",
-        "path_as_sent",
-        "query_string",
+        "_path_as_sent",
+        "_query_string",
         "response",
         "target",
         "time",
@@ -1972,11 +2024,11 @@ class Request:
         self._values = self._read_values()
         if not target.isascii():  # raw UTF-8, read as Latin-1
             target = target.encode("latin-1").decode("utf-8", "surrogateescape")
-        self.path_as_sent, _, self.query_string = target.partition("?")
-        absolute = _ABSOLUTE_FORM.fullmatch(self.path_as_sent)
+        self._path_as_sent, _, self._query_string = target.partition("?")
+        absolute = _ABSOLUTE_FORM.fullmatch(self._path_as_sent)
         if absolute:
             self._origin = _origin(*absolute.group(1, 2))
-            self.path_as_sent = absolute.group(3) or "/"
+            self._path_as_sent = absolute.group(3) or "/"
 
     def _read_values(self) -> dict[str, str]:
         """The values by lower-case name, those of repeated fields joined as a list."""
@@ -2012,20 +2064,20 @@ class Request:
     @property
     def url(self) -> str:
         """The whole URL that was asked for."""
-        if not self.path_as_sent.startswith("/"):
+        if not self._path_as_sent.startswith("/"):
             return self._base_url if self.target else ""
-        query = f"?{self.query_string}" if "?" in self.target else ""
-        return f"{self._origin or self._base_url}{self.path_as_sent}{query}"
+        query = f"?{self._query_string}" if "?" in self.target else ""
+        return f"{self._origin or self._base_url}{self._path_as_sent}{query}"
 
     @property
     def path(self) -> str:
         """The path of the URL, percent-decoded."""
-        return _unquote(self.path_as_sent)
+        return _unquote(self._path_as_sent)
 
     @property
     def query(self) -> dict[str, list[str]]:
         """The query of the URL, as ``urllib.parse.parse_qs`` reads it."""
-        return urllib.parse.parse_qs(self.query_string)
+        return urllib.parse.parse_qs(self._query_string)
 
     @property
     def _shown(self) -> str:
@@ -2040,7 +2092,7 @@ class Request:
     @property
     def _address(self) -> _Address:
         """What respond() compares: origin, path and query, decoded."""
-        query = _unquote(self.query_string) if "?" in self.target else None
+        query = _unquote(self._query_string) if "?" in self.target else None
         return self._origin, self.path, query
 
     def _sent(self, name: str, ignored: Sequence[str]) -> str | None:
@@ -2051,8 +2103,7 @@ class Request:
 
     def _persists(self, ignored: Sequence[str]) -> bool:
         """Whether the client would go on with the connection (RFC 9112 9.3)."""
-        sent = self._sent("connection", ignored) or ""
-        options = sent.lower().replace(" ", "").split(",")
+        options = _connection_options(self._sent("connection", ignored) or "")
         if self.version == "1.0":
             return "keep-alive" in options and "close" not in options
         return "close" not in options
@@ -2107,7 +2158,10 @@ class _Wanted:
         method: str | None,
         headers: Mapping[str, str | None] | None,
         body: bytes | str | None,
+        times: int | None = None,
     ) -> None:
+        if times is not None and times < 1:
+            raise ValueError(f"times: found {times}; it takes 1 or more, else assertNotRequested()")
         self.path = path
         self.address = None if path is None else server._address(path)
         self.method = method
@@ -2186,6 +2240,7 @@ class FeedTestServerMixin(_TestCase):
     def setUp(self) -> None:
         """Start the server."""
         super().setUp()
+        self.__dict__.pop("server", None)  # of an earlier run
         _ = self.server
 
     @functools.cached_property
@@ -2200,13 +2255,11 @@ class FeedTestServerMixin(_TestCase):
         return server
 
     def _stop_server(self) -> None:
-        server = self.server
-        del self.server
         try:
-            server.stop()
+            self.server.stop()
         finally:
-            if server.errors:
-                self.fail("the server found errors:\n" + "\n".join(server.errors))
+            if self.server.errors:
+                self.fail("the server found errors:\n" + "\n".join(self.server.errors))
 
     def __getstate__(self) -> dict[str, Any]:
         """What a parallel runner sends to another process, where the server cannot go."""
@@ -2236,7 +2289,7 @@ class FeedTestServerMixin(_TestCase):
         Returns the last of the matching requests. A field of ``headers`` with the value None must
         be absent.
         """
-        wanted = _Wanted(self.server, path, method, headers, body)
+        wanted = _Wanted(self.server, path, method, headers, body, times)
         requests = self.server.requests
         found = wanted.among(requests)
         if not found or times not in (None, len(found)):
@@ -2384,7 +2437,8 @@ def _serve(directory: str, host: str, port: int) -> int:
     try:
         with _ShownServer(directory, host=host, port=port, bind_timeout=0) as server:
             print(f"{server.base_url}/", flush=True)
-            while not server.wait_ended(1):  # Windows sees Ctrl-C only between two waits
+            # Windows sees Ctrl-C only between two waits.
+            while not server.wait_ended(1 if os.name == "nt" else None):
                 pass
     except KeyboardInterrupt:
         pass

@@ -19,6 +19,7 @@ import re
 import signal
 import socket
 import socketserver
+import struct
 import subprocess
 import sys
 import tempfile
@@ -646,6 +647,8 @@ class PlanTest(unittest.TestCase):
             ("1.1", True, {"Content-Length": "5"}, None),
             ("1.1", True, {"Transfer-Encoding": "chunked"}, "close"),
             ("1.1", True, {"Connection": "close"}, "close"),
+            ("1.1", True, {"Connection": "x,\tClose"}, "x,\tClose"),
+            ("1.1", True, {"Connection": "closed"}, "closed"),
             ("1.1", False, {"Connection": "keep-alive"}, "keep-alive"),
         ):
             with self.subTest(version, persistent=persistent, headers=headers):
@@ -653,7 +656,8 @@ class PlanTest(unittest.TestCase):
                     Response(b"12345", headers=headers), version=version, persistent=persistent
                 )
                 self.assertEqual(dict(plan.headers).get("Connection"), sent)
-                self.assertEqual(plan._closes, not persistent or sent == "close")
+                closes = not persistent or sent in ("close", "x,\tClose")
+                self.assertEqual(plan._closes, closes)
 
     def test_body_of_unknown_length_ends_with_the_connection(self):
         for headers in ([], [("Content-Length", "5"), ("Content-Length", "6")]):
@@ -1088,6 +1092,11 @@ class ReaderTest(ServerTestCase):
             (400, "is no target of GET", b"GET ftp://x/ HTTP/1.1\r\nHost: x\r\n\r\n"),
             (400, "is no target of GET", b"GET http:///x HTTP/1.1\r\nHost: x\r\n\r\n"),
             (400, "is no target of GET", b"GET http://u@x/ HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "is no target of GET", b"GET http://x:65536/ HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "the Host field 'x:99999' is", b"GET / HTTP/1.1\r\nHost: x:99999\r\n\r\n"),
+            (400, "has white space", HEAD + b"Accept: */*\r\n" * 200 + b"Bad : y\r\n\r\n"),
+            (400, "has no colon", HEAD + b"A" + b" " * 60_000 + b"B\r\n\r\n"),
+            (400, "Transfer-Encoding is ','", HEAD + b"Transfer-Encoding: , \r\n\r\n"),
             (400, "line 1 has a bare LF", b"GET /feed.xml HTTP/1.1\nHost: x\n\n"),
             (400, "line 2 has a bare LF", HEAD[:-2] + b"\n\r\n"),
             (400, "line 3 has a bare CR", HEAD + b"X: a\rb\r\n\r\n"),
@@ -1198,6 +1207,8 @@ class ReaderTest(ServerTestCase):
             ("'1 ' is no chunk size", b"1 \r\na\r\n0\r\n\r\n"),
             ("'1_0' is no chunk size", b"1_0\r\na\r\n0\r\n\r\n"),
             ("'1;' is no chunk size", b"1;\r\na\r\n0\r\n\r\n"),
+            ("is no chunk size", b'1;a="\r"\r\na\r\n0\r\n\r\n'),
+            ("is no chunk size", b'1;a="\\\x00"\r\na\r\n0\r\n\r\n'),
             ("' is no chunk size", b"1" * 17 + b"\r\n"),
             ("does not end in CR LF", b"1\na\r\n0\r\n\r\n"),
             ("longer than its size says", b"1\r\nab\r\n0\r\n\r\n"),
@@ -1239,11 +1250,17 @@ class ReaderTest(ServerTestCase):
         exchange(server, b"\x00")
         exchange(server, HEAD + b"X : 1\r\n\r\n")
         exchange(server, HEAD + b"Content-Length: x\r\n\r\n")
+        exchange(server, b"GET /x HTTP/1.1\nHost: x\n\n")
         exchange(server, b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n")
         requests = server.requests
         self.assertEqual(
             [str(request) for request in requests],
-            ["(unreadable) -> 400", "GET /feed.xml -> 400", "GET /feed.xml -> 400"],
+            [
+                "(unreadable) -> 400",
+                "GET /feed.xml -> 400",
+                "GET /feed.xml -> 400",
+                "GET /x -> 400",
+            ],
         )
         unreadable = requests[0]
         self.assertEqual(
@@ -1700,6 +1717,11 @@ class LifeCycleTest(ServerTestCase):
                 release.wait(PATIENCE)
                 self.reply(Response())
 
+            def do_GET(self):
+                if self.received.path == "/get":
+                    release.wait(PATIENCE)
+                super().do_GET()
+
         class Server(FeedTestServer):
             handler_class = Handler
 
@@ -1716,6 +1738,7 @@ class LifeCycleTest(ServerTestCase):
             ("answers not read", b"GET /b.bin HTTP/1.1\r\nHost: x\r\n\r\n" * 500),
             ("refused, not closed", b"GET /\r\n\r\n"),
             ("callable", b"GET /block HTTP/1.1\r\nHost: x\r\n\r\n"),
+            ("do_ method that calls another", b"HEAD /get HTTP/1.1\r\nHost: x\r\n\r\n"),
             ("do_ method", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"),
         ):
             files = {"feed.xml": b"<rss/>", "a.bin": bytes(20_000_000), "b.bin": bytes(60_000)}
@@ -1770,6 +1793,123 @@ class LifeCycleTest(ServerTestCase):
             server.stop_timeout = PATIENCE
             server.stop()
         self.assert_gone(server)
+
+    def test_stop_while_it_starts(self):
+        class Server(FeedTestServer):
+            def run(self):
+                self._httpd.request_shutdown()
+                super().run()
+
+        server = Server(self.make_directory())
+        server.start()
+        server.stop()
+        self.assert_gone(server)
+
+        class Bound(FeedTestServer):
+            def _bind(self):
+                httpd = self._httpd = super()._bind()
+                self.stop()
+                return httpd
+
+        server = Bound(self.make_directory())
+        server.start()
+        server.stop()
+        self.assert_gone(server)
+
+    def test_stop_while_a_connection_is_accepted_that_is_gone(self):
+        server = self.serve()
+        accept, accepted, go_on = server._httpd.get_request, threading.Event(), threading.Event()
+
+        def get_request():
+            connection, address = accept()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.shutdown(socket.SHUT_RDWR)
+            accepted.set()
+            go_on.wait(PATIENCE)
+            return connection, address
+
+        server._httpd.get_request = get_request
+        with contextlib.suppress(ConnectionError):
+            exchange(server, HEAD + b"Connection: close\r\n\r\n")  # ends the accept() before
+        connect(server).close()
+        accepted.wait(PATIENCE)
+        server._httpd.request_shutdown()
+        go_on.set()
+        server.stop()
+        self.assert_gone(server)
+
+    def test_stop_from_two_callables(self):
+        server = self.serve()
+        both = threading.Barrier(2)
+
+        def answer(request):
+            both.wait(PATIENCE)
+            server.stop()
+            return 200
+
+        def fetch():
+            with contextlib.suppress(ConnectionError):  # each ends the other's connection
+                self.get(server, "/")
+
+        server.respond("/", answer)
+        threads = [threading.Thread(target=fetch) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        server.stop()
+        self.assert_gone(server)
+
+    def test_a_port_that_cannot_be(self):
+        for port in (-1, 70000):
+            server = FeedTestServer(self.make_directory(), port=port)
+            with self.assertRaisesRegex(OSError, f"there is no port {port}: "):
+                server.start()
+
+    def test_quit_from_ten_threads(self):
+        server = self.serve()
+        errors = []
+
+        def stop():
+            try:
+                stop_server(server.port)
+            except ConnectionRefusedError:
+                pass
+            except OSError as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=stop) for _ in range(10)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        server.stop()
+        self.assertEqual(errors, [])
+        self.assert_gone(server)
+
+    @unittest.skipUnless(hasattr(os, "fork"), "there is no fork() here")
+    @unittest.skipIf(sys.version_info >= (3, 13), "no thread made before fork() starts after it")
+    def test_started_in_a_forked_child(self):
+        script = textwrap.dedent(
+            """
+            import os, sys, feedtestserver
+            server = feedtestserver.FeedTestServer(sys.argv[1])
+            child = os.fork()
+            if not child:
+                server.start()
+                server.stop()
+                os._exit(server.is_alive())
+            print(os.waitpid(child, 0)[1])
+            """
+        )
+        done = run([sys.executable, "-c", script, str(self.make_directory())])
+        self.assertEqual((done.stdout, done.stderr), ("0\n", ""))
+
+    def test_a_clock_that_fails_is_an_error(self):
+        server = self.serve({"feed.xml": b"<rss/>"})
+        server.clock = lambda: 1 / 0
+        self.assertEqual(self.get(server, "/feed.xml").status, 200)
+        self.assertIn("the server's clock: ZeroDivisionError", server.errors[0])
 
     def test_stop_from_inside_a_callable(self):
         server = self.serve()
@@ -2020,6 +2160,30 @@ class StoppableHttpServerTest(unittest.TestCase):
         with socket.create_connection(server.server_address, PATIENCE) as connection:
             self.assertEqual(read_all(connection), b"done")
         thread.join()
+
+    def test_shutdown_after_a_handler_that_exits(self):
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self):
+                sys.exit()
+
+        server, _ = self.start(Handler)
+        for _ in range(3):
+            with socket.create_connection(server.server_address, PATIENCE) as connection:
+                self.assertEqual(read_all(connection), b"")
+        server.shutdown()
+        self.assertEqual(server._serving, 0)
+
+    def test_shutdown_after_an_interrupted_accept(self):
+        server = StoppableHttpServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
+
+        def interrupt():
+            raise KeyboardInterrupt
+
+        server.get_request = interrupt
+        with self.assertRaises(KeyboardInterrupt):
+            server.serve_forever()
+        server.shutdown()
+        self.assertLess(server.socket.fileno(), 0)
 
     def test_an_exception_of_a_handler_is_reported(self):
         class Handler(socketserver.BaseRequestHandler):
@@ -2315,6 +2479,10 @@ class WaitTest(ServerTestCase):
                     with self.assertRaises(AssertionError):
                         server.wait_for_request(**arguments, timeout=0)
 
+    def test_none_is_not_to_be_waited_for(self):
+        with self.assertRaisesRegex(ValueError, "^times: found 0; it takes 1 or more"):
+            self.serve().wait_for_request(times=0)
+
     def test_it_says_what_did_arrive(self):
         server = self.serve()
         self.get(server, "/other", headers={"X": "1"})
@@ -2333,7 +2501,7 @@ class WaitTest(ServerTestCase):
         server = self.serve()
         thread = threading.Thread(target=server.stop)
         thread.start()
-        with self.assertRaisesRegex(AssertionError, "The server got no request."):
+        with self.assertRaisesRegex(AssertionError, "at least once before the server stopped\nThe"):
             server.wait_for_request("/x", timeout=1000)
         thread.join()
 
@@ -2371,6 +2539,12 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
         self.assertNotRequested("/x", method="POST")
         self.assertNotRequested("/x", headers={"N": "3"})
         self.assertNotRequested("/x", body=b"x")
+        self.get(self.server, "//x")
+        self.get(self.server, "*", "OPTIONS")
+        self.assertRequested("//x", times=1)
+        self.assertRequested("*", method="OPTIONS")
+        with self.assertRaises(ValueError):
+            self.assertRequested("/y", times=0)
 
     def test_failures_show_what_did_arrive(self):
         self.assertEqual(
@@ -2443,12 +2617,18 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
         self.assertFalse(Test.used.is_alive())
         self.assertTrue(run_test(Test, "test_without").wasSuccessful())
 
-    def test_the_server_is_there_for_later_cleanups(self):
+    def test_the_record_is_there_for_cleanups(self):
         class Test(FeedTestServerMixin, unittest.TestCase):
-            def test(self):
-                self.addCleanup(lambda: self.assertTrue(self.server.ready))
+            def setUp(self):
+                self.addCleanup(lambda: self.assertRequested("/x"))
+                super().setUp()
 
-        self.assertTrue(run_test(Test).wasSuccessful())
+            def test(self):
+                with contextlib.suppress(urllib.error.HTTPError):
+                    urllib.request.urlopen(self.get_url("/x"))
+
+        result = run_test(Test)
+        self.assertTrue(result.wasSuccessful(), result.failures + result.errors)
 
     def test_cooperates_with_other_bases(self):
         calls = []
