@@ -84,7 +84,7 @@ if TYPE_CHECKING:
     import logging
     import unittest
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from typing import Any, NoReturn, Union
+    from typing import Any, NoReturn, TextIO, Union
 
     _Address = tuple[str, str, Union[str, None]]
     Step = Union[str, int, bytes, "Response", Callable[["Request"], Any]]
@@ -1030,7 +1030,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         plan = _plan(request, response, date, persistent and not stopping)
         self.close_connection = plan._closes
         # Where the client does not expect the connection to close, it may still be sending.
-        self.lingering = plan._closes and (persistent or _asks_to_close(response))
+        self.lingering = plan._closes and (persistent or "connection" in response._given)
         return plan
 
     # Send
@@ -1611,7 +1611,7 @@ def _directive(takes: str) -> Callable[[Callable[[str], Any]], Callable[[str], A
 def _header(text: str) -> dict[str, Any] | None:
     name, colon, value = text.partition(":")
     value = value.strip(" \t")
-    if not colon or not _TOKEN.fullmatch(name) or _CONTROL.search(value):
+    if not colon or not _TOKEN.fullmatch(name) or _UNSENDABLE.search(value):
         return None
     if name.lower() == "status":
         return _parsed("Status", value)
@@ -1621,7 +1621,7 @@ def _header(text: str) -> dict[str, Any] | None:
 @_directive("three digits from 200 to 599, and a reason phrase if it is not the usual one")
 def _status(text: str) -> dict[str, Any] | None:
     match = re.fullmatch(r"([2-5][0-9][0-9])(?:[ \t]+(.*))?", text)
-    if match is None or _CONTROL.search(text):
+    if match is None or _UNSENDABLE.search(text):
         return None
     return {"status": int(match.group(1)), "reason": match.group(2)}
 
@@ -1641,14 +1641,16 @@ def _template(text: str) -> dict[str, Any] | None:
     return {"template": True} if text.lower() == "yes" else None
 
 
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+#: Control characters, and surrogates that stand for no byte.
+_UNSENDABLE = re.compile("[\\x00-\\x08\\x0a-\\x1f\\x7f\\ud800-\\udc7f\\udd00-\\udfff]")
 _KNOWN_DIRECTIVE = re.compile(rf"(?:{'|'.join(_RULES)}):", re.IGNORECASE)
 
 
 def _apply(fields: dict[str, Any], key: str, text: str) -> None:
     """Add what a directive says to the fields of a response; ValueError where it is wrong."""
     if key.lower() not in _RULES:
-        _refuse_slip(key)
+        if _meant(key):
+            raise ValueError(f"found the key {key[:80]!r}; the directive is {_meant(key)}")
         return
     for field, value in _parsed(key, text).items():
         if isinstance(value, list):
@@ -1661,22 +1663,32 @@ def _apply(fields: dict[str, Any], key: str, text: str) -> None:
 
 
 def _parsed(key: str, text: str) -> dict[str, Any]:
-    rule = _RULES[key.lower()]
-    fields = rule.parse(text)
+    fields = _RULES[key.lower()].parse(text)
     if fields is None:
-        raise ValueError(f"{rule.name}: found {text[:80]!r}; it takes {rule.takes}")
+        raise ValueError(_sentence(key, text))
     return fields
 
 
-def _refuse_slip(key: str) -> None:
-    """Raise ValueError for a key that looks like a slip of a known one."""
+def _sentence(key: str, found: object) -> str:
+    """What was found, and what would be right."""
+    rule = _RULES[key.lower()]
+    shown = found[:80] if isinstance(found, str) else found
+    return f"{rule.name}: found {shown!r:.500}; it takes {rule.takes}"
+
+
+@functools.lru_cache(maxsize=1024)
+def _meant(key: str) -> str | None:
+    """The directive that an unknown key looks like a slip of; None for one that is free."""
     for rule in _RULES.values():
+        if key.rstrip(" \t").lower() == rule.name.lower():
+            return rule.name
         alike = 2 * min(len(key), len(rule.name)) / (len(key) + len(rule.name))
         if key[0].lower() == rule.name[0].lower() and alike >= 0.8:
             import difflib  # for what looks wrong only, so not part of the import time
 
             if difflib.SequenceMatcher(None, key.lower(), rule.name.lower()).ratio() >= 0.8:
-                raise ValueError(f"found the key {key[:80]!r}; the directive is {rule.name}")
+                return rule.name
+    return None
 
 
 # The answer as a value, decided before its first byte
@@ -1697,9 +1709,10 @@ class Response:
     template: bool
     _content: bytes | _File
     _media_type: str | None
-    _names: frozenset[str]
+    _given: frozenset[str]
+    _left_out: frozenset[str]
     _has_expressions: bool
-    _planned: tuple[Any, Any]
+    _planned: tuple[tuple[Any, ...], Response]
     _head: bytes
     _closes: bool
 
@@ -1717,10 +1730,12 @@ class Response:
         if not isinstance(body, (bytes, bytearray, memoryview)):
             raise TypeError(f"body: found {body!r:.80}; it takes bytes")
         said = [
-            *(("Header", f"{name}: {value}") for name, value in _pairs(headers)),
-            *(("Without", name) for name in _names("without", without)),
-            *(("Ignore", name) for name in _names("ignore", ignore)),
+            *(("Header", text) for text in _header_texts(headers)),
+            *(("Without", text) for text in _name_texts("Without", without)),
+            *(("Ignore", text) for text in _name_texts("Ignore", ignore)),
         ]
+        if not isinstance(status, int):
+            raise ValueError(_sentence("Status", status))
         if status != 200 or reason is not None:
             said.append(("Status", f"{status}" if reason is None else f"{status} {reason}"))
         if template is not False:
@@ -1753,7 +1768,8 @@ class Response:
             template=template,
             _content=content,
             _media_type=media_type,
-            _names=frozenset(name.lower() for name in (*dict(headers), *without)),
+            _given=frozenset(name.lower() for name, _ in headers),
+            _left_out=frozenset(name.lower() for name in without),
             _has_expressions=template or any("{{" in text for text in texts),
             _planned=((), None),
         )
@@ -1763,7 +1779,10 @@ class Response:
 
     @property
     def body(self) -> bytes:
-        """The body, before any coding."""
+        """The body, before any coding; that of a large fixture is read from its file, when asked.
+
+        Raises OSError where that file is gone or shorter by then.
+        """
         return bytes(self._content)
 
     def __eq__(self, other: object) -> bool:
@@ -1788,22 +1807,33 @@ class Response:
         copy.__dict__.update(self.__dict__, **changes)
         return copy
 
+    def _all(self, name: str) -> list[str]:
+        """The values that are given for a field, by its lower-case name."""
+        if name not in self._given:
+            return []
+        return [value for given, value in self.headers if given.lower() == name]
+
     def _value(self, name: str) -> str | None:
         """The value of a field as a client would send it back."""
-        for given, value in self.headers:
-            if given.lower() == name:
-                return value.encode("utf-8", "surrogateescape").decode("latin-1")
-        return None
+        values = self._all(name)
+        return values[0].encode("utf-8", "surrogateescape").decode("latin-1") if values else None
 
 
-def _pairs(headers: HeaderFields) -> Iterable[tuple[str, str]]:
-    return headers.items() if hasattr(headers, "items") else headers
+def _header_texts(headers: HeaderFields) -> Iterator[str]:
+    """What the Header directives would say; ValueError for what is no name and value."""
+    for pair in headers.items() if hasattr(headers, "items") else headers:
+        name, value = pair if isinstance(pair, (tuple, list)) and len(pair) == 2 else (pair, None)
+        if not isinstance(name, str) or not isinstance(value, (str, int)) or ":" in name:
+            raise ValueError(_sentence("Header", f"{pair!r}"))
+        yield f"{name}: {value}"
 
 
-def _names(field: str, names: Sequence[str]) -> Sequence[str]:
-    if isinstance(names, str):
-        raise ValueError(f"{field}: found {names[:80]!r}; it takes a sequence of field names")
-    return names
+def _name_texts(key: str, names: Sequence[str]) -> Iterator[str]:
+    """What the directives of that key would say; ValueError for what is no sequence of names."""
+    for name in [names] if isinstance(names, (str, bytes)) else names:
+        if name is names or not isinstance(name, str):
+            raise ValueError(f"{_sentence(key, name)}, in a sequence")
+        yield name
 
 
 def _text_response(status: int, words: str, headers: Sequence[tuple[str, str]] = ()) -> Response:
@@ -1821,8 +1851,16 @@ def _refuse(status: int, words: str, headers: Sequence[tuple[str, str]] = ()) ->
 # The plan: what the answer to this request is (RFC 9110 13, RFC 9112 6 and 9)
 
 _CONDITIONS = {"if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
-_IN_304 = {"cache-control", "content-location", "etag", "expires", "vary"}
+_IN_304 = {"cache-control", "content-location", "date", "etag", "expires", "server", "vary"}
 _ENTITY_TAG = re.compile(r'(?:W/)?"[!\x23-\x7e\x80-\xff]*"')
+_TIME = "(?:[01][0-9]|2[0-3]):[0-5][0-9]:(?:[0-5][0-9]|60)"
+_MONTH = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
+_DAY = "(?:0[1-9]|[12][0-9]|3[01])"
+_HTTP_DATE = re.compile(
+    f"[A-Z][a-z]{{2}}, {_DAY} {_MONTH} [0-9]{{4}} {_TIME} GMT"
+    f"|[A-Z][a-z]{{5,8}}, {_DAY}-{_MONTH}-[0-9]{{2}} {_TIME} GMT"
+    f"|[A-Z][a-z]{{2}} {_MONTH} (?: [1-9]|[12][0-9]|3[01]) {_TIME} [0-9]{{4}}"
+)
 _EXPRESSION = re.compile(r"\{\{(base_url|host|port)\}\}")
 _SERVER = f"feedtestserver/{__version__}"
 
@@ -1831,11 +1869,11 @@ def _plan(request: Request, response: Response, date: str, persistent: bool) -> 
     """What the response to this request is, complete; requests that are alike share it."""
     alike = date, persistent, request.version, request.method, request._path_as_sent
     plain = not response._has_expressions and _CONDITIONS.isdisjoint(request._values)
-    if plain and response._planned[0] == alike:
-        shared: Response = response._planned[1]
+    shared_by, shared = response._planned  # read once: other threads replace it
+    if plain and shared_by == alike:
         return shared
     response = _expand(request, response)
-    if response.status == 200 and not plain:
+    if response.status == 200 and not plain and request.method not in ("OPTIONS", "TRACE"):
         response = _precondition(request, response)
     plan = _complete(request, response, date, persistent)
     if plain:
@@ -1845,43 +1883,41 @@ def _plan(request: Request, response: Response, date: str, persistent: bool) -> 
 
 def _complete(request: Request, response: Response, date: str, persistent: bool) -> Response:
     """A response with the fields that the server adds to it, and its head as it will be sent."""
-    names, status = response._names, response.status
+    status = response.status
     no_content = status in (204, 304)
     added = [("Date", date), ("Server", _SERVER)]
     if not no_content:
         added.append(("Content-Type", response._media_type or _media_type(request._path_as_sent)))
-        if "transfer-encoding" not in names:
+        if "transfer-encoding" not in response._given:
             added.append(("Content-Length", str(len(response._content))))
     bodiless = no_content or request.method == "HEAD"
-    closes = not persistent or not (bodiless or _is_framed(response)) or _asks_to_close(response)
+    closes = not persistent or not (bodiless or _is_framed(response))
+    closes = closes or _ends_by_its_own_word(request, response)
     if closes:
         added.append(("Connection", "close"))
     elif request.version == "1.0":
         added.append(("Connection", "keep-alive"))
-    added = [field for field in added if field[0].lower() not in names]
+    settled = response._given | response._left_out
+    added = [field for field in added if field[0].lower() not in settled]
     content = b"" if bodiless else response._content
     headers = (*response.headers, *added)
     head = _head(status, _reason(response), headers)
-    return response._but(
-        headers=headers, _head=head, _content=content, _closes=closes, _planned=((), None)
-    )
+    return response._but(headers=headers, _head=head, _content=content, _closes=closes)
 
 
 def _is_framed(response: Response) -> bool:
     """Whether a client can tell where the body ends though the connection goes on."""
-    if "transfer-encoding" in response._names:
+    if "transfer-encoding" in response._given or "content-length" in response._left_out:
         return False
-    if "content-length" not in response._names:
-        return True
-    lengths = [value for name, value in response.headers if name.lower() == "content-length"]
-    return lengths == [str(len(response._content))]
+    return response._all("content-length") in ([], [str(len(response._content))])
 
 
-def _asks_to_close(response: Response) -> bool:
-    if "connection" not in response._names:
-        return False
-    values = [value for name, value in response.headers if name.lower() == "connection"]
-    return "close" in _connection_options(",".join(values))
+def _ends_by_its_own_word(request: Request, response: Response) -> bool:
+    """Whether the Connection field that the response gives, or leaves out, ends the connection."""
+    options = _connection_options(",".join(response._all("connection")))
+    if request.version == "1.0" and "connection" in response._given | response._left_out:
+        return "keep-alive" not in options
+    return "close" in options
 
 
 def _connection_options(value: str) -> list[str]:
@@ -1932,10 +1968,12 @@ def _is_newer(modified: str | None, date: str | None) -> bool | None:
 
 def _seconds(http_date: str) -> float | None:
     """Seconds since the epoch, from any of the three formats of RFC 9110 5.6.7."""
+    if not _HTTP_DATE.fullmatch(http_date):
+        return None
     try:
         parsed = email.utils.parsedate_tz(http_date)
         return None if parsed is None else email.utils.mktime_tz(parsed)
-    except (ValueError, IndexError, TypeError, OverflowError):
+    except (ValueError, OverflowError):  # the year 0000
         return None
 
 
@@ -1946,9 +1984,10 @@ def _http_date(seconds: int) -> str:
 
 def _not_modified(response: Response) -> Response:
     """The 304 for a 200, with the fields that RFC 9110 15.4.5 asks for."""
-    kept = _IN_304 if "etag" in response._names else _IN_304 | {"last-modified"}
+    kept = _IN_304 if "etag" in response._given else _IN_304 | {"last-modified"}
     headers = tuple(field for field in response.headers if field[0].lower() in kept)
-    return response._but(status=304, reason=None, headers=headers)
+    given = response._given & kept
+    return response._but(status=304, reason=None, headers=headers, _given=given)
 
 
 def _failed(name: str, value: str | None) -> Response:
@@ -2320,19 +2359,29 @@ class _ShownServer(FeedTestServer):
     """The server of the command line: it prints a line per request, and lists its fixtures."""
 
     def _log(self, request: Request) -> None:
-        print(request, flush=True)
+        _say(request)
 
     def _fail(self, words: str) -> Response:
-        print(words, file=sys.stderr, flush=True)
+        _say(words, sys.stderr)
         return super()._fail(words)
 
     def _not_found(self, request: Request, folder: str) -> Response:
         below = f"{folder}{request.path.lstrip('/')}"
         listed = [fixture for fixture in self.fixtures() if fixture.name.startswith(below)]
-        if not request.path.endswith("/") or not (listed or request.path == "/"):
+        is_folder = request.path.endswith("/") and _file_names(request._path_as_sent)
+        if not is_folder or not (listed or request.path == "/"):
             return super()._not_found(request, folder)
         page = _index_page(self, request.path, listed).encode("utf-8", "backslashreplace")
         return Response(page, headers=[("Content-Type", "text/html; charset=utf-8")])
+
+
+def _say(text: object, stream: TextIO | None = None) -> None:
+    """Print a line, whatever the stream can encode and whether or not anybody still reads it."""
+    stream = stream or sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    with contextlib.suppress(OSError):
+        print(f"{text}".encode(encoding, "backslashreplace").decode(encoding), file=stream)
+        stream.flush()
 
 
 _INDEX_PAGE = """\
@@ -2401,7 +2450,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _check(options.directory)
         return _serve(options.directory, options.bind, options.port)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        print(f"feedtestserver: {error!r}", file=sys.stderr)
+        _say(f"feedtestserver: {error}", sys.stderr)
         return 1
 
 
@@ -2450,15 +2499,17 @@ def _serve(directory: str, host: str, port: int) -> int:
 def _check(directory: str) -> int:
     """Report what is wrong with the directives below a directory, by file and line."""
     _require_directory(directory)
-    fixtures = FeedTestServer(directory).fixtures()
+    found = sorted(pathlib.Path(os.path.abspath(directory)).rglob("*"))
+    paths = [str(path) for path in found if path.is_file() and path.suffix != _SIDECAR]
     errors = []
-    for fixture in fixtures:
+    for path in paths:
         try:
-            _ = fixture.directives
+            _directives_of(path, _read_beginning(path)[0])
         except (DirectiveError, OSError) as error:
             errors.append(str(error))
     errors += _lonely_sidecars(os.path.abspath(directory))
-    print(*errors, f"{len(fixtures)} fixtures, {len(errors) or 'no'} errors", sep="\n")
+    summary = f"fixtures: {len(paths)}, errors: {len(errors)}"
+    _say("\n".join([*errors, summary]))
     return 1 if errors else 0
 
 
@@ -2486,6 +2537,7 @@ _NOT_RECORDED = {
     "proxy-connection",
     "set-cookie",
     "set-cookie2",
+    "status",
     "te",
     "trailer",
     "transfer-encoding",
@@ -2497,6 +2549,8 @@ def _record_feed(url: str, name: str) -> int:
     """Fetch a URL, redirects included, into a new file and its sidecar."""
     import urllib.request  # for the command line only
 
+    if not url.lower().startswith(("http://", "https://")):
+        raise ValueError(f"found the URL {url!r}; it takes one of http or https")
     for path in (name, name + _SIDECAR):
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, "the file exists and is not overwritten", path)
@@ -2505,13 +2559,16 @@ def _record_feed(url: str, name: str) -> int:
         answer = urllib.request.urlopen(request, timeout=60)
     except urllib.request.HTTPError as error:
         answer = error
+    if "\n" in str(answer.reason):  # urllib's own words, of a redirect loop
+        answer.close()
+        raise ValueError(f"{url}: {str(answer.reason).splitlines()[0]}")
     with answer:
         body = answer.read()
         lines = _recorded_lines(answer.status, answer.reason, answer.headers.items())
     with open(name, "xb") as file, open(name + _SIDECAR, "xb") as sidecar:
         file.write(body)
         sidecar.write(lines)
-    print(f"{answer.url}: {answer.status}, {len(body)} bytes in {name}")
+    _say(f"{answer.url}: {answer.status}, {len(body)} bytes in {name}")
     return 0
 
 
@@ -2523,7 +2580,8 @@ def _recorded_lines(status: int, reason: str, headers: Iterable[tuple[str, str]]
     lines = [f"Status: {status} {reason}".rstrip()]
     for name, value in headers:
         if name.lower() not in left_out:
-            lines.append(f"Header: {name}: {' '.join(value.split())}".rstrip())
+            value = re.sub("\r?\n[ \t]+", " ", value).strip(" \t")  # what was folded
+            lines.append(f"Header: {name}: {value}".rstrip(" "))
     text = "\n".join(lines) + "\n"
     sidecar = text.encode("latin-1")
     parse_directives(b"<!--\n" + sidecar + b"-->", "the answer")

@@ -23,7 +23,8 @@ class SdistWithTests(sdist):
 
     def make_distribution(self) -> None:
         # Not in add_defaults(): setuptools calls that one on a command of its own, never here.
-        for line in ("include test_feedtestserver.py", "graft data"):
+        leftovers = "global-exclude *~ *.py[co] .DS_Store"
+        for line in ("include test_feedtestserver.py", "graft data", leftovers):
             self.filelist.process_template_line(line)
         super().make_distribution()
 
