@@ -58,7 +58,6 @@ import email.utils
 import errno
 import functools
 import gc
-import heapq
 import html
 import http
 import http.client
@@ -437,6 +436,7 @@ class FeedTestServer(threading.Thread):
 
     def _nearest(self, name: str) -> str:
         import difflib  # for what has gone wrong only, so not part of the import time
+        import heapq
 
         below = _names_below(self.directory)
         names = heapq.nsmallest(200, below, lambda other: abs(len(other) - len(name)))
@@ -1266,8 +1266,10 @@ _CONTENT_TYPES = {
 _SIDECAR = ".headers"
 _INDEXES = ("index.html", "index.xml")
 _HOST_FOLDER = re.compile(r"\.*[A-Za-z0-9-][A-Za-z0-9.-]*")
-#: Larger files are not kept in memory but read, in blocks of this size, for each who is sent them.
-_BLOCK = 64 * 1024
+#: Bodies up to this size go out together with their head, and those of files are kept in memory.
+_SMALL = 64 * 1024
+#: Larger files are read in such blocks, by each who is sent them.
+_BLOCK = 256 * 1024
 
 
 def _quote(path: str) -> str:
@@ -1365,15 +1367,15 @@ def _load_cached(
         return None
     path = f"{directory}/{name}"
     data, size = _read_beginning(path)
-    content = data if len(data) == size <= _BLOCK else _File(path, size)
+    content = data if len(data) == size <= _SMALL else _File(path, size)
     return Response._of(_directives_of(path, data), content, _media_type(name))
 
 
 def _read_beginning(path: str) -> tuple[bytes, int]:
     """The bytes of a file, or of a large one those that may hold directives; and its size."""
     with open(path, "rb") as file:
-        data = file.read(_BLOCK + 1)
-        if len(data) > _BLOCK and _comment_goes_on(data):
+        data = file.read(_SMALL + 1)
+        if len(data) > _SMALL and _comment_goes_on(data):
             data += file.read()
         return data, os.fstat(file.fileno()).st_size
 
@@ -2167,7 +2169,7 @@ def _write(plan: Response, send: Callable[[bytes | memoryview], object]) -> None
         send(head)
         for block in content.blocks():
             send(block)
-    elif len(content) <= _BLOCK:
+    elif len(content) <= _SMALL:
         send(head + content)
     else:
         send(head)
