@@ -105,6 +105,7 @@ __all__ = [
     "stop_server",
 ]
 __version__ = "0.1.0"
+__unittest = True  # so that the traceback of a failed assertion ends in the test, not in here
 
 
 #: Where a server that is bound to all addresses is to be reached.
@@ -1806,7 +1807,7 @@ class Response:
     def _but(self, **changes: Any) -> Response:
         """The same response with some fields changed, which are right already."""
         copy = object.__new__(Response)
-        copy.__dict__.update(self.__dict__, **changes)
+        copy.__dict__.update(self.__dict__, _planned=((), None), **changes)
         return copy
 
     def _all(self, name: str) -> list[str]:
@@ -1832,9 +1833,11 @@ def _header_texts(headers: HeaderFields) -> Iterator[str]:
 
 def _name_texts(key: str, names: Sequence[str]) -> Iterator[str]:
     """What the directives of that key would say; ValueError for what is no sequence of names."""
-    for name in [names] if isinstance(names, (str, bytes)) else names:
-        if name is names or not isinstance(name, str):
-            raise ValueError(f"{_sentence(key, name)}, in a sequence")
+    if isinstance(names, (str, bytes)):
+        raise ValueError(f"{_sentence(key, names)}, in a sequence")
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(_sentence(key, name))
         yield name
 
 

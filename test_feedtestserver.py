@@ -715,6 +715,7 @@ class PlanTest(unittest.TestCase):
     def test_a_plain_plan_is_shared_by_requests_that_are_alike(self):
         response = Response(b"12345")
         self.assertIs(planned(response), planned(response))
+        self.assertEqual(planned(response)._planned, ((), None))  # it holds no older plan
         plan = planned(response)
         for other in (
             planned(response, method="HEAD"),
@@ -2704,6 +2705,15 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
         self.assertEqual((len(result.failures), result.errors), (1, []))
         self.assertIn("the server found errors:\nGET /x: ZeroDivisionError", result.failures[0][1])
         self.assertTrue(run_test(Test, "test_cleared").wasSuccessful())
+
+    def test_tracebacks_of_failures_end_in_the_test(self):
+        class Test(FeedTestServerMixin, unittest.TestCase):
+            def test(self):
+                self.assertRequested("/x")
+
+        [(_, traceback)] = run_test(Test).failures
+        self.assertEqual(traceback.count("File "), 1)
+        self.assertIn('self.assertRequested("/x")', traceback)
 
     def test_a_server_for_each_test_that_is_gone_after_it(self):
         servers = []
