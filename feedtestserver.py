@@ -54,6 +54,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import datetime
 import email.utils
 import errno
 import functools
@@ -356,8 +357,8 @@ class FeedTestServer(threading.Thread):
     def _now(self) -> float:
         """The time by the server's clock; a clock that fails is an error like any callable's."""
         try:
-            return self.clock()
-        except Exception as error:
+            return float(self.clock())
+        except BaseException as error:
             self._fail(f"the server's clock: {error!r}")
             return time.time()
 
@@ -446,7 +447,7 @@ class FeedTestServer(threading.Thread):
 
     def _address(self, path: str) -> _Address:
         """What a path, or a whole URL, of respond() and the assertions stands for."""
-        whole = re.fullmatch("(https?)://([^/?#]*)(.*)", path, re.IGNORECASE)
+        whole = re.fullmatch("(?is)(https?)://([^/?#]*)(.*)", path)
         origin, path = (_origin(*whole.group(1, 2)), whole.group(3)) if whole else ("", path)
         path, mark, query = path.partition("#")[0].partition("?")
         if path != "*" and not path.startswith("/"):
@@ -658,6 +659,9 @@ class StoppableHttpServer(http.server.HTTPServer):
                 self.finish_request(connection, address)
         except Exception:
             self.handle_error(connection, address)
+        except BaseException:
+            self.make_way()  # it ends this thread
+            raise
         finally:
             self.shutdown_request(connection)
 
@@ -1824,16 +1828,18 @@ class Response:
 
 def _header_texts(headers: HeaderFields) -> Iterator[str]:
     """What the Header directives would say; ValueError for what is no name and value."""
-    for pair in headers.items() if hasattr(headers, "items") else headers:
+    pairs = headers.items() if hasattr(headers, "items") else headers
+    for pair in pairs if hasattr(pairs, "__iter__") else [pairs]:
         name, value = pair if isinstance(pair, (tuple, list)) and len(pair) == 2 else (pair, None)
-        if not isinstance(name, str) or not isinstance(value, (str, int)) or ":" in name:
+        is_text = isinstance(value, (str, int)) and not isinstance(value, bool)
+        if not isinstance(name, str) or ":" in name or not is_text:
             raise ValueError(_sentence("Header", f"{pair!r}"))
         yield f"{name}: {value}"
 
 
 def _name_texts(key: str, names: Sequence[str]) -> Iterator[str]:
     """What the directives of that key would say; ValueError for what is no sequence of names."""
-    if isinstance(names, (str, bytes)):
+    if isinstance(names, (str, bytes)) or not hasattr(names, "__iter__"):
         raise ValueError(f"{_sentence(key, names)}, in a sequence")
     for name in names:
         if not isinstance(name, str):
@@ -1861,10 +1867,12 @@ _ENTITY_TAG = re.compile(r'(?:W/)?"[!\x23-\x7e\x80-\xff]*"')
 _TIME = "(?:[01][0-9]|2[0-3]):[0-5][0-9]:(?:[0-5][0-9]|60)"
 _MONTH = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
 _DAY = "(?:0[1-9]|[12][0-9]|3[01])"
+_YEAR = "(?:0[1-9]|[1-9][0-9])[0-9][0-9]"
+_WEEKDAY = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
 _HTTP_DATE = re.compile(
-    f"[A-Z][a-z]{{2}}, {_DAY} {_MONTH} [0-9]{{4}} {_TIME} GMT"
-    f"|[A-Z][a-z]{{5,8}}, {_DAY}-{_MONTH}-[0-9]{{2}} {_TIME} GMT"
-    f"|[A-Z][a-z]{{2}} {_MONTH} (?: [1-9]|[12][0-9]|3[01]) {_TIME} [0-9]{{4}}"
+    f"{_WEEKDAY}, {_DAY} {_MONTH} {_YEAR} {_TIME} GMT"
+    f"|{_WEEKDAY}(?:s|nes|rs|ur)?day, {_DAY}-{_MONTH}-[0-9]{{2}} {_TIME} GMT"
+    f"|{_WEEKDAY} {_MONTH} (?: [1-9]|[12][0-9]|3[01]) {_TIME} {_YEAR}"
 )
 _EXPRESSION = re.compile(r"\{\{(base_url|host|port)\}\}")
 _SERVER = f"feedtestserver/{__version__}"
@@ -1906,8 +1914,11 @@ def _complete(request: Request, response: Response, date: str, persistent: bool)
     added = [field for field in added if field[0].lower() not in settled]
     content = b"" if bodiless else response._content
     headers = (*response.headers, *added)
+    given = frozenset(name.lower() for name, _ in headers)
     head = _head(status, _reason(response), headers)
-    return response._but(headers=headers, _head=head, _content=content, _closes=closes)
+    return response._but(
+        headers=headers, _given=given, _head=head, _content=content, _closes=closes
+    )
 
 
 def _is_framed(response: Response) -> bool:
@@ -1921,7 +1932,7 @@ def _ends_by_its_own_word(request: Request, response: Response) -> bool:
     """Whether the Connection field that the response gives, or leaves out, ends the connection."""
     options = _connection_options(",".join(response._all("connection")))
     if request.version == "1.0" and "connection" in response._given | response._left_out:
-        return "keep-alive" not in options
+        return "close" in options or "keep-alive" not in options
     return "close" in options
 
 
@@ -1973,13 +1984,14 @@ def _is_newer(modified: str | None, date: str | None) -> bool | None:
 
 def _seconds(http_date: str) -> float | None:
     """Seconds since the epoch, from any of the three formats of RFC 9110 5.6.7."""
-    if not _HTTP_DATE.fullmatch(http_date):
+    parsed = email.utils.parsedate_tz(http_date) if _HTTP_DATE.fullmatch(http_date) else None
+    if parsed is None:
         return None
     try:
-        parsed = email.utils.parsedate_tz(http_date)
-        return None if parsed is None else email.utils.mktime_tz(parsed)
-    except (ValueError, OverflowError):  # the year 0000
+        datetime.date(*parsed[:3])
+    except ValueError:  # 30 February
         return None
+    return email.utils.mktime_tz(parsed)
 
 
 @functools.lru_cache(maxsize=8)
@@ -2284,7 +2296,8 @@ class FeedTestServerMixin(_TestCase):
     def setUp(self) -> None:
         """Start the server."""
         super().setUp()
-        self.__dict__.pop("server", None)  # of an earlier run
+        if not self.server.ready:  # it is of an earlier run
+            del self.server
         _ = self.server
 
     @functools.cached_property
@@ -2383,6 +2396,8 @@ class _ShownServer(FeedTestServer):
 def _say(text: object, stream: TextIO | None = None) -> None:
     """Print a line, whatever the stream can encode and whether or not anybody still reads it."""
     stream = stream or sys.stdout
+    if stream is None:  # there is none, as under pythonw
+        return
     encoding = getattr(stream, "encoding", None) or "utf-8"
     with contextlib.suppress(OSError):
         print(f"{text}".encode(encoding, "backslashreplace").decode(encoding), file=stream)
@@ -2505,27 +2520,24 @@ def _check(directory: str) -> int:
     """Report what is wrong with the directives below a directory, by file and line."""
     _require_directory(directory)
     found = sorted(pathlib.Path(os.path.abspath(directory)).rglob("*"))
-    paths = [str(path) for path in found if path.is_file() and path.suffix != _SIDECAR]
+    files = [path for path in found if path.is_file()]
+    paths = [str(path) for path in files if path.suffix.lower() != _SIDECAR]
     errors = []
     for path in paths:
         try:
             _directives_of(path, _read_beginning(path)[0])
         except (DirectiveError, OSError) as error:
             errors.append(str(error))
-    errors += _lonely_sidecars(os.path.abspath(directory))
+    errors += _lonely_sidecars(files)
     summary = f"fixtures: {len(paths)}, errors: {len(errors)}"
     _say("\n".join([*errors, summary]))
     return 1 if errors else 0
 
 
-def _lonely_sidecars(directory: str) -> list[str]:
-    sidecars = sorted(pathlib.Path(directory).rglob(f"*{_SIDECAR}"))
-    named = ((str(sidecar), str(sidecar.with_suffix(""))) for sidecar in sidecars)
-    return [
-        f"{sidecar}: there is no {name} beside it"
-        for sidecar, name in named
-        if not os.path.exists(name)
-    ]
+def _lonely_sidecars(files: Iterable[pathlib.Path]) -> list[str]:
+    sidecars = (path for path in files if path.suffix.lower() == _SIDECAR)
+    named = ((path, path.with_suffix("")) for path in sidecars)
+    return [f"{path}: there is no {name} beside it" for path, name in named if not name.exists()]
 
 
 # What an answer says to one client or one connection only (RFC 9110 7.6.1, RFC 6265).
@@ -2564,15 +2576,16 @@ def _record_feed(url: str, name: str) -> int:
         answer = urllib.request.urlopen(request, timeout=60)
     except urllib.request.HTTPError as error:
         answer = error
-    if "\n" in str(answer.reason):  # urllib's own words, of a redirect loop
+    # urllib's own words stand for the reason of a redirect that it would not follow.
+    if "\n" in str(answer.reason) or not answer.url.startswith(("http://", "https://")):
         answer.close()
         raise ValueError(f"{url}: {str(answer.reason).splitlines()[0]}")
     with answer:
         body = answer.read()
         lines = _recorded_lines(answer.status, answer.reason, answer.headers.items())
-    with open(name, "xb") as file, open(name + _SIDECAR, "xb") as sidecar:
-        file.write(body)
+    with open(name + _SIDECAR, "xb") as sidecar, open(name, "xb") as file:
         sidecar.write(lines)
+        file.write(body)
     _say(f"{answer.url}: {answer.status}, {len(body)} bytes in {name}")
     return 0
 

@@ -540,7 +540,7 @@ class ResponseTest(unittest.TestCase):
             )
 
     def test_names_as_one_string_are_an_error(self):
-        for names in ("Date", b"Date", [1], [None]):
+        for names in ("Date", b"Date", [1], [None], None, 5):
             with (
                 self.subTest(names),
                 self.assertRaisesRegex(ValueError, "^Without: found .*; it ta"),
@@ -557,6 +557,9 @@ class ResponseTest(unittest.TestCase):
             {b"X": "a"},
             {"X:Y": "1"},
             {"X": "\ud800"},
+            {"X": True},
+            None,
+            5,
         ):
             with (
                 self.subTest(headers),
@@ -685,13 +688,15 @@ class PlanTest(unittest.TestCase):
             ("1.1", False, {"Connection": "keep-alive"}, "keep-alive"),
             ("1.0", True, {"Connection": "keep-alive"}, "keep-alive"),
             ("1.0", True, {"Connection": "x"}, "x"),
+            ("1.0", True, {"Connection": "close, keep-alive"}, "close, keep-alive"),
         ):
             with self.subTest(version, persistent=persistent, headers=headers):
                 plan = planned(
                     Response(b"12345", headers=headers), version=version, persistent=persistent
                 )
                 self.assertEqual(dict(plan.headers).get("Connection"), sent)
-                closes = not persistent or sent in ("close", "x,\tClose", "x")
+                closing = ("close", "x,\tClose", "x", "close, keep-alive")
+                closes = not persistent or sent in closing
                 self.assertEqual(plan._closes, closes)
 
     def test_body_of_unknown_length_ends_with_the_connection(self):
@@ -839,6 +844,10 @@ class ConditionTest(unittest.TestCase):
                 (200, "If-Modified-Since: Sat, 07 Mar 2009 10:00"),
                 (200, "If-Modified-Since: Sat, 07 Mar 2009 12:00:00 +0100"),
                 (200, "If-Modified-Since: Sun, 32 Mar 2009 10:00:00 GMT"),
+                (200, "If-Modified-Since: Mon, 30 Feb 2099 10:00:00 GMT"),
+                (200, "If-Modified-Since: Xyz, 07 Mar 2099 10:00:00 GMT"),
+                (200, "If-Modified-Since: Sat, 01 Jan 0050 00:00:00 GMT"),
+                (304, "If-Modified-Since: Wednesday, 11-Mar-09 10:00:00 GMT"),
                 (200, "If-Modified-Since: Sat, 07 Mar 2009 25:61:00 GMT"),
                 (200, f"If-Modified-Since: {self.AFTER}, {self.AFTER}"),
                 (200, f"If-Modified-Since: {self.AFTER}", f"If-Modified-Since: {self.AFTER}"),
@@ -2025,10 +2034,28 @@ class LifeCycleTest(ServerTestCase):
         self.assertEqual((done.stdout, done.stderr), ("0\n", ""))
 
     def test_a_clock_that_fails_is_an_error(self):
-        server = self.serve({"feed.xml": b"<rss/>"})
-        server.clock = lambda: 1 / 0
-        self.assertEqual(self.get(server, "/feed.xml").status, 200)
-        self.assertIn("the server's clock: ZeroDivisionError", server.errors[0])
+        for clock, words in (
+            (lambda: 1 / 0, "ZeroDivisionError"),
+            (lambda: None, "TypeError"),
+            (sys.exit, "SystemExit"),
+        ):
+            server = self.serve({"feed.xml": b"<rss/>"})
+            server.clock = clock
+            with self.subTest(words):
+                self.assertEqual(self.get(server, "/feed.xml").status, 200)
+                self.assertIn(f"the server's clock: {words}", server.errors[0])
+
+    def test_a_handler_that_exits_leaves_the_server_well(self):
+        class Handler(FeedTestRequestHandler):
+            def plan(self, request, response):
+                return sys.exit() if request.path == "/exit" else super().plan(request, response)
+
+        class Server(FeedTestServer):
+            handler_class = Handler
+
+        server = self.serve({"feed.xml": b"<rss/>"}, Server)
+        self.assertEqual(exchange(server, b"GET /exit HTTP/1.1\r\nHost: x\r\n\r\n"), b"")
+        self.assertEqual(self.get(server, "/feed.xml").content, b"<rss/>")
 
     def test_stop_from_inside_a_callable(self):
         server = self.serve()
@@ -2454,6 +2481,14 @@ class RespondTest(ServerTestCase):
             with self.subTest(method):
                 self.assertEqual(self.get(server, "/feed.xml", method).status, 200)
 
+    def test_an_answer_on_record_can_be_given_again(self):
+        server = self.serve({"feed.xml": b"<rss/>"})
+        self.get(server, "/feed.xml")
+        server.respond("/again", lambda request: server.requests[0].response)
+        first, again = (self.get(server, path) for path in ("/feed.xml", "/again"))
+        self.assertEqual(first.headers.items(), again.headers.items())
+        self.assertEqual(first.content, again.content)
+
     def test_steps_honour_conditions(self):
         server = self.serve()
         server.respond("/feed.xml", Response(b"<rss/>", headers={"ETag": '"v1"'}))
@@ -2746,6 +2781,19 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
         self.assertFalse(Test.used.is_alive())
         self.assertTrue(run_test(Test, "test_without").wasSuccessful())
 
+    def test_a_server_that_is_used_before_setup_is_kept(self):
+        class Test(FeedTestServerMixin, unittest.TestCase):
+            def setUp(self):
+                self.server.respond("/x", 203)
+                super().setUp()
+
+            def test(self):
+                with urllib.request.urlopen(self.get_url("/x")) as answer:
+                    self.assertEqual(answer.status, 203)
+
+        result = run_test(Test)
+        self.assertTrue(result.wasSuccessful(), result.failures + result.errors)
+
     def test_the_record_is_there_for_cleanups(self):
         class Test(FeedTestServerMixin, unittest.TestCase):
             def setUp(self):
@@ -2912,6 +2960,8 @@ class CommandLineTest(ServerTestCase):
         stream = io.TextIOWrapper(io.BytesIO(), "ascii", newline="")
         feedtestserver._say("caf\u00e9", stream)
         self.assertEqual(stream.buffer.getvalue(), b"caf\\xe9\n")
+        with contextlib.redirect_stdout(None):
+            feedtestserver._say("nobody")
 
     def test_lists_the_fixtures(self):
         directory = self.make_directory(
@@ -3085,6 +3135,19 @@ class CommandLineTest(ServerTestCase):
         status, _, err = self.run_main("--record", server.get_url("loop.xml"), name)
         self.assertEqual((status, list(name.parent.iterdir())), (1, []))
         self.assertIn("infinite loop", err)
+
+    def test_record_of_a_redirect_to_elsewhere(self):
+        server = self.serve({"away.xml": comment("Status: 302", "Header: Location: file:///x")})
+        name = self.make_directory() / "away.xml"
+        status, _, err = self.run_main("--record", server.get_url("away.xml"), name)
+        self.assertEqual((status, list(name.parent.iterdir())), (1, []))
+        self.assertIn("file:///x", err)
+
+    def test_record_leaves_nothing_where_a_name_is_too_long(self):
+        server = self.serve({"feed.xml": b"<rss/>"})
+        name = self.make_directory() / ("x" * 250)
+        status, _, _ = self.run_main("--record", server.get_url("feed.xml"), name)
+        self.assertEqual((status, list(name.parent.iterdir())), (1, []))
 
     def test_record_overwrites_no_sidecar(self):
         directory = self.make_directory({"feed.xml.headers": b"mine"})
