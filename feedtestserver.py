@@ -261,7 +261,7 @@ class FeedTestServer(threading.Thread):
         return [
             Fixture(self, name)
             for name in names
-            if not _is_hidden(name) and _is_file(f"{root}{name}") and _may_be_served(root, name)
+            if not _is_hidden(name) and os.path.isfile(root + name) and _may_be_served(root, name)
         ]
 
     # The record, and the script
@@ -341,7 +341,7 @@ class FeedTestServer(threading.Thread):
 
     def _record(self, request: Request) -> None:
         """Put a request on record, whose answer is planned."""
-        on_record = request.method not in ("CONNECT", "QUIT")
+        on_record = request.method not in _FOR_THE_SERVER
         with self._changed:
             self._unanswered.pop(request, None)
             request._values = {}  # they are most of its memory, and there may be many requests
@@ -968,9 +968,8 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
 
     def find(self, request: Request) -> Response:
         """The response of the step, the do_ method or the fixture for a request."""
-        if request.method in ("CONNECT", "QUIT"):
-            return self.dispatch(request)
-        step = self.origin._next_step(request)
+        mine = request.method in _FOR_THE_SERVER
+        step = None if mine else self.origin._next_step(request)
         if step is None:
             return self.dispatch(request)
         if callable(step):
@@ -1081,6 +1080,8 @@ _DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 # The reader: what a request's head may look like (RFC 9112 2 to 6)
 
 _METHODS = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
+#: Methods that ask the server itself for something: neither scripted nor on record.
+_FOR_THE_SERVER = ("CONNECT", "QUIT")
 _MAX_LINE = 16 * 1024
 _MAX_FIELDS = 256
 _MAX_HEAD = 1024 * 1024
@@ -1329,10 +1330,6 @@ def _may_be_served(root: str, name: str) -> bool:
     if not real.startswith(root) or real.lower().endswith(_SIDECAR):
         return False
     return not os.path.islink(sidecar) or os.path.realpath(sidecar).startswith(root)
-
-
-def _is_file(path: str) -> bool:
-    return _stamp(path) is not None
 
 
 def _stamp(path: str) -> tuple[float, ...] | None:
@@ -2384,10 +2381,11 @@ class _ShownServer(FeedTestServer):
         return super()._fail(words)
 
     def _not_found(self, request: Request, folder: str) -> Response:
+        if not request.path.endswith("/") or not _file_names(request._path_as_sent):
+            return super()._not_found(request, folder)
         below = f"{folder}{request.path.lstrip('/')}"
         listed = [fixture for fixture in self.fixtures() if fixture.name.startswith(below)]
-        is_folder = request.path.endswith("/") and _file_names(request._path_as_sent)
-        if not is_folder or not (listed or request.path == "/"):
+        if not listed and request.path != "/":
             return super()._not_found(request, folder)
         page = _index_page(self, request.path, listed).encode("utf-8", "backslashreplace")
         return Response(page, headers=[("Content-Type", "text/html; charset=utf-8")])
@@ -2442,8 +2440,7 @@ def _index_page(server: FeedTestServer, path: str, fixtures: Iterable[Fixture]) 
 
 
 def _index_row(server: FeedTestServer, fixture: Fixture) -> str:
-    target = urllib.parse.quote(f"/{fixture.name}", errors="surrogateescape")
-    request = Request("GET", target, "1.1")
+    request = Request("GET", fixture.url[len(server.base_url) :], "1.1")
     request._locate(server)
     link = f"<a href='{html.escape(request.target)}'>{html.escape(fixture.name)}</a>"
     try:
@@ -2505,7 +2502,7 @@ def _serve(directory: str, host: str, port: int) -> int:
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         with _ShownServer(directory, host=host, port=port, bind_timeout=0) as server:
-            print(f"{server.base_url}/", flush=True)
+            _say(f"{server.base_url}/")
             # Windows sees Ctrl-C only between two waits.
             while not server.wait_ended(1 if os.name == "nt" else None):
                 pass
