@@ -896,6 +896,8 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
                 del self.buffer[:2]
             end = self.buffer.find(b"\r\n\r\n", max(0, searched - 3))
             if end >= 0:
+                if end > _MAX_LINE:
+                    _refuse_hopeless(self.buffer[:end], searched)
                 return self.take(end + 4).decode("latin-1")
             if self.buffer:
                 _refuse_hopeless(self.buffer, searched)
@@ -940,8 +942,8 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         raise _Refusal(431, f"there are more than {_MAX_FIELDS} trailer fields")
 
     def read_line(self, if_too_long: int = 400) -> str:
-        while (end := self.buffer.find(b"\n")) < 0:
-            if len(self.buffer) > _MAX_LINE:
+        while (end := self.buffer.find(b"\n", 0, _MAX_LINE + 2)) < 0:
+            if len(self.buffer) >= _MAX_LINE + 2:
                 words = f"a line of the chunked body is longer than {_MAX_LINE} bytes"
                 raise _Refusal(if_too_long, words)
             self.receive()
@@ -1092,9 +1094,7 @@ _FIELD_LINE = re.compile(rf"({_TOKEN.pattern}):([^\x00-\x08\x0a-\x1f\x7f]*)")
 _REQUEST_LINE = re.compile(rf"({_TOKEN.pattern}) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9]\.[0-9])")
 _HEAD = re.compile(rf"{_REQUEST_LINE.pattern}\r\n((?:{_FIELD_LINE.pattern}\r\n)*)\r\n")
 _PORT = "[0-9]{0,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
-_HOST = re.compile(
-    rf"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]*)(?::(?:{_PORT}))?"
-)
+_HOST = re.compile(rf"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]*)(?::(?:{_PORT}))?")
 _ABSOLUTE_FORM = re.compile(rf"(https?)://(?![:/?]|\Z)({_HOST.pattern})(/.*)?", re.IGNORECASE)
 _CHUNK_SIZE = re.compile(
     r"([0-9A-Fa-f]{1,16})"
@@ -1122,7 +1122,8 @@ def _parse_head(head: str) -> Request:
         raise _fault(head)
     method, target, version, lines = match.group(1, 2, 3, 4)
     request = Request(method, target, version, lines)
-    _check_sizes(head, request)
+    if lines.count("\n") > _MAX_FIELDS:
+        raise _Refusal(431, f"there are more than {_MAX_FIELDS} fields", request)
     if version[0] != "1":
         raise _Refusal(505, f"HTTP/{version} is not spoken here; HTTP/1.1 is", request)
     if not _is_target(request):
@@ -1147,9 +1148,8 @@ def _is_target(request: Request) -> bool:
 def _fault(head: str) -> _Refusal:
     """What is wrong in a head, or in the beginning of one, and where."""
     request_line, *lines = re.split("\r\n|\r|\n", head)
-    start = _REQUEST_LINE.fullmatch(request_line)
-    request = Request(start.group(1), start.group(2), start.group(3)) if start else None
-    bare = re.search(r"\r(?!\n)|(?<!\r)\n", head)
+    request = _begun(head)
+    bare = re.search(r"\r(?!\n|\Z)|(?<!\r)\n", head)
     if bare:
         name, number = ("CR", "LF")[bare.group() == "\n"], head.count("\n", 0, bare.start()) + 1
         words = f"line {number} has a bare {name}; lines end in CR LF (RFC 9112 2.2)"
@@ -1164,30 +1164,33 @@ def _fault(head: str) -> _Refusal:
     return _Refusal(400, "the request is malformed (RFC 9112 2)", request)
 
 
+def _begun(head: str) -> Request | None:
+    """The request that the first line of a head begins; None where it is no request line."""
+    start = _REQUEST_LINE.fullmatch(re.split("[\r\n]", head, maxsplit=1)[0])
+    return Request(*start.group(1, 2, 3)) if start else None
+
+
 def _refuse_hopeless(beginning: bytearray, searched: int) -> None:
-    """Raise _Refusal where nothing that may follow makes a request of this beginning of one."""
-    if _GARBAGE.search(beginning, max(0, searched - 1)):
+    """Raise _Refusal where nothing that may follow makes a request of this beginning of one.
+
+    Its first fault counts, so that the answer is the same in whichever pieces a head arrives.
+    """
+    garbage = _GARBAGE.search(beginning, max(0, searched - 1))
+    end = garbage.start() if garbage else len(beginning)
+    start = beginning.rfind(b"\n", 0, searched) + 1
+    for number, line in enumerate(beginning[start:end].split(b"\n"), start):
+        if len(line.removesuffix(b"\r")) > _MAX_LINE:
+            if number == 0:
+                raise _Refusal(414, f"the request line is longer than {_MAX_LINE} bytes")
+            raise _too_much(beginning, f"a field line is longer than {_MAX_LINE} bytes")
+    if end > _MAX_HEAD:
+        raise _too_much(beginning, f"the head of the request is larger than {_MAX_HEAD} bytes")
+    if garbage:
         raise _fault(beginning.decode("latin-1"))
-    last_line = len(beginning) - (beginning.rfind(b"\n") + 1)
-    if last_line > _MAX_LINE:
-        raise _too_long(0 if last_line == len(beginning) else 1)
-    if len(beginning) > _MAX_HEAD:
-        raise _Refusal(431, f"the head of the request is larger than {_MAX_HEAD} bytes")
 
 
-def _check_sizes(head: str, request: Request) -> None:
-    if len(head) > _MAX_LINE:
-        for number, line in enumerate(head.split("\r\n")):
-            if len(line) > _MAX_LINE:
-                raise _too_long(number, request)
-    if head.count("\n") - 2 > _MAX_FIELDS:
-        raise _Refusal(431, f"there are more than {_MAX_FIELDS} fields", request)
-
-
-def _too_long(line_number: int, request: Request | None = None) -> _Refusal:
-    if line_number == 0:
-        return _Refusal(414, f"the request line is longer than {_MAX_LINE} bytes", request)
-    return _Refusal(431, f"a field line is longer than {_MAX_LINE} bytes", request)
+def _too_much(beginning: bytearray, words: str) -> _Refusal:
+    return _Refusal(431, words, _begun(beginning.decode("latin-1")))
 
 
 def _too_large() -> _Refusal:

@@ -30,6 +30,7 @@ import unittest
 import urllib.error
 import urllib.request
 from http.server import SimpleHTTPRequestHandler
+from unittest import mock
 
 import feedtestserver
 from feedtestserver import (
@@ -1223,7 +1224,7 @@ class ReaderTest(ServerTestCase):
             (400, "is no target of GET", b"GET http://x:65536/ HTTP/1.1\r\nHost: x\r\n\r\n"),
             (400, "the Host field 'x:99999' is", b"GET / HTTP/1.1\r\nHost: x:99999\r\n\r\n"),
             (400, "has white space", HEAD + b"Accept: */*\r\n" * 200 + b"Bad : y\r\n\r\n"),
-            (400, "has no colon", HEAD + b"A" + b" " * 60_000 + b"B\r\n\r\n"),
+            (400, "has no colon", HEAD + b"A" + b" " * 16_000 + b"B\r\n\r\n"),
             (400, "Transfer-Encoding is ','", HEAD + b"Transfer-Encoding: , \r\n\r\n"),
             (400, "line 1 has a bare LF", b"GET /feed.xml HTTP/1.1\nHost: x\n\n"),
             (400, "line 2 has a bare LF", HEAD[:-2] + b"\n\r\n"),
@@ -1246,7 +1247,7 @@ class ReaderTest(ServerTestCase):
             (400, "'X(: 1' has a name that is not a token", HEAD + b"X(: 1\r\n\r\n"),
             (400, "'X: a\\x00' has a control character", HEAD + b"X: a\x00\r\n\r\n"),
             (400, "'X: a\\x0b' has a control character", HEAD + b"X: a\x0b\r\n\r\n"),
-            (400, "has a control character", HEAD + b"X:" + b" " * 60_000 + b"\x00\r\n\r\n"),
+            (400, "has a control character", HEAD + b"X:" + b" " * 16_000 + b"\x00\r\n\r\n"),
             (
                 400,
                 "both Content-Length and Transfer-Encoding",
@@ -1321,6 +1322,43 @@ class ReaderTest(ServerTestCase):
                 self.assertEqual(answer.headers["Content-Type"], "text/plain; charset=utf-8")
                 self.assertEqual(answer.rest, b"")
         self.assertEqual(server.errors, [])
+
+    def test_the_pieces_in_which_a_request_arrives_change_nothing(self):
+        line, chunked = b"X: " + b"x" * 16_381, HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+        overlong = b"X: " + b"x" * 16_382
+        for expected, request in (
+            ("GET /feed.xml", HEAD + line + b"\r\n\r\n"),
+            ("431 GET /feed.xml", HEAD + overlong + b"\r\n\r\n"),
+            ("431 GET /feed.xml", HEAD + b"A" + b" " * 60_000 + b"B\r\n\r\n"),
+            ("431 GET /feed.xml", HEAD + overlong + b"\r\nno colon\r\nX: \0\r\n\r\n"),
+            ("400 GET /feed.xml", HEAD + b"X: \0\r\n" + overlong + b"\r\n\r\n"),
+            ("400 GET /feed.xml", HEAD + b"no colon\r\n" + line + b"\r\n\r\n"),
+            ("400 GET /feed.xml", HEAD + line + b"\r\nX: \r\r\n\r\n"),
+            ("431 GET /feed.xml", HEAD + (line + b"\r\n") * 70 + b"\0\r\n\r\n"),
+            ("414 ", b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n" + overlong + b"\r\n\r\n"),
+            ("414 ", b"GET /" + b"x" * 20_000 + b"\n\r\n"),
+            ("GET /feed.xml", chunked + b"1;" + b"x" * 16_382 + b"\r\nx\r\n0\r\n\r\n"),
+            ("400 GET /feed.xml", chunked + b"1;" + b"x" * 16_383 + b"\r\nx\r\n0\r\n\r\n"),
+            ("GET /feed.xml", chunked + b"0\r\n" + line + b"\r\n\r\n"),
+            ("431 GET /feed.xml", chunked + b"0\r\n" + overlong + b"\r\n\r\n"),
+        ):
+            for size in (1_499, 16_384, len(request) - 2, len(request)):
+                with self.subTest(request=request[:80], size=size):
+                    pieces = [request[i : i + size] for i in range(0, len(request), size)]
+                    self.assertEqual(self.read_in_pieces(pieces), expected)
+
+    def read_in_pieces(self, pieces):
+        """The request, or the status of its refusal, that comes of these results of recv()."""
+        handler = feedtestserver.FeedTestRequestHandler.__new__(
+            feedtestserver.FeedTestRequestHandler
+        )
+        handler.connection = mock.Mock(recv=mock.Mock(side_effect=[*pieces, b""]))
+        handler.server, handler.both, handler.number = mock.Mock(), None, 1
+        handler.origin, handler.buffer = FeedTestServer(port=1), bytearray()
+        try:
+            return str(handler.read())
+        except feedtestserver._Refusal as refusal:
+            return f"{refusal.status} {refusal.request or ''}"
 
     def test_chunks_that_are_refused(self):
         server = self.serve(self.FEED)
