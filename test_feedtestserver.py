@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import email.utils
 import errno
+import functools
 import gc
 import gzip
 import http.client
@@ -62,6 +63,15 @@ def comment(*lines):
 def run(command, cwd=HERE):
     """Run another interpreter to its end."""
     return subprocess.run(command, cwd=cwd, check=False, capture_output=True, text=True, timeout=60)
+
+
+def run_at_once(functions):
+    """Call each in a thread of its own, and wait until all have returned."""
+    threads = [threading.Thread(target=function) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def connect(server):
@@ -742,11 +752,7 @@ class PlanTest(unittest.TestCase):
             sizes = [len(planned(response, method=method).body) for _ in range(2000)]
             wrong.extend(found for found in sizes if found != size)
 
-        threads = [threading.Thread(target=plan, args=a) for a in (("GET", 5), ("HEAD", 0)) * 2]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        run_at_once([functools.partial(plan, *a) for a in (("GET", 5), ("HEAD", 0)) * 2])
         self.assertEqual(wrong, [])
 
     def test_templates(self):
@@ -1926,11 +1932,7 @@ class LifeCycleTest(ServerTestCase):
 
     def test_stop_from_ten_threads(self):
         server = self.serve()
-        threads = [threading.Thread(target=server.stop) for _ in range(10)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        run_at_once([server.stop] * 10)
         self.assert_gone(server)
 
     def test_stop_names_the_callable_that_runs(self):
@@ -2018,11 +2020,7 @@ class LifeCycleTest(ServerTestCase):
                 self.get(server, "/")
 
         server.respond("/", answer)
-        threads = [threading.Thread(target=fetch) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        run_at_once([fetch] * 2)
         server.stop()
         self.assert_gone(server)
 
@@ -2044,11 +2042,7 @@ class LifeCycleTest(ServerTestCase):
             except OSError as error:
                 errors.append(error)
 
-        threads = [threading.Thread(target=stop) for _ in range(10)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        run_at_once([stop] * 10)
         server.stop()
         self.assertEqual(errors, [])
         self.assert_gone(server)
@@ -2624,11 +2618,7 @@ class RespondTest(ServerTestCase):
         def fetch():
             statuses.extend(self.statuses(server, "/x", 5))
 
-        threads = [threading.Thread(target=fetch) for _ in range(10)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        run_at_once([fetch] * 10)
         self.assertEqual(sorted(statuses), list(range(200, 250)))
 
 
