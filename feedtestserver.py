@@ -1413,7 +1413,7 @@ class _File:
         return self.size
 
     def __bytes__(self) -> bytes:
-        return b"".join(self.blocks())
+        return b"".join([bytes(block) for block in self.blocks()])
 
     def __repr__(self) -> str:
         return f"<{self.size} bytes of {self.path}>"
