@@ -31,10 +31,20 @@ What cannot hold a comment (JSON, gzip, pictures) has the same lines in a file b
     Status: CODE [REASON]    the status code, from 200 to 599, and maybe the reason phrase
     Without: NAME            leave out a field that the server would add, such as Content-Type
     Ignore: NAME             act as if the client had not sent this field, such as If-None-Match
+    Compress: gzip|deflate   encode the body and say so, whatever the client accepts
+    Chunked: SIZE            send the body in chunks of SIZE bytes
+    Delay: SECONDS           wait before the status line
+    Rate: BYTES              send so many bytes of the body a second, evenly
+    Fault: close|reset|stall [at start|headers|N|N%]
+                             end the connection (FIN, RST) or never go on: before the status line,
+                             after the headers, or when N bytes of the body have arrived
     Template: yes            expand {{base_url}}, {{host}} and {{port}} in the body
 
-Every other key (``Description``, ``Expect``, ...) is kept for the test to read. What a fixture can
-say, ``Response`` can say, in the same words: ``self.server.respond("/feed.xml", "v1.xml", 503)``.
+Every other key (``Description``, ``Expect``, ...) is kept for the test to read. What is malformed
+on purpose stands in a file ``NAME.asis``, a whole answer that is sent as it is. What a fixture can
+say, ``Response`` can say, in the same words, and a test can say when::
+
+    self.server.respond("/feed.xml", "v1.xml", 503, Response(delay=2, fault="reset at 50%"))
 
 The life of a request, which is also the order of this file:
 
@@ -72,6 +82,7 @@ import select
 import socket
 import socketserver
 import stat
+import struct
 import sys
 import textwrap
 import threading
@@ -111,6 +122,8 @@ __unittest = True  # so that the traceback of a failed assertion ends in the tes
 
 #: Where a server that is bound to all addresses is to be reached.
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+#: Seconds that the system can be asked to wait: 24 days, as poll() counts milliseconds in an int.
+_LONGEST = 2_000_000
 
 # The thread that a test starts and stops
 
@@ -264,6 +277,19 @@ class FeedTestServer(threading.Thread):
             if not _is_hidden(name) and os.path.isfile(root + name) and _may_be_served(root, name)
         ]
 
+    @staticmethod
+    def wait_for_client(connection: socket.socket, seconds: float | None) -> bool:
+        """Wait until a client says something or leaves, ``seconds`` at most; tell whether it did.
+
+        None waits however long it takes. Here and nowhere else the server lets time pass for an
+        answer's sake (Delay, Rate, Fault), so that a test can put something faster in its place.
+        """
+        if not hasattr(select, "poll"):  # Windows
+            return bool(select.select([connection], [], [], seconds)[0])
+        ready = select.poll()
+        ready.register(connection, select.POLLIN)
+        return bool(ready.poll(None if seconds is None else min(seconds, _LONGEST) * 1000))
+
     # The record, and the script
 
     @property
@@ -377,7 +403,10 @@ class FeedTestServer(threading.Thread):
         with self._changed:
             script = self._scripts.get((origin, path, query))
             script = script or self._scripts.get((origin, path, None))
-            return script.take() if script else None
+            if script is None:
+                return None
+            step, request._step = script.take()
+            return step
 
     def _perform(self, step: Step, request: Request) -> Response:
         """The response that a step stands for; a callable is called, and may return a callable."""
@@ -497,10 +526,12 @@ class _Script:
         self.steps = steps
         self.taken = 0
 
-    def take(self) -> Step:
-        step = self.steps[min(self.taken, len(self.steps) - 1)]
-        self.taken += 1
-        return step
+    def take(self) -> tuple[Step, str]:
+        """The next step, and what a transcript says of it."""
+        self.taken = min(self.taken + 1, len(self.steps))
+        step = self.steps[self.taken - 1]
+        name = step if isinstance(step, str) else getattr(step, "__name__", "")
+        return step, f"step {self.taken} of {len(self.steps)}{name and f': {name}'}"
 
 
 def _require_directory(path: str) -> None:
@@ -706,6 +737,16 @@ class StoppableHttpServer(http.server.HTTPServer):
             self._connections.pop(request, None)
         super().shutdown_request(request)
 
+    def reset_request(self, request: Any) -> None:
+        """End a connection by a reset (RST), as a handler may do before it returns."""
+        # Not to linger at all; the two numbers are short on Windows.
+        at_once = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
+        with self._changed:
+            self._connections.pop(request, None)
+            with contextlib.suppress(OSError):  # the client was faster
+                request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+            self.close_request(request)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Report a handler's exception, unless the client has just gone or the server stops."""
         if self.stopping or isinstance(sys.exc_info()[1], ConnectionError):
@@ -819,6 +860,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         self.number = next(self.origin._connection_numbers)
         self.close_connection = False
         self.lingering = False
+        self.client_left = False
         self.buffer = bytearray()
 
     def handle(self) -> None:
@@ -845,7 +887,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
             plan = self.plan(request, _refuse(refusal.status, str(refusal)))
         request.response = plan
         self.origin._record(request)
-        _write(plan, self.send)
+        _write(plan, self)
 
     def finish(self) -> None:
         """Let a client that may still be sending read the answer before the connection closes."""
@@ -1051,6 +1093,46 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
             self.server.make_way()
             self.connection.sendall(memoryview(data)[sent:])
 
+    def pause(self, seconds: float | None) -> None:
+        """Let time pass, None for ever, unless the client leaves or the server stops.
+
+        Who shuts down the sending side only is taken to have left, as nothing tells the two apart:
+        what is left of the answer is sent without further waits.
+        """
+        if seconds == 0:
+            return
+        self.server.make_way()
+        end = None if seconds is None else time.monotonic() + seconds
+        while not (self.client_left or self.server.stopping):
+            if not self.origin.wait_for_client(self.connection, seconds):
+                return
+            self.read_ahead()
+            if end is not None:
+                seconds = max(0, end - time.monotonic())
+
+    def read_ahead(self) -> None:
+        """Keep what a client says meanwhile; one that says too much is waited for no longer."""
+        data = self.connection.recv(65536)
+        self.buffer += data
+        self.client_left = not data or len(self.buffer) > _MAX_HEAD
+
+    def break_off(self, fault: str) -> None:
+        """End the connection by a reset, or go on with nothing; a close is what follows anyway."""
+        if fault == "stall":
+            self.pause(None)
+        elif fault == "reset":
+            self.await_arrival()
+            self.server.reset_request(self.connection)
+            self.buffer.clear()
+            self.lingering = False
+
+    def await_arrival(self) -> None:
+        """Wait until the client's system has all that was sent; a reset would drop the rest."""
+        seconds = 0.001
+        while _in_flight(self.connection) and not (self.client_left or self.server.stopping):
+            self.pause(seconds)
+            seconds = min(2 * seconds, 0.05)
+
 
 # The thread stands first because its reader meets it first; its default can only be named here.
 FeedTestServer.handler_class = FeedTestRequestHandler
@@ -1074,6 +1156,17 @@ def _logger() -> logging.Logger:
     import logging  # takes as long as the rest of this module's imports beyond http.server
 
     return logging.getLogger("feedtestserver")
+
+
+def _in_flight(connection: socket.socket) -> int:
+    """How many bytes were sent and are not acknowledged; 0 where the system does not tell."""
+    if not sys.platform.startswith("linux"):
+        return 0
+    import fcntl  # for resets only, so not part of the import time
+    import termios
+
+    count = fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4))
+    return int.from_bytes(count, sys.byteorder)
 
 
 #: To send what fits into the buffer.
@@ -1119,7 +1212,7 @@ def _parse_head(head: str) -> Request:
     """The request that a head begins; raises _Refusal for what RFC 9112 says to reject."""
     match = _HEAD.fullmatch(head)
     if match is None:
-        raise _fault(head)
+        raise _first_fault(head)
     method, target, version, lines = match.group(1, 2, 3, 4)
     request = Request(method, target, version, lines)
     if lines.count("\n") > _MAX_FIELDS:
@@ -1145,7 +1238,7 @@ def _is_target(request: Request) -> bool:
     return request.target.startswith("/") or bool(request._origin)
 
 
-def _fault(head: str) -> _Refusal:
+def _first_fault(head: str) -> _Refusal:
     """What is wrong in a head, or in the beginning of one, and where."""
     request_line, *lines = re.split("\r\n|\r|\n", head)
     request = _begun(head)
@@ -1186,7 +1279,7 @@ def _refuse_hopeless(beginning: bytearray, searched: int) -> None:
     if end > _MAX_HEAD:
         raise _too_much(beginning, f"the head of the request is larger than {_MAX_HEAD} bytes")
     if garbage:
-        raise _fault(beginning.decode("latin-1"))
+        raise _first_fault(beginning.decode("latin-1"))
 
 
 def _too_much(beginning: bytearray, words: str) -> _Refusal:
@@ -1211,9 +1304,16 @@ def _body_size(request: Request) -> int | None:
     digits = lengths.pop()
     if not re.fullmatch("[0-9]+", digits):
         raise _Refusal(400, f"the Content-Length {digits[:80]!r} is not a number (RFC 9110 8.6)")
-    if len(digits.lstrip("0")) > len(str(_MAX_BODY)) or int(digits[-10:]) > _MAX_BODY:
+    size = _number(digits)
+    if size > _MAX_BODY:
         raise _too_large()
-    return int(digits[-10:])
+    return size
+
+
+def _number(digits: str) -> int:
+    """A number of bytes; those of more than 18 digits are all the same, as no body is so long."""
+    digits = digits.lstrip("0") or "0"
+    return int(digits) if len(digits) <= 18 else 10**18
 
 
 def _check_coding(coding: str, length: str | None, version: str) -> None:
@@ -1273,6 +1373,7 @@ _CONTENT_TYPES = {
     ".xml": "application/xml",
 }
 _SIDECAR = ".headers"
+_AS_IS = ".asis"
 _INDEXES = ("index.html", "index.xml")
 _HOST_FOLDER = re.compile(r"\.*[A-Za-z0-9-][A-Za-z0-9.-]*")
 #: Bodies up to this size go out together with their head, and those of files are kept in memory.
@@ -1373,7 +1474,8 @@ def _load_cached(
     path = f"{directory}/{name}"
     data, size = _read_beginning(path)
     content = data if len(data) == size <= _SMALL else _File(path, size)
-    return Response._of(_directives_of(path, data), content, _media_type(name))
+    fields = {**_directives_of(path, data)._fields, "asis": name.lower().endswith(_AS_IS)}
+    return Response._of(fields, content, _media_type(name))
 
 
 def _read_beginning(path: str) -> tuple[bytes, int]:
@@ -1401,16 +1503,21 @@ def _media_type(name: str) -> str:
 
 
 class _File:
-    """A body that stays on the disk, to be read in blocks by each who sends it."""
+    """A body, or a part of one, that stays on the disk, to be read by each who sends it."""
 
-    __slots__ = ("path", "size")
+    __slots__ = ("path", "size", "start")
 
-    def __init__(self, path: str, size: int) -> None:
+    def __init__(self, path: str, size: int, start: int = 0) -> None:
         self.path = path
         self.size = size
+        self.start = start
 
     def __len__(self) -> int:
         return self.size
+
+    def __getitem__(self, part: slice) -> _File:
+        start, stop, _ = part.indices(self.size)
+        return _File(self.path, max(0, stop - start), self.start + start)
 
     def __bytes__(self) -> bytes:
         return b"".join([bytes(block) for block in self.blocks()])
@@ -1418,16 +1525,17 @@ class _File:
     def __repr__(self) -> str:
         return f"<{self.size} bytes of {self.path}>"
 
-    def blocks(self) -> Iterator[memoryview]:
+    def blocks(self, size: int = _BLOCK) -> Iterator[memoryview]:
         """Its blocks, each to be used before the next; OSError where it is gone or shorter."""
-        left, block = self.size, memoryview(bytearray(_BLOCK))
+        left, block = self.size, memoryview(bytearray(min(size, self.size)))
         with io.FileIO(self.path) as file:
+            file.seek(self.start)
             while left:
-                size = file.readinto(block[:left])
-                if not size:
+                count = file.readinto(block[:left])
+                if not count:
                     raise OSError(errno.EIO, f"the file ends {left} bytes too early", self.path)
-                left -= size
-                yield block[:size]
+                left -= count
+                yield block[:count]
 
 
 # Directives: from a fixture's comments to what they ask for
@@ -1643,11 +1751,43 @@ def _ignore(text: str) -> dict[str, Any] | None:
     return {"ignore": [text]} if _TOKEN.fullmatch(text) else None
 
 
+@_directive("gzip or deflate")
+def _compress(text: str) -> dict[str, Any] | None:
+    coding = text.lower()
+    return {"compress": coding} if coding in ("gzip", "deflate") else None
+
+
+@_directive("the size of a chunk in bytes, a whole number from 1 to 999999999999")
+def _chunked(text: str) -> dict[str, Any] | None:
+    return {"chunked": int(text)} if _WHOLE_NUMBER.fullmatch(text) else None
+
+
+@_directive("a number of seconds from 0 to 999999999, such as 0.5")
+def _delay(text: str) -> dict[str, Any] | None:
+    return {"delay": float(text)} if re.fullmatch(r"[0-9]{1,9}(?:\.[0-9]+)?", text) else None
+
+
+@_directive("bytes a second, a whole number from 1 to 999999999999")
+def _rate(text: str) -> dict[str, Any] | None:
+    return {"rate": int(text)} if _WHOLE_NUMBER.fullmatch(text) else None
+
+
+@_directive("close, reset or stall, and maybe one of: at start, at headers, at 100, at 50%")
+def _fault(text: str) -> dict[str, Any] | None:
+    fault = " ".join(text.lower().split())
+    return {"fault": fault} if _FAULT.fullmatch(fault) else None
+
+
 @_directive("yes")
 def _template(text: str) -> dict[str, Any] | None:
     return {"template": True} if text.lower() == "yes" else None
 
 
+_WHOLE_NUMBER = re.compile("[1-9][0-9]{0,11}")
+_FAULT = re.compile(
+    "(?P<kind>close|reset|stall)"
+    "(?: at (?:(?P<place>start|headers)|(?P<percent>100|[1-9]?[0-9])%|(?P<bytes>[0-9]{1,12})))?"
+)
 #: Control characters, and surrogates that stand for no byte.
 _UNSENDABLE = re.compile("[\\x00-\\x08\\x0a-\\x1f\\x7f\\ud800-\\udc7f\\udd00-\\udfff]")
 _KNOWN_DIRECTIVE = re.compile(rf"(?:{'|'.join(_RULES)}):", re.IGNORECASE)
@@ -1705,7 +1845,9 @@ class Response:
     """An answer: everything that a fixture can say, in the same words.
 
     ``headers`` is a sequence of (name, value) pairs or a mapping, ``without`` and ``ignore`` are
-    sequences of names. Raises ValueError, with the sentence of the directive, for a wrong value.
+    sequences of names, ``delay`` is in seconds, ``rate`` in bytes of the body a second, ``chunked``
+    in bytes, and ``fault`` is written as in a fixture. ``asis``: the body is the whole answer.
+    Raises ValueError, with the sentence of the directive, for a wrong value.
     """
 
     status: int
@@ -1713,15 +1855,24 @@ class Response:
     headers: tuple[tuple[str, str], ...]
     without: tuple[str, ...]
     ignore: tuple[str, ...]
+    compress: str | None
+    chunked: int | None
+    delay: float
+    rate: int | None
+    fault: str | None
     template: bool
+    asis: bool
     _content: bytes | _File
     _media_type: str | None
     _given: frozenset[str]
     _left_out: frozenset[str]
     _has_expressions: bool
+    _in_coding: bytes | None
     _planned: tuple[tuple[Any, ...], Response]
     _head: bytes
+    _sent: bytes | _File
     _closes: bool
+    _at_once: bool
 
     def __init__(
         self,
@@ -1732,7 +1883,13 @@ class Response:
         headers: HeaderFields = (),
         without: Sequence[str] = (),
         ignore: Sequence[str] = (),
+        compress: str | None = None,
+        chunked: int | None = None,
+        delay: float = 0,
+        rate: int | None = None,
+        fault: str | None = None,
         template: bool = False,
+        asis: bool = False,
     ) -> None:
         if not isinstance(body, (bytes, bytearray, memoryview)):
             raise TypeError(f"body: found {body!r:.80}; it takes bytes")
@@ -1745,18 +1902,24 @@ class Response:
             raise ValueError(_sentence("Status", status))
         if status != 200 or reason is not None:
             said.append(("Status", f"{status}" if reason is None else f"{status} {reason}"))
+        mechanics = (("Compress", compress), ("Chunked", chunked), ("Rate", rate), ("Fault", fault))
+        said += [(key, f"{value}") for key, value in mechanics if value is not None]
+        if delay != 0:
+            said.append(("Delay", _decimal_text(delay)))
         if template is not False:
             said.append(("Template", "yes" if template is True else f"{template}"))
-        fields: dict[str, Any] = {}
+        if not isinstance(asis, bool):
+            raise ValueError(f"asis: found {asis!r:.80}; it takes True or False")
+        fields: dict[str, Any] = {"asis": asis}
         for key, text in said:
             _apply(fields, key, text)
         self._set(fields, bytes(body))
 
     @classmethod
-    def _of(cls, directives: Directives, content: bytes | _File, media_type: str) -> Response:
-        """The response that the directives of a fixture amount to."""
+    def _of(cls, fields: dict[str, Any], content: bytes | _File, media_type: str) -> Response:
+        """The response that a fixture amounts to."""
         response = cls.__new__(cls)
-        response._set(directives._fields, content, media_type)
+        response._set(fields, content, media_type)
         return response
 
     def _set(
@@ -1772,12 +1935,19 @@ class Response:
             headers=headers,
             without=without,
             ignore=tuple(fields.get("ignore", ())),
+            compress=fields.get("compress"),
+            chunked=fields.get("chunked"),
+            delay=fields.get("delay", 0),
+            rate=fields.get("rate"),
+            fault=fields.get("fault"),
             template=template,
+            asis=fields["asis"],
             _content=content,
             _media_type=media_type,
             _given=frozenset(name.lower() for name, _ in headers),
             _left_out=frozenset(name.lower() for name in without),
             _has_expressions=template or any("{{" in text for text in texts),
+            _in_coding=None,
             _planned=((), None),
         )
 
@@ -1805,13 +1975,18 @@ class Response:
 
     def _said(self) -> dict[str, Any]:
         """All that is not the body, in the order of the constructor's arguments."""
-        names = ("status", "reason", "headers", "without", "ignore", "template")
+        names = (
+            *("status", "reason", "headers", "without", "ignore", "compress", "chunked"),
+            *("delay", "rate", "fault", "template", "asis"),
+        )
         return {name: getattr(self, name) for name in names}
 
     def _but(self, **changes: Any) -> Response:
         """The same response with some fields changed, which are right already."""
         copy = object.__new__(Response)
-        copy.__dict__.update(self.__dict__, _planned=((), None), **changes)
+        copy.__dict__.update(self.__dict__, _in_coding=None, _planned=((), None), **changes)
+        if "headers" in changes:
+            copy.__dict__["_given"] = frozenset(name.lower() for name, _ in changes["headers"])
         return copy
 
     def _all(self, name: str) -> list[str]:
@@ -1837,6 +2012,12 @@ def _header_texts(headers: HeaderFields) -> Iterator[str]:
         yield f"{name}: {value}"
 
 
+def _decimal_text(number: object) -> str:
+    """A number as a directive would write it: without an exponent."""
+    exponent = isinstance(number, float) and "e" in f"{number}"
+    return f"{number:.9f}" if exponent else f"{number}"
+
+
 def _name_texts(key: str, names: Sequence[str]) -> Iterator[str]:
     """What the directives of that key would say; ValueError for what is no sequence of names."""
     if isinstance(names, (str, bytes)) or not hasattr(names, "__iter__"):
@@ -1859,9 +2040,10 @@ def _refuse(status: int, words: str, headers: Sequence[tuple[str, str]] = ()) ->
     return _text_response(status, words, [*headers, ("Connection", "close")])
 
 
-# The plan: what the answer to this request is (RFC 9110 13, RFC 9112 6 and 9)
+# The plan: what the answer to this request is (RFC 9110 13 and 14, RFC 9112 6 and 9)
 
 _CONDITIONS = {"if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
+_SELECTING = {*_CONDITIONS, "range"}
 _IN_304 = {"cache-control", "content-location", "date", "etag", "expires", "server", "vary"}
 _ENTITY_TAG = re.compile(r'(?:W/)?"[!\x23-\x7e\x80-\xff]*"')
 _TIME = "(?:[01][0-9]|2[0-3]):[0-5][0-9]:(?:[0-5][0-9]|60)"
@@ -1874,6 +2056,7 @@ _HTTP_DATE = re.compile(
     f"|{_WEEKDAY}(?:s|nes|rs|ur)?day, {_DAY}-{_MONTH}-[0-9]{{2}} {_TIME} GMT"
     f"|{_WEEKDAY} {_MONTH} (?: [1-9]|[12][0-9]|3[01]) {_TIME} {_YEAR}"
 )
+_RANGE_SPEC = re.compile("([0-9]+)-([0-9]*)|-([0-9]+)")
 _EXPRESSION = re.compile(r"\{\{(base_url|host|port)\}\}")
 _SERVER = f"feedtestserver/{__version__}"
 
@@ -1881,63 +2064,126 @@ _SERVER = f"feedtestserver/{__version__}"
 def _plan(request: Request, response: Response, date: str, persistent: bool) -> Response:
     """What the response to this request is, complete; requests that are alike share it."""
     alike = date, persistent, request.version, request.method, request._path_as_sent
-    plain = not response._has_expressions and _CONDITIONS.isdisjoint(request._values)
+    plain = not response._has_expressions and _SELECTING.isdisjoint(request._values)
     shared_by, shared = response._planned  # read once: other threads replace it
     if plain and shared_by == alike:
         return shared
     response = _expand(request, response)
-    if response.status == 200 and not plain and request.method not in ("OPTIONS", "TRACE"):
-        response = _precondition(request, response)
-    plan = _complete(request, response, date, persistent)
+    if response.asis:
+        plan = _verbatim(response)
+    else:
+        selected = response if plain else _select(request, response)
+        plan = _complete(request, selected, date, persistent)
     if plain:
         response.__dict__["_planned"] = alike, plan
     return plan
 
 
-def _complete(request: Request, response: Response, date: str, persistent: bool) -> Response:
-    """A response with the fields that the server adds to it, and its head as it will be sent."""
-    status = response.status
-    no_content = status in (204, 304)
-    added = [("Date", date), ("Server", _SERVER)]
-    if not no_content:
-        added.append(("Content-Type", response._media_type or _media_type(request._path_as_sent)))
-        if "transfer-encoding" not in response._given:
-            added.append(("Content-Length", str(len(response._content))))
-    bodiless = no_content or request.method == "HEAD"
-    closes = not persistent or not (bodiless or _is_framed(response))
-    closes = closes or _ends_by_its_own_word(request, response)
-    if closes:
-        added.append(("Connection", "close"))
-    elif request.version == "1.0":
-        added.append(("Connection", "keep-alive"))
-    settled = response._given | response._left_out
-    added = [field for field in added if field[0].lower() not in settled]
-    content = b"" if bodiless else response._content
-    headers = (*response.headers, *added)
-    given = frozenset(name.lower() for name, _ in headers)
-    head = _head(status, _reason(response), headers)
+def _verbatim(response: Response) -> Response:
+    """An answer that is all in its body; the record has the status of its status line, if any."""
+    beginning = bytes(next(_blocks(response._content, 80), b""))
+    status_line = re.match(rb"HTTP/[^ \r\n]* +([1-9][0-9][0-9])(?![0-9])", beginning)
     return response._but(
-        headers=headers, _given=given, _head=head, _content=content, _closes=closes
+        status=int(status_line.group(1)) if status_line else response.status,
+        reason=None,
+        headers=(),
+        compress=None,
+        chunked=None,
+        _head=b"",
+        _sent=response._content,
+        _closes=True,
+        _at_once=not (response.delay or response.rate or response.fault),
     )
 
 
-def _is_framed(response: Response) -> bool:
+def _complete(request: Request, response: Response, date: str, persistent: bool) -> Response:
+    """A response with the fields that the server adds to it, and its head as it will be sent."""
+    no_content = response.status in (204, 304)
+    bodiless = no_content or request.method == "HEAD"
+    compress = None if no_content else response.compress
+    chunked = None if no_content or request.version == "1.0" else response.chunked
+    content = _coded(response, compress)
+    # RFC 9112 6
+    framing = ("Transfer-Encoding", "chunked") if chunked else ("Content-Length", str(len(content)))
+    added = [("Date", date), ("Server", _SERVER)]
+    if not no_content:
+        added.append(("Content-Type", response._media_type or _media_type(request._path_as_sent)))
+        if compress:
+            added.append(("Content-Encoding", compress))
+        if chunked or "transfer-encoding" not in response._given:
+            added.append(framing)
+    headers = [*response.headers, *_unsettled(response, added)]
+    announced = (
+        not persistent
+        or not (bodiless or _is_framed(headers, framing))
+        or _ends_by_its_own_word(request, response)
+    )
+    connection = "close" if announced else "keep-alive"
+    if announced or request.version == "1.0":
+        headers += _unsettled(response, [("Connection", connection)])
+    if bodiless:
+        chunked = None
+    return response._but(
+        headers=tuple(headers),
+        compress=compress,
+        chunked=chunked,
+        _content=b"" if bodiless else response._content,
+        _head=_head(response.status, _reason(response), headers),
+        _sent=b"" if bodiless else content,
+        _closes=announced or response.fault is not None,
+        _at_once=not (chunked or response.delay or response.rate or response.fault),
+    )
+
+
+def _coded(response: Response, coding: str | None) -> bytes | _File:
+    """The content as it is sent: in its content coding (RFC 9110 8.4.1), made once for all."""
+    if coding is None:
+        return response._content
+    coded = response._in_coding
+    if coded is None:
+        import zlib  # for these responses only, so not part of the import time
+
+        compressor = zlib.compressobj(wbits={"gzip": 31, "deflate": 15}[coding])
+        coded = compressor.compress(bytes(response._content)) + compressor.flush()
+        response.__dict__["_in_coding"] = coded
+    return coded
+
+
+def _unsettled(response: Response, fields: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Those of the fields to add that the response neither gives nor leaves out itself."""
+    for name, value in fields:
+        if name.lower() not in response._given and name.lower() not in response._left_out:
+            yield name, value
+
+
+def _is_framed(headers: Iterable[tuple[str, str]], framing: tuple[str, str]) -> bool:
     """Whether a client can tell where the body ends though the connection goes on."""
-    if "transfer-encoding" in response._given or "content-length" in response._left_out:
-        return False
-    return response._all("content-length") in ([], [str(len(response._content))])
+    names = ("transfer-encoding", "content-length")
+    said = [(name.lower(), value.lower()) for name, value in headers if name.lower() in names]
+    return said == [(framing[0].lower(), framing[1])]
 
 
 def _ends_by_its_own_word(request: Request, response: Response) -> bool:
     """Whether the Connection field that the response gives, or leaves out, ends the connection."""
-    options = _connection_options(",".join(response._all("connection")))
+    options = _members(",".join(response._all("connection")))
     if request.version == "1.0" and "connection" in response._given | response._left_out:
         return "close" in options or "keep-alive" not in options
     return "close" in options
 
 
-def _connection_options(value: str) -> list[str]:
-    return [option.strip(" \t") for option in value.lower().split(",")]
+def _members(value: str) -> list[str]:
+    """The members of a list (RFC 9110 5.6.1), in lower case."""
+    return [member.strip(" \t") for member in value.lower().split(",")]
+
+
+def _select(request: Request, response: Response) -> Response:
+    """What the request's conditions and its Range make of a 200 (13.2.2)."""
+    if response.status != 200 or request.method in ("OPTIONS", "TRACE"):
+        return response
+    response = _precondition(request, response)
+    if response.status != 200 or request.method != "GET":
+        return response
+    return _in_range(request, response)
 
 
 def _precondition(request: Request, response: Response) -> Response:
@@ -1947,12 +2193,12 @@ def _precondition(request: Request, response: Response) -> Response:
     reads = request.method in ("GET", "HEAD")
     if asked["if-match"] is not None:
         if not _has_tag(asked["if-match"], etag, weakly=False):
-            return _failed("If-Match", asked["if-match"])
+            return _failed(response, "If-Match", asked["if-match"])
     elif _is_newer(modified, asked["if-unmodified-since"]):
-        return _failed("If-Unmodified-Since", asked["if-unmodified-since"])
+        return _failed(response, "If-Unmodified-Since", asked["if-unmodified-since"])
     if asked["if-none-match"] is not None:
         if _has_tag(asked["if-none-match"], etag, weakly=True):
-            return _not_modified(response) if reads else _failed("If-None-Match", etag)
+            return _not_modified(response) if reads else _failed(response, "If-None-Match", etag)
     elif reads and _is_newer(modified, asked["if-modified-since"]) is False:
         return _not_modified(response)
     return response
@@ -2003,12 +2249,76 @@ def _not_modified(response: Response) -> Response:
     """The 304 for a 200, with the fields that RFC 9110 15.4.5 asks for."""
     kept = _IN_304 if "etag" in response._given else _IN_304 | {"last-modified"}
     headers = tuple(field for field in response.headers if field[0].lower() in kept)
-    given = response._given & kept
-    return response._but(status=304, reason=None, headers=headers, _given=given)
+    return response._but(status=304, reason=None, headers=headers)
 
 
-def _failed(name: str, value: str | None) -> Response:
-    return _text_response(412, f"{name} does not hold: {value}")
+def _failed(response: Response, name: str, value: str | None) -> Response:
+    return _instead(response, _text_response(412, f"{name} does not hold: {value}"))
+
+
+def _instead(response: Response, other: Response) -> Response:
+    """Another response, in the place of one whose delay, rate and fault it takes over."""
+    return other._but(delay=response.delay, rate=response.rate, fault=response.fault)
+
+
+def _in_range(request: Request, response: Response) -> Response:
+    """The response, or the 206 or 416 that the request's Range makes of it (RFC 9110 14.2)."""
+    asked = request._sent("range", response.ignore)
+    refused = "none" in _members(",".join(response._all("accept-ranges")))
+    if asked is None or refused or not _is_still(response, request):
+        return response
+    content = _coded(response, response.compress)
+    size = len(content)
+    part = _part(asked, size)
+    if part is None:
+        return response
+    if not part:
+        words = f"Range asks for {asked[:80]!r} of {size} bytes"
+        where = [("Content-Range", f"bytes */{size}")]
+        return _instead(response, _text_response(416, words, where))
+    # A true Content-Length of the whole would be a false one of the part.
+    whole = ("content-length", str(size))
+    headers = [field for field in response.headers if (field[0].lower(), field[1]) != whole]
+    added = [("Content-Range", f"bytes {part[0]}-{part[-1]}/{size}")]
+    if response.compress:
+        added.append(("Content-Encoding", response.compress))
+    headers += _unsettled(response, added)
+    return response._but(
+        status=206,
+        reason=None,
+        headers=tuple(headers),
+        compress=None,
+        _content=content[part.start : part.stop],
+    )
+
+
+def _is_still(response: Response, request: Request) -> bool:
+    """Whether If-Range, where it is sent, names what the response is now: strongly (13.1.5)."""
+    validator = request._sent("if-range", response.ignore)
+    if validator is None:
+        return True
+    is_etag = validator == response._value("etag") and not validator.startswith("W/")
+    return is_etag or validator == response._value("last-modified")
+
+
+def _part(asked: str, size: int) -> range | None:
+    """The bytes that a Range of one part asks for, maybe none; None where it asks for the whole.
+
+    So do several parts, other units, and what is malformed (RFC 9110 14.1.2, 14.2).
+    """
+    unit, _, specs = asked.partition("=")
+    one = [spec for spec in _members(specs) if spec]
+    match = _RANGE_SPEC.fullmatch(one[0]) if unit.lower() == "bytes" and len(one) == 1 else None
+    if match is None:
+        return None
+    first, last, suffix = (_number(digits) if digits else None for digits in match.groups())
+    if suffix is not None:
+        # The last bytes of nothing are all of it, as no Content-Range could say.
+        return range(max(0, size - suffix), size) if size or not suffix else None
+    assert first is not None
+    if last is None:
+        return range(first, size)
+    return range(first, min(last + 1, size)) if first <= last else None
 
 
 def _expand(request: Request, response: Response) -> Response:
@@ -2043,6 +2353,7 @@ class Request:
         "_origin",
         "_path_as_sent",
         "_query_string",
+        "_step",
         "_values",
         "body",
         "connection",
@@ -2077,6 +2388,7 @@ class Request:
         self._lines = lines
         self._base_url = ""
         self._origin = ""
+        self._step = ""
         self._values = self._read_values()
         if not target.isascii():  # raw UTF-8, read as Latin-1
             target = target.encode("latin-1").decode("utf-8", "surrogateescape")
@@ -2159,7 +2471,7 @@ class Request:
 
     def _persists(self, ignored: Sequence[str]) -> bool:
         """Whether the client would go on with the connection (RFC 9112 9.3)."""
-        options = _connection_options(self._sent("connection", ignored) or "")
+        options = _members(self._sent("connection", ignored) or "")
         if self.version == "1.0":
             return "keep-alive" in options and "close" not in options
         return "close" not in options
@@ -2174,12 +2486,29 @@ class Request:
 
 # The bytes on the wire
 
+#: Steps a second in which a body is dripped, or more where they would be less than a byte.
+_STEPS = 10
 _PHRASES = {status.value: status.phrase for status in http.HTTPStatus}
 
 
-def _write(plan: Response, send: Callable[[bytes | memoryview], object]) -> None:
-    """Write a planned response: status line, fields, body."""
-    head, content = plan._head, plan._content
+def _write(plan: Response, wire: FeedTestRequestHandler) -> None:
+    """Write a planned response: delay, status line and fields, body; a fault breaks it off."""
+    if plan._at_once:
+        _write_at_once(plan, wire.send)
+        return
+    fault, limit = _fault_of(plan)
+    wire.pause(plan.delay)
+    if limit >= 0:
+        wire.send(plan._head)
+        _write_body(plan, wire, limit)
+    if fault:
+        wire.break_off(fault)
+    elif plan.chunked:
+        wire.send(b"\r\n0\r\n\r\n" if plan._sent else b"0\r\n\r\n")
+
+
+def _write_at_once(plan: Response, send: Callable[[bytes | memoryview], object]) -> None:
+    head, content = plan._head, plan._sent
     if isinstance(content, _File):
         send(head)
         for block in content.blocks():
@@ -2189,6 +2518,56 @@ def _write(plan: Response, send: Callable[[bytes | memoryview], object]) -> None
     else:
         send(head)
         send(content)
+
+
+def _write_body(plan: Response, wire: FeedTestRequestHandler, limit: int) -> None:
+    """Write so many bytes of the body, dripped and in chunks where that is planned."""
+    size = max(1, plan.rate // _STEPS) if plan.rate else _BLOCK
+    position = 0
+    for block in _blocks(plan._sent[:limit], size):
+        if plan.rate:
+            wire.pause(len(block) / plan.rate)
+        wire.send(_in_chunks(block, position, plan) if plan.chunked else block)
+        position += len(block)
+
+
+def _fault_of(plan: Response) -> tuple[str | None, int]:
+    """What happens, if anything, and after how many bytes of the body; -1 is before the head."""
+    size = len(plan._sent)
+    match = _FAULT.fullmatch(plan.fault or "")
+    if match is None:
+        return None, size
+    place, percent, count = match.group("place", "percent", "bytes")
+    if percent or count:
+        return match.group("kind"), int(count) if count else size * int(percent) // 100
+    return match.group("kind"), 0 if place == "headers" else -1
+
+
+def _blocks(content: bytes | _File, size: int) -> Iterator[memoryview]:
+    """A body in blocks of that size, the last one maybe smaller."""
+    if isinstance(content, _File):
+        yield from content.blocks(size)
+        return
+    whole = memoryview(content)
+    for start in range(0, len(content), size):
+        yield whole[start : start + size]
+
+
+def _in_chunks(block: memoryview, position: int, plan: Response) -> bytes:
+    """A block of the body with the chunk sizes that belong between its bytes (RFC 9112 7.1)."""
+    size = plan.chunked
+    assert size
+    parts: list[bytes | memoryview] = []
+    start = 0
+    while start < len(block):
+        at = position + start
+        if at % size == 0:
+            end_of_last = b"\r\n" if at else b""
+            parts.append(b"%s%x\r\n" % (end_of_last, min(size, len(plan._sent) - at)))
+        end = start + size - at % size
+        parts.append(block[start:end])
+        start = end
+    return b"".join(parts)
 
 
 def _reason(response: Response) -> str:
@@ -2267,7 +2646,9 @@ class _Wanted:
             return "The server got no request."
         lines = ["The server got:"]
         for request in requests:
-            lines.append(f"  {request}")
+            fault = request.response and request.response.fault
+            notes = "; ".join(filter(None, (request._step, fault and f"Fault: {fault}")))
+            lines.append(f"  {request} ({notes})" if notes else f"  {request}")
             for name in self.headers:
                 lines += [f"      {name}: {value}" for value in request.headers.get_all(name)]
             if self.body is not None:
@@ -2457,7 +2838,12 @@ def _index_row(server: FeedTestServer, fixture: Fixture) -> str:
         for name, value in plan.headers
         if (name, value) not in (("Date", ""), ("Server", _SERVER))
     )
-    return f"<tr><td>{link}<td>{status}<td><ul>{fields}</ul><td>{description}"
+    mechanics = "".join(
+        f"<li><em>{html.escape(f'{name.capitalize()}: {getattr(plan, name)}')}</em>"
+        for name in ("delay", "rate", "fault")
+        if getattr(plan, name)
+    )
+    return f"<tr><td>{link}<td>{status}<td><ul>{fields}{mechanics}</ul><td>{description}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -30,6 +30,7 @@ import types
 import unittest
 import urllib.error
 import urllib.request
+import zlib
 from http.server import SimpleHTTPRequestHandler
 from unittest import mock
 
@@ -49,6 +50,7 @@ from feedtestserver import (
 HERE = pathlib.Path(__file__).resolve().parent
 SOURCE = (HERE / "feedtestserver.py").read_text("utf-8")
 DOCSTRING = ast.get_docstring(ast.parse(SOURCE))  # python -OO has none at run time
+CLOSE = {"Connection": "close"}
 PATIENCE = 20  # seconds; only a broken server makes a test wait for it
 os.environ["no_proxy"] = "*"  # a proxy for the outer world is not for these tests
 NOW = 1_236_420_000.0  # 2009-03-07 10:00:00 GMT
@@ -91,6 +93,25 @@ def read_all(connection):
     while data := connection.recv(65536):
         received += data
     return received
+
+
+def read_to_the_end(connection):
+    """All that comes, and how it ends: FIN or RST."""
+    received = b""
+    try:
+        while data := connection.recv(65536):
+            received += data
+    except ConnectionResetError:
+        return received, "RST"
+    return received, "FIN"
+
+
+class NoTimePasses(list):
+    """Stands in for a server's wait_for_client(): a list of the seconds that it was asked for."""
+
+    def __call__(self, connection, seconds):
+        self.append(seconds)
+        return FeedTestServer.wait_for_client(connection, 0)
 
 
 class Answer:
@@ -321,6 +342,11 @@ class DirectiveTest(unittest.TestCase):
                 "Without: Date",
                 "without: Server",
                 "Ignore: Range",
+                "Compress: GZIP",
+                "Chunked: 100",
+                "Delay: 1.5",
+                "Rate: 1000",
+                "Fault:  Reset  at 50%",
                 "Template: YES",
             )
         )
@@ -333,6 +359,11 @@ class DirectiveTest(unittest.TestCase):
                 headers=[("A", "1"), ("a", "2"), ("B", "")],
                 without=["Date", "Server"],
                 ignore=["Range"],
+                compress="gzip",
+                chunked=100,
+                delay=1.5,
+                rate=1000,
+                fault="reset at 50%",
                 template=True,
             ),
         )
@@ -350,6 +381,12 @@ class DirectiveTest(unittest.TestCase):
         header = (
             "it takes a field name, a colon, and a value without control characters"
             " (RFC 9110 5.1, 5.5)"
+        )
+        size = "it takes the size of a chunk in bytes, a whole number from 1 to 999999999999"
+        delay = "it takes a number of seconds from 0 to 999999999, such as 0.5"
+        rate = "it takes bytes a second, a whole number from 1 to 999999999999"
+        fault = (
+            "it takes close, reset or stall, and maybe one of: at start, at headers, at 100, at 50%"
         )
         for line, sentence in (
             ("Status: abc", f"Status: found 'abc'; {status}"),
@@ -377,7 +414,31 @@ class DirectiveTest(unittest.TestCase):
                 "Ignore: a,b",
                 "Ignore: found 'a,b'; it takes one field name, of a field that a client may send",
             ),
+            ("Compress: br", "Compress: found 'br'; it takes gzip or deflate"),
+            ("Chunked: 0", f"Chunked: found '0'; {size}"),
+            ("Chunked: 1000000000000", f"Chunked: found '1000000000000'; {size}"),
+            ("Chunked: yes", f"Chunked: found 'yes'; {size}"),
+            ("Chunked: 1.5", f"Chunked: found '1.5'; {size}"),
+            ("Delay: soon", f"Delay: found 'soon'; {delay}"),
+            ("Delay: -1", f"Delay: found '-1'; {delay}"),
+            ("Delay: 1e3", f"Delay: found '1e3'; {delay}"),
+            ("Delay: inf", f"Delay: found 'inf'; {delay}"),
+            ("Delay: 1 s", f"Delay: found '1 s'; {delay}"),
+            ("Delay: \u0661", f"Delay: found '\u0661'; {delay}"),
+            ("Rate: 0", f"Rate: found '0'; {rate}"),
+            ("Rate: -1", f"Rate: found '-1'; {rate}"),
+            ("Rate: fast", f"Rate: found 'fast'; {rate}"),
+            ("Fault: explode", f"Fault: found 'explode'; {fault}"),
+            ("Fault: reset at", f"Fault: found 'reset at'; {fault}"),
+            ("Fault: reset at end", f"Fault: found 'reset at end'; {fault}"),
+            ("Fault: reset at 101%", f"Fault: found 'reset at 101%'; {fault}"),
+            ("Fault: reset at -1", f"Fault: found 'reset at -1'; {fault}"),
+            ("Fault: reset at 1.5%", f"Fault: found 'reset at 1.5%'; {fault}"),
+            ("Fault: reset 50%", f"Fault: found 'reset 50%'; {fault}"),
+            ("Fault:", f"Fault: found ''; {fault}"),
             ("Template: no", "Template: found 'no'; it takes yes"),
+            ("Chunk: 100", "found the key 'Chunk'; the directive is Chunked"),
+            ("Delays: 100", "found the key 'Delays'; the directive is Delay"),
             ("Headers: X: 1", "found the key 'Headers'; the directive is Header"),
             ("Stauts: 404", "found the key 'Stauts'; the directive is Status"),
             ("STATSU: 404", "found the key 'STATSU'; the directive is Status"),
@@ -523,6 +584,17 @@ class ResponseTest(unittest.TestCase):
             (["Header: Status: 301"], {"headers": {"Status": "301"}}),
             (["Without: Date", "Ignore: Range"], {"without": ["Date"], "ignore": ("Range",)}),
             (["Template: yes"], {"template": True}),
+            (["Compress: gzip"], {"compress": "gzip"}),
+            (["Compress: Deflate"], {"compress": "deflate"}),
+            (["Chunked: 100"], {"chunked": 100}),
+            (["Delay: 2"], {"delay": 2}),
+            (["Delay: 0.0000001"], {"delay": 1e-7}),
+            (["Delay: 0"], {"delay": 0}),
+            (["Rate: 1"], {"rate": 1}),
+            (["Fault: close"], {"fault": "close"}),
+            (["Fault: RESET at START"], {"fault": "reset at start"}),
+            (["Fault: stall at 0"], {"fault": "stall at 0"}),
+            (["Fault: reset at 100%"], {"fault": "reset at 100%"}),
         ):
             with self.subTest(lines):
                 parsed = parse_directives(comment(*lines)).arguments
@@ -539,8 +611,24 @@ class ResponseTest(unittest.TestCase):
             ({"headers": {"X": "a\x00b"}}, "Header"),
             ({"headers": {"X\r\nY": "b"}}, "Header"),
             ({"without": ["a b"]}, "Without: a b"),
-            ({"ignore": [""]}, "Ignore"),
+            ({"ignore": [""]}, "Ignore:"),
             ({"template": "no"}, "Template: no"),
+            ({"compress": "br"}, "Compress: br"),
+            ({"compress": ""}, "Compress:"),
+            ({"compress": True}, "Compress: True"),
+            ({"chunked": 0}, "Chunked: 0"),
+            ({"chunked": True}, "Chunked: True"),
+            ({"chunked": 1.0}, "Chunked: 1.0"),
+            ({"delay": "soon"}, "Delay: soon"),
+            ({"delay": -1}, "Delay: -1"),
+            ({"delay": None}, "Delay: None"),
+            ({"delay": float("nan")}, "Delay: nan"),
+            ({"delay": float("inf")}, "Delay: inf"),
+            ({"rate": -1}, "Rate: -1"),
+            ({"rate": 0}, "Rate: 0"),
+            ({"fault": "explode"}, "Fault: explode"),
+            ({"fault": "reset at 101%"}, "Fault: reset at 101%"),
+            ({"fault": ("reset", 100)}, "Fault: ('reset', 100)"),
         ):
             with self.subTest(arguments), self.assertRaises(ValueError) as caught:
                 Response(**arguments)
@@ -549,6 +637,14 @@ class ResponseTest(unittest.TestCase):
             self.assertRegex(
                 str(caught.exception), f"^{name}: found .*; it takes {re.escape(takes)}$"
             )
+            if name not in ("Status", "Header"):
+                with self.assertRaises(DirectiveError) as directive:
+                    parse_directives(comment(line))
+                self.assertEqual(directive.exception.sentence, str(caught.exception))
+
+    def test_asis_is_true_or_false(self):
+        with self.assertRaisesRegex(ValueError, "^asis: found 'yes'; it takes True or False$"):
+            Response(asis="yes")
 
     def test_names_as_one_string_are_an_error(self):
         for names in ("Date", b"Date", [1], [None], None, 5):
@@ -727,6 +823,88 @@ class PlanTest(unittest.TestCase):
     def test_no_length_beside_a_transfer_coding(self):
         plan = planned(Response(b"12345", headers={"Transfer-Encoding": "chunked"}))
         self.assertNotIn("Content-Length", self.names(plan))
+
+    def test_chunks_take_the_place_of_a_length(self):
+        for version, method, headers, without, framing, chunked, closes in (
+            ("1.1", "GET", {}, [], [("Transfer-Encoding", "chunked")], 4, False),
+            ("1.1", "HEAD", {}, [], [("Transfer-Encoding", "chunked")], None, False),
+            ("1.0", "GET", {}, [], [("Content-Length", "5")], None, False),
+            ("1.1", "GET", {}, ["content-length"], [("Transfer-Encoding", "chunked")], 4, False),
+            ("1.1", "GET", {}, ["Transfer-Encoding"], [], 4, True),
+            ("1.1", "GET", {"Transfer-Encoding": "Chunked"}, [], [], 4, False),
+            ("1.1", "GET", {"Transfer-Encoding": "gzip, chunked"}, [], [], 4, True),
+            (
+                *("1.1", "GET", {"Content-Length": "5"}, []),
+                *([("Content-Length", "5"), ("Transfer-Encoding", "chunked")], 4, True),
+            ),
+        ):
+            with self.subTest(version, method=method, headers=headers, without=without):
+                response = Response(b"12345", chunked=4, headers=headers, without=without)
+                plan = planned(response, version=version, method=method)
+                names = ("Content-Length", "Transfer-Encoding")
+                found = [field for field in plan.headers if field[0] in names]
+                self.assertEqual(found, framing or list(headers.items()))
+                self.assertEqual((plan.chunked, plan._closes), (chunked, closes))
+
+    def test_content_coding(self):
+        for coding, wbits in (("gzip", 31), ("deflate", 15)):
+            with self.subTest(coding):
+                response = Response(b"12345" * 100, compress=coding)
+                plan = planned(response)
+                fields = dict(plan.headers)
+                self.assertEqual(fields["Content-Encoding"], coding)
+                self.assertEqual(fields["Content-Length"], str(len(plan._sent)))
+                self.assertEqual(zlib.decompress(plan._sent, wbits), b"12345" * 100)
+                self.assertEqual((plan.compress, plan.body), (coding, response.body))
+                self.assertEqual(planned(response, method="HEAD").headers, plan.headers)
+                self.assertIs(planned(response, "Range: x")._sent, plan._sent)  # made once
+                self.assertEqual(planned(plan)._sent, plan._sent)
+        for response, sent in (
+            (Response(compress="gzip", headers={"Content-Encoding": "br"}), ["br"]),
+            (Response(compress="gzip", without=["content-encoding"]), []),
+        ):
+            plan = planned(response)
+            self.assertEqual(plan._all("content-encoding"), sent)
+            self.assertEqual(zlib.decompress(plan._sent, 31), b"")
+
+    def test_what_has_no_content_has_no_coding_either(self):
+        for response in (
+            Response(b"x", 204, compress="gzip", chunked=1),
+            Response(b"x", 304, compress="gzip", chunked=1),
+        ):
+            plan = planned(response)
+            self.assertEqual(self.names(plan), ["Date", "Server"])
+            self.assertEqual((plan.compress, plan.chunked, plan._sent), (None, None, b""))
+
+    def test_a_fault_is_not_announced(self):
+        for fault in ("close", "reset at 50%", "stall at headers"):
+            with self.subTest(fault):
+                plan = planned(Response(b"12345", fault=fault))
+                self.assertEqual(plan.headers, planned(Response(b"12345")).headers)
+                self.assertTrue(plan._closes)
+
+    def test_an_answer_as_it_is(self):
+        for body, arguments, status in (
+            (b"HTTP/1.1 410 Gone\r\n\r\n", {}, 410),
+            (b"HTTP/1.1  302\r\n\r\n", {}, 302),
+            (b"ICY 404 Not Found\r\n\r\n", {}, 200),
+            (b"garbage", {"status": 503}, 503),
+            (b"", {}, 200),
+        ):
+            with self.subTest(body):
+                response = Response(
+                    body,
+                    asis=True,
+                    chunked=3,
+                    compress="gzip",
+                    **{"headers": {"ETag": '"1"'}, "delay": 1, **arguments},
+                )
+                plan = planned(response, 'If-None-Match: "1"', "Range: bytes=0-1", version="1.0")
+                self.assertEqual((plan._head, plan._sent, plan._closes), (b"", body, True))
+                self.assertEqual((plan.status, plan.headers), (status, ()))
+                self.assertEqual((plan.chunked, plan.compress, plan.delay), (None, None, 1))
+        template = Response(b"HTTP/1.1 200 {{port}}\r\n\r\n", asis=True, template=True)
+        self.assertEqual(planned(template)._sent, b"HTTP/1.1 200 8000\r\n\r\n")
 
     def test_a_plain_plan_is_shared_by_requests_that_are_alike(self):
         response = Response(b"12345")
@@ -973,11 +1151,135 @@ class ConditionTest(unittest.TestCase):
         self.assertEqual([name for name, _ in plan.headers], ["ETag", "Server"])
 
 
+class RangeTest(unittest.TestCase):
+    BODY = b"0123456789"
+
+    def test_parts(self):
+        for asked, content_range, body in (
+            ("bytes=0-3", "bytes 0-3/10", b"0123"),
+            ("bytes=3-3", "bytes 3-3/10", b"3"),
+            ("bytes=4-", "bytes 4-9/10", b"456789"),
+            ("bytes=0-", "bytes 0-9/10", BODY := self.BODY),
+            ("bytes=8-99", "bytes 8-9/10", b"89"),
+            ("bytes=2-18446744073709551615", "bytes 2-9/10", b"23456789"),
+            ("bytes=-3", "bytes 7-9/10", b"789"),
+            ("bytes=-99", "bytes 0-9/10", BODY),
+            ("Bytes=0-3", "bytes 0-3/10", b"0123"),
+            ("bytes= 0-3 ,, ", "bytes 0-3/10", b"0123"),
+            ("bytes=" + "0" * 9999 + "1-3", "bytes 1-3/10", b"123"),
+        ):
+            with self.subTest(asked[:40]):
+                plan = planned(Response(BODY, reason="Fine"), f"Range: {asked}")
+                self.assertEqual((plan.status, plan.reason, plan.body), (206, None, body))
+                fields = dict(plan.headers)
+                self.assertEqual(fields["Content-Range"], content_range)
+                self.assertEqual(fields["Content-Length"], str(len(body)))
+                self.assertFalse(plan._closes)
+
+    def test_no_such_part(self):
+        for asked, body in (
+            ("bytes=10-", self.BODY),
+            ("bytes=10-20", self.BODY),
+            (f"bytes={'9' * 9999}-", self.BODY),
+            ("bytes=-0", self.BODY),
+            ("bytes=-0", b""),
+            ("bytes=0-", b""),
+        ):
+            with self.subTest(asked[:40], body=body):
+                plan = planned(Response(body, delay=1, headers={"ETag": '"1"'}), f"Range: {asked}")
+                self.assertEqual((plan.status, plan.delay), (416, 1))
+                self.assertEqual(dict(plan.headers)["Content-Range"], f"bytes */{len(body)}")
+                self.assertNotIn("ETag", dict(plan.headers))
+                self.assertRegex(plan.body, rb"^Range asks for '.*' of \d+ bytes\n$")
+
+    def test_the_whole(self):
+        for field in (
+            *("Range: bytes=0-1,3-4", "Range: bytes=4-3", "Range: bytes=", "Range: bytes=-"),
+            *("Range: bytes=a-b", "Range: bytes=1", "Range: lines=0-3", "Range: 0-3"),
+            *("Range: bytes=0x1-2", "Range: bytes=1-2-3", "Range: bytes=\xb2-", "If-Range: x"),
+        ):
+            with self.subTest(field):
+                plan = planned(Response(self.BODY), field)
+                self.assertEqual((plan.status, plan.body), (200, self.BODY))
+        for response, method in (
+            (Response(self.BODY), "POST"),
+            (Response(self.BODY, 203), "GET"),
+            (Response(self.BODY, 404), "GET"),
+            (Response(self.BODY, ignore=["range"]), "GET"),
+            (Response(self.BODY, headers={"Accept-Ranges": "None"}), "GET"),
+        ):
+            with self.subTest(response, method=method):
+                plan = planned(response, "Range: bytes=0-1", method=method)
+                self.assertEqual((plan.status, plan.body), (response.status, self.BODY))
+        self.assertEqual(planned(Response(b""), "Range: bytes=-5").status, 200)
+        head = planned(Response(self.BODY), "Range: bytes=0-1", method="HEAD")
+        self.assertEqual((head.status, dict(head.headers)["Content-Length"]), (200, "10"))
+
+    def test_if_range(self):
+        date = "Sat, 07 Mar 2009 09:00:00 GMT"
+        for etag, validator, status in (
+            ('"1"', '"1"', 206),
+            ('"1"', '"2"', 200),
+            ('"1"', 'W/"1"', 200),
+            ('W/"1"', 'W/"1"', 200),
+            ('W/"1"', '"1"', 200),
+            ("unquoted", "unquoted", 206),
+            ('"1"', "*", 200),
+            ('"1"', '"2", "1"', 200),
+            ('"1"', date, 206),
+            ('"1"', "Sat, 07 Mar 2009 09:00:01 GMT", 200),
+            ('"1"', "Saturday, 07-Mar-09 09:00:00 GMT", 200),
+        ):
+            with self.subTest(etag, validator=validator):
+                response = Response(self.BODY, headers={"ETag": etag, "Last-Modified": date})
+                fields = ("Range: bytes=0-1", f"If-Range: {validator}")
+                self.assertEqual(planned(response, *fields).status, status)
+                ignoring = response._but(ignore=("if-range",))
+                self.assertEqual(planned(ignoring, *fields).status, 206)
+        self.assertEqual(
+            planned(Response(self.BODY), "Range: bytes=0-1", "If-Range: x").status, 200
+        )
+
+    def test_conditions_come_first(self):
+        response = Response(self.BODY, headers={"ETag": '"1"'})
+        for condition, status in (('If-None-Match: "1"', 304), ('If-Match: "2"', 412)):
+            self.assertEqual(planned(response, "Range: bytes=0-1", condition).status, status)
+
+    def test_a_part_of_the_coded_body(self):
+        response = Response(self.BODY, compress="gzip")
+        whole, part = planned(response), planned(response, "Range: bytes=3-")
+        self.assertEqual(part._sent, whole._sent[3:])
+        size = len(whole._sent)
+        fields = dict(part.headers)
+        self.assertEqual(fields["Content-Range"], f"bytes 3-{size - 1}/{size}")
+        self.assertEqual(fields["Content-Encoding"], "gzip")
+        self.assertEqual(planned(part)._sent, part._sent)
+
+    def test_given_fields(self):
+        for given, sent in (("10", "2"), ("99", "99")):
+            response = Response(self.BODY, headers={"Content-Length": given})
+            plan = planned(response, "Range: bytes=0-1")
+            self.assertEqual(plan._all("content-length"), [sent])
+            self.assertEqual(plan._closes, given == "99")
+        response = Response(self.BODY, headers={"Content-Range": "bytes 1-2/3"})
+        self.assertEqual(
+            planned(response, "Range: bytes=0-1")._all("content-range")[0][6:], "1-2/3"
+        )
+        response = Response(self.BODY, without=["content-range"])
+        self.assertEqual(planned(response, "Range: bytes=0-1")._all("content-range"), [])
+
+
 class WireTest(unittest.TestCase):
+    """What _write() does: each piece that is sent, each pause in seconds, and how it breaks off."""
+
     def written(self, plan):
-        parts = []
-        feedtestserver._write(plan, lambda data: parts.append(bytes(data)))
-        return parts
+        done = []
+        wire = mock.Mock(spec_set=["send", "pause", "break_off"])
+        wire.send.side_effect = lambda data: done.append(bytes(data))
+        wire.pause.side_effect = lambda seconds: done.append(seconds) if seconds else None
+        wire.break_off.side_effect = done.append
+        feedtestserver._write(plan, wire)
+        return done
 
     def test_a_small_answer_is_one_send(self):
         plan = planned(
@@ -1007,9 +1309,88 @@ class WireTest(unittest.TestCase):
 
     def test_a_large_body_is_not_copied(self):
         body = bytes(1_000_000)
-        parts = []
-        feedtestserver._write(planned(Response(body)), parts.append)
-        self.assertIs(parts[-1], body)
+        wire = mock.Mock()
+        feedtestserver._write(planned(Response(body)), wire)
+        self.assertIs(wire.send.mock_calls[-1].args[0], body)
+
+    def test_slowness_chunks_and_faults(self):
+        head, body = object(), b"0123456789"
+        end = b"\r\n0\r\n\r\n"
+        for arguments, expected in (
+            ({"delay": 2.5}, [2.5, head, body]),
+            ({"chunked": 4}, [head, b"4\r\n0123\r\n4\r\n4567\r\n2\r\n89", end]),
+            ({"chunked": 5}, [head, b"5\r\n01234\r\n5\r\n56789", end]),
+            ({"chunked": 99}, [head, b"a\r\n0123456789", end]),
+            ({"rate": 40}, [head, 0.1, b"0123", 0.1, b"4567", 0.05, b"89"]),
+            ({"rate": 58}, [head, 5 / 58, b"01234", 5 / 58, b"56789"]),
+            ({"rate": 1000}, [head, 0.01, body]),
+            ({"rate": 2, "fault": "close at 2"}, [head, 0.5, b"0", 0.5, b"1", "close"]),
+            ({"fault": "close"}, ["close"]),
+            ({"fault": "reset at start", "delay": 1}, [1, "reset"]),
+            ({"fault": "stall at headers"}, [head, "stall"]),
+            ({"fault": "stall at 0%"}, [head, "stall"]),
+            ({"fault": "close at 4"}, [head, b"0123", "close"]),
+            ({"fault": "close at 10"}, [head, body, "close"]),
+            ({"fault": "close at 11"}, [head, body, "close"]),
+            ({"fault": "reset at 59%"}, [head, b"01234", "reset"]),
+            ({"fault": "reset at 100%"}, [head, body, "reset"]),
+            ({"chunked": 4, "fault": "close at 6"}, [head, b"4\r\n0123\r\n4\r\n45", "close"]),
+            ({"chunked": 4, "fault": "close at 4"}, [head, b"4\r\n0123", "close"]),
+            (
+                {"chunked": 4, "fault": "stall at 100%"},
+                [head, b"4\r\n0123\r\n4\r\n4567\r\n2\r\n89", "stall"],
+            ),
+            (
+                {"chunked": 3, "rate": 40, "delay": 1},
+                [
+                    *(1, head, 0.1, b"3\r\n012\r\n3\r\n3", 0.1, b"45\r\n3\r\n67"),
+                    *(0.05, b"8\r\n1\r\n9", end),
+                ],
+            ),
+        ):
+            with self.subTest(arguments):
+                plan = planned(Response(body, **arguments))
+                expected = [plan._head if part is head else part for part in expected]
+                self.assertEqual(self.written(plan), expected)
+        plan = planned(Response(b"", chunked=4))
+        self.assertEqual(self.written(plan), [plan._head, b"0\r\n\r\n"])
+        plan = planned(Response(body, chunked=4, rate=1), method="HEAD")
+        self.assertEqual(self.written(plan), [plan._head])
+
+    def test_six_lines_and_six_arguments_are_the_same_bytes(self):
+        body = b"0123456789" * 50 + comment(
+            *("Compress: gzip", "Chunked: 100", "Rate: 1000", "Fault: reset at 50%"),
+            *("Header: Content-Length: 7", "Without: Date"),
+        )
+        said = Response(
+            body,
+            compress="gzip",
+            chunked=100,
+            rate=1000,
+            fault="reset at 50%",
+            headers={"Content-Length": "7"},
+            without=["Date"],
+        )
+        read = Response(body, **parse_directives(body).arguments)
+        coded = planned(said)._sent
+        self.assertEqual(zlib.decompress(coded, 31), body)
+        half, chunk = len(coded) // 2, b"%x" % min(100, len(coded))
+        self.assertLess(half, 100)
+        for response in (said, read):
+            self.assertEqual(
+                self.written(planned(response)),
+                [
+                    (
+                        b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n"
+                        + f"Server: feedtestserver/{feedtestserver.__version__}\r\n".encode()
+                        + b"Content-Type: application/xml\r\nContent-Encoding: gzip\r\n"
+                        b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+                    ),
+                    half / 1000,
+                    chunk + b"\r\n" + coded[:half],
+                    "reset",
+                ],
+            )
 
 
 # Fixture lookup
@@ -1737,33 +2118,300 @@ class ProtocolTest(ServerTestCase):
         self.assertLess(max(record.levelno for record in logs.records), logging.WARNING)
 
 
+class FaultTest(ServerTestCase):
+    """Slowness and faults, as the client sees them."""
+
+    BODY = bytes(range(256)) * 4
+    GET = b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n"
+
+    def serve_one(self, server_class=FeedTestServer, **arguments):
+        server = self.serve(server_class=server_class)
+        server.respond("/x", Response(**{"body": self.BODY, **arguments}))
+        server.wait_for_client = NoTimePasses()
+        return server
+
+    def fetch(self, server):
+        """What comes of the body, and how it ends; the head has to be whole or not there."""
+        with connect(server) as connection:
+            connection.sendall(self.GET)
+            received, end = read_to_the_end(connection)
+        head, found, body = received.partition(b"\r\n\r\n")
+        self.assertEqual(bool(head), bool(found))
+        return body if head else None, end
+
+    def test_places(self):
+        big = os.urandom(3_000_000)
+        for body, place, arrived in (
+            (self.BODY, "", None),
+            (self.BODY, " at start", None),
+            (self.BODY, " at headers", b""),
+            (self.BODY, " at 100", self.BODY[:100]),
+            (self.BODY, " at 50%", self.BODY[:512]),
+            (self.BODY, " at 100%", self.BODY),
+            (big, " at 2500000", big[:2_500_000]),
+        ):
+            for kind, end in (("close", "FIN"), ("reset", "RST"), ("stall", "FIN")):
+                with self.subTest(place, kind=kind):
+                    server = self.serve_one(body=body, fault=kind + place)
+                    self.assertEqual(self.fetch(server), (arrived, end))
+                    self.assertEqual(None in server.wait_for_client, kind == "stall")
+                    server.stop()
+
+    def test_urllib_tells_them_apart(self):
+        for fault, error in (
+            ("close", http.client.RemoteDisconnected),
+            ("reset", ConnectionResetError),
+            ("close at 100", http.client.IncompleteRead),
+            ("reset at 100", ConnectionResetError),
+            ("stall", socket.timeout),
+            ("stall at 100", socket.timeout),
+        ):
+            for chunked in (None, 30):
+                with self.subTest(fault, chunked=chunked):
+                    server = self.serve_one(fault=fault, chunked=chunked)
+                    del server.wait_for_client
+                    with self.assertRaises(error) as caught, contextlib.ExitStack() as stack:
+                        url = server.get_url("x")
+                        stack.enter_context(urllib.request.urlopen(url, timeout=0.05)).read()
+                    self.assertIs(type(caught.exception), error)
+                    server.stop()
+
+    def test_a_reset_waits_until_what_was_sent_has_arrived(self):
+        for in_flight, waits in (([0], []), ([900, 900, 5, 0], [0.001, 0.002, 0.004])):
+            server = self.serve_one(fault="reset at 100")
+            with mock.patch.object(feedtestserver, "_in_flight", side_effect=in_flight):
+                self.assertEqual(self.fetch(server), (self.BODY[:100], "RST"))
+            self.assertEqual(server.wait_for_client, waits)
+
+    @unittest.skipUnless(sys.platform.startswith("linux"), "only Linux is asked")
+    def test_what_is_in_flight(self):
+        sender, receiver = socket.socketpair()
+        with sender, receiver:
+            self.assertEqual(feedtestserver._in_flight(sender), 0)
+            sender.sendall(b"x")
+            self.assertGreater(feedtestserver._in_flight(sender), 0)
+
+    def test_waits_end_when_the_client_leaves_or_the_server_stops(self):
+        class Handler(FeedTestRequestHandler):
+            def finish(self):
+                super().finish()
+                finished.set()
+
+        class Server(FeedTestServer):
+            handler_class = Handler
+
+            def wait_for_client(self, connection, seconds):
+                waiting.set()
+                return super().wait_for_client(connection, seconds)
+
+        for arguments in (
+            {"delay": 86400},
+            {"delay": 999_999_999},
+            {"rate": 1},
+            {"rate": 1, "chunked": 100},
+            {"fault": "stall"},
+            {"fault": "stall at headers"},
+            {"fault": "stall at 50%"},
+            {"fault": "stall at 100%"},
+        ):
+            for leaves in (True, False):
+                waiting, finished = threading.Event(), threading.Event()
+                server = self.serve(server_class=Server)
+                server.respond("/x", Response(self.BODY, **arguments))
+                with self.subTest(arguments, leaves=leaves), connect(server) as connection:
+                    connection.sendall(self.GET)
+                    self.assertTrue(waiting.wait(PATIENCE))
+                    if leaves:
+                        connection.close()
+                        self.assertTrue(finished.wait(PATIENCE))
+                        self.assertEqual(self.get(server, "/none").status, 404)
+                    server.stop()
+                    self.assertEqual(server.errors, [])
+
+    def test_who_shuts_down_the_sending_side_gets_the_rest_at_once(self):
+        server = self.serve()
+        server.respond("/x", Response(self.BODY, delay=86400, rate=1, headers=CLOSE))
+        with connect(server) as connection:
+            connection.sendall(self.GET)
+            connection.shutdown(socket.SHUT_WR)
+            self.assertEqual(Answer(read_all(connection)).body, self.BODY)
+
+    def test_requests_that_arrive_meanwhile_are_kept(self):
+        server = self.serve_one(delay=1, rate=100_000)
+        server.respond("/y", Response(b"y", headers=CLOSE))
+        second = b"GET /y HTTP/1.1\r\nHost: x\r\n\r\n"
+        with connect(server) as connection:
+
+            def wait(connection_there, seconds):
+                if not asked:
+                    connection.sendall(second)
+                    asked.append(seconds)
+                return FeedTestServer.wait_for_client(connection_there, 0.01)
+
+            asked = []
+            server.wait_for_client = wait
+            connection.sendall(self.GET)
+            first = Answer(read_all(connection))
+        self.assertEqual(asked, [1])
+        self.assertEqual((first.body, Answer(first.rest).body), (self.BODY, b"y"))
+
+    def test_who_says_too_much_is_not_kept_waiting(self):
+        server = self.serve()
+        server.respond("/x", Response(self.BODY, delay=86400, headers=CLOSE))
+        with connect(server) as connection:
+            connection.sendall(self.GET + b"GET /y HTTP/1.1\r\nHost: x\r\n\r\n" * 60_000)
+            self.assertEqual(Answer(read_all(connection)).body, self.BODY)
+
+    def test_waits_keep_nobody_else_waiting(self):
+        server = self.serve()
+        server.respond("/x", Response(fault="stall"))
+        with contextlib.ExitStack() as stack:
+            for _ in range(5):
+                stack.enter_context(connect(server)).sendall(self.GET)
+                self.assertEqual(self.get(server, "/none").status, 404)
+            self.assertEqual(server.wait_for_request("/x", times=5).response.fault, "stall")
+
+    def test_a_callable_that_stops_the_server_and_answers_by_a_stall(self):
+        server = self.serve()
+
+        def answer(request):
+            server.stop()
+            return Response(self.BODY, delay=86400, fault="stall at 100")
+
+        server.respond("/x", answer)
+        self.assertEqual(self.fetch(server), (self.BODY[:100], "FIN"))
+
+    def test_http_1_0_gets_no_chunks(self):
+        server = self.serve_one(chunked=10)
+        answer = exchange(server, b"GET /x HTTP/1.0\r\n\r\n")
+        self.assertTrue(answer.endswith(b"\r\n\r\n" + self.BODY))
+        self.assertIsNone(server.requests[0].response.chunked)
+        self.get(server, "/x")
+        self.assertEqual(server.requests[1].response.chunked, 10)
+
+    def test_large_files(self):
+        body = os.urandom(700_001)
+        server = self.serve({"a.bin": body})
+        server.wait_for_client = NoTimePasses()
+        plain = server._named("a.bin")
+        for changes in (
+            {"chunked": 7},
+            {"chunked": 99_999},
+            {"chunked": 400_000},
+            {"rate": 33_333},
+        ):
+            with self.subTest(changes):
+                server.respond("/x", plain._but(**changes))
+                self.assertEqual(self.get(server, "/x").content, body)
+        self.assertEqual(len(server.wait_for_client), -(-700_001 // 3333))
+        response = self.get(server, "/a.bin", headers={"Range": "bytes=300000-599999"})
+        self.assertEqual((response.status, response.content), (206, body[300_000:600_000]))
+        self.assertEqual(server.requests[-1].response.body, body[300_000:600_000])
+        server.respond("/x", plain._but(compress="gzip"))
+        self.assertEqual(gzip.decompress(self.get(server, "/x").content), body)
+        server.respond("/x", plain._but(fault="reset at 600000"))
+        self.assertEqual(self.fetch(server), (body[:600_000], "RST"))
+
+    def test_resumed(self):
+        body = os.urandom(5000)
+        server = self.serve({"a.mp3": body, "a.mp3.headers": b'Header: ETag: "1"'})
+        server.respond("/a.mp3", server._named("a.mp3")._but(fault="close at 40%"), "a.mp3")
+        with self.assertRaises(http.client.IncompleteRead) as caught:
+            self.get(server, "/a.mp3")
+        first = caught.exception.partial
+        headers = {"Range": f"bytes={len(first)}-", "If-Range": '"1"'}
+        rest = self.get(server, "/a.mp3", headers=headers)
+        self.assertEqual((rest.status, first + rest.content), (206, body))
+
+    def test_an_answer_as_it_is(self):
+        wire = b"HTTP/1.1 200 OK\nSet-Cookie : a\nContent-Length: ten\n\n<rss/>"
+        server = self.serve({"odd.asis": wire, "ODD.ASIS": wire, "large.asis": wire * 9999})
+        for path, method in (("/odd.asis", "GET"), ("/ODD.ASIS", "GET"), ("/odd.asis", "HEAD")):
+            request = f"{method} {path} HTTP/1.1\r\nHost: x\r\nRange: bytes=0-1\r\n\r\n"
+            self.assertEqual(exchange(server, request.encode() * 2), wire)
+            self.assertEqual(server.requests[-1].response.status, 200)
+        self.assertEqual(len(server.requests), 3)
+        request = b"GET /large.asis HTTP/1.1\r\nHost: x\r\n\r\n"
+        self.assertEqual(exchange(server, request), wire * 9999)
+        server.respond("/x", "odd.asis", Response(wire, asis=True, rate=100, fault="reset at 9"))
+        self.assertEqual(exchange(server, self.GET), wire)
+        with connect(server) as connection:
+            connection.sendall(self.GET)
+            self.assertEqual(read_to_the_end(connection), (wire[:9], "RST"))
+
+    def test_directives_of_an_answer_as_it_is(self):
+        wire = b"HTTP/1.1 204 \r\n\r\n" + comment("Status: 410", "Delay: 3", "Expect: x")
+        server = self.serve({"slow.asis": wire})
+        server.wait_for_client = NoTimePasses()
+        self.assertEqual(exchange(server, b"GET /slow.asis HTTP/1.1\r\nHost: x\r\n\r\n"), wire)
+        self.assertEqual(server.wait_for_client[0], 3)
+        self.assertEqual(str(server.requests[0]), "GET /slow.asis -> 204")
+
+    def test_an_answer_on_record_can_be_given_again(self):
+        server = self.serve_one(compress="gzip", chunked=5, rate=1000, delay=1)
+        first = self.get(server, "/x")
+        server.respond("/x", server.requests[0].response)
+        again = self.get(server, "/x")
+        self.assertEqual(first.headers.items(), again.headers.items())
+        self.assertEqual(first.content, again.content)
+
+
+def unpacked(data):
+    """What a gzip stream unpacks to, in pieces: it may be a bomb."""
+    decompressor = zlib.decompressobj(31)
+    while data and not decompressor.eof:
+        yield decompressor.decompress(data, 1 << 20)
+        data = decompressor.unconsumed_tail
+
+
 class DataTest(FeedTestServerMixin, ServerTestCase):
     """Every fixture of data/ is served as it says itself."""
 
+    def seen(self, fixture):
+        """What http.client sees of a fixture, with the name of the exception that it meets."""
+        target = fixture.url[len(self.base_url) :]
+        self.server.wait_for_client = NoTimePasses()
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=PATIENCE)
+        seen = {"status": None, "reason": None, "headers": None, "body": b"", "error": None}
+        with contextlib.closing(connection):
+            connection.request("GET", target)
+            try:
+                response = connection.getresponse()
+                seen.update(
+                    status=response.status, reason=response.reason, headers=response.headers
+                )
+                seen["body"] = response.read()
+            except http.client.IncompleteRead as error:
+                seen.update(body=error.partial, error=type(error).__name__)
+            except (http.client.HTTPException, OSError) as error:
+                seen["error"] = type(error).__name__
+        return {**seen, "waits": self.server.wait_for_client}
+
     def test_fixtures(self):
         fixtures = self.server.fixtures()
-        self.assertGreater(len(fixtures), 50)
+        self.assertGreater(len(fixtures), 100)
         for fixture in fixtures:
-            response = self.get(self.server, fixture.url[len(self.base_url) :])
+            seen = self.seen(fixture)
+            target = fixture.url[len(self.base_url) :].encode()
+            request = b"GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % target
             names = {
-                "status": response.status,
-                "reason": response.reason,
-                "headers": response.headers,
-                "body": response.content,
+                **seen,
                 "file": fixture.path.read_bytes(),
+                "wire": functools.partial(exchange, self.server, request),
+                "unpacked": unpacked,
                 "base_url": self.base_url,
                 "host": "127.0.0.1",
                 "port": str(self.server.port),
                 "gzip": gzip,
                 "json": json,
+                "zlib": zlib,
             }
             expectations = fixture.directives.get_all("Expect")
             self.assertTrue(expectations, fixture)
             self.assertTrue(fixture.directives["Description"], fixture)
             for expectation in expectations:
                 with self.subTest(fixture.name, expect=expectation):
-                    seen = f"{response.status} {response.headers.items()} {response.content!r:.500}"
-                    self.assertTrue(eval(expectation, names), seen)
+                    self.assertTrue(eval(expectation, names), f"{seen!r:.1000}")
 
     def test_every_directive_is_shown(self):
         shown = {
@@ -2620,6 +3268,41 @@ class RespondTest(ServerTestCase):
 
         run_at_once([fetch] * 10)
         self.assertEqual(sorted(statuses), list(range(200, 250)))
+        for request in server.requests:  # the record pairs each with its own step
+            self.assertEqual(request._step, f"step {request.response.status - 199} of 51")
+
+    def test_sequences_are_each_for_one_url(self):
+        server = self.serve(self.FILES)
+        server.respond("/a", "v1.xml", 304, 503, Response(b"", 201), "v2.xml", 410)
+        server.respond("/b", 301, 302)
+        statuses = [self.get(server, path).status for path in ("/a", "/b") * 7]
+        self.assertEqual(statuses[::2], [200, 304, 503, 201, 203, 410, 410])
+        self.assertEqual(statuses[1::2], [301, 302, 302, 302, 302, 302, 302])
+
+    def test_a_transcript_shows_which_step_answered(self):
+        server = self.serve(self.FILES)
+
+        def answer(request):
+            return 304
+
+        server.respond("/x", "v1.xml", answer, Response(b"12", fault="close at 1"), 410)
+        for path in ("/x", "/v1.xml", "/x", "/x", "/x", "/x"):
+            with contextlib.suppress(http.client.IncompleteRead):
+                self.get(server, path)
+        with self.assertRaises(AssertionError) as caught:
+            server.wait_for_request("/y", timeout=0)
+        self.assertEqual(
+            str(caught.exception).splitlines()[1:],
+            [
+                "The server got:",
+                "  GET /x -> 200 (step 1 of 4: v1.xml)",
+                "  GET /v1.xml -> 200",
+                "  GET /x -> 304 (step 2 of 4: answer)",
+                "  GET /x -> 200 (step 3 of 4; Fault: close at 1)",
+                "  GET /x -> 410 (step 4 of 4)",
+                "  GET /x -> 410 (step 4 of 4)",
+            ],
+        )
 
 
 class WaitTest(ServerTestCase):
