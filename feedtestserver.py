@@ -1078,7 +1078,8 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         plan = _plan(request, response, date, persistent and not stopping)
         self.close_connection = plan._closes
         # Where the client does not expect the connection to close, it may still be sending.
-        self.lingering = plan._closes and (persistent or "connection" in response._given)
+        unexpected = persistent or "connection" in response._given or response.fault is not None
+        self.lingering = plan._closes and unexpected
         return plan
 
     # Send
@@ -2801,7 +2802,7 @@ table {{ border-collapse: collapse; width: 100% }}
 th, td {{ border-bottom: 1px solid #8884; padding: .4rem .8rem .4rem 0 }}
 th, td {{ text-align: left; vertical-align: top }}
 td:first-child {{ white-space: nowrap }}
-td:nth-child(3) {{ overflow-wrap: anywhere }}
+td:nth-child(3) {{ min-width: 18rem; overflow-wrap: anywhere }}
 ul {{ list-style: none; margin: 0; padding: 0 }}
 code {{ font-size: .875rem }}
 .wrong {{ color: light-dark(#b00020, #ff8a80) }}
@@ -2838,12 +2839,15 @@ def _index_row(server: FeedTestServer, fixture: Fixture) -> str:
         for name, value in plan.headers
         if (name, value) not in (("Date", ""), ("Server", _SERVER))
     )
-    mechanics = "".join(
-        f"<li><em>{html.escape(f'{name.capitalize()}: {getattr(plan, name)}')}</em>"
+    mechanics = [
+        f"{name.capitalize()}: {getattr(plan, name)}"
         for name in ("delay", "rate", "fault")
         if getattr(plan, name)
-    )
-    return f"<tr><td>{link}<td>{status}<td><ul>{fields}{mechanics}</ul><td>{description}"
+    ]
+    if plan.asis:
+        mechanics.append("as it is in the file")
+    fields += "".join(f"<li><em>{html.escape(text)}</em>" for text in mechanics)
+    return f"<tr><td>{link}<td>{status}<td><ul>{fields}</ul><td>{description}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2245,6 +2245,16 @@ class FaultTest(ServerTestCase):
             connection.shutdown(socket.SHUT_WR)
             self.assertEqual(Answer(read_all(connection)).body, self.BODY)
 
+    def test_a_close_is_no_reset_though_more_was_sent(self):
+        for request in (self.GET, b"GET /x HTTP/1.0\r\n\r\n"):
+            server = self.serve_one(body=bytes(3_000_000), fault="close at 100%")
+            with connect(server) as connection:
+                connection.sendall(request)
+                server.wait_for_request("/x")
+                connection.sendall(b"more")
+                received, end = read_to_the_end(connection)
+            self.assertEqual((len(received.partition(b"\r\n\r\n")[2]), end), (3_000_000, "FIN"))
+
     def test_requests_that_arrive_meanwhile_are_kept(self):
         server = self.serve_one(delay=1, rate=100_000)
         server.respond("/y", Response(b"y", headers=CLOSE))
@@ -3690,6 +3700,8 @@ class CommandLineTest(ServerTestCase):
                 "gone.xml": comment("Status: 410"),
                 "sub/x y.xml": b"<x/>",
                 "wrong.xml": comment("Status: <x>"),
+                "slow.xml": comment("Delay: 2", "Rate: 10", "Fault: reset at 50%", "Chunked: 9"),
+                "odd.asis": b"HTTP/1.1 299 OK\n\n",
             }
         )
         server = self.serve({}, feedtestserver._ShownServer)
@@ -3720,6 +3732,9 @@ class CommandLineTest(ServerTestCase):
             "<a href='/sub/x%20y.xml'>sub/x y.xml</a>",
             "Status: found &#x27;&lt;x&gt;&#x27;",
             "Content-Type: application/xml",
+            "<em>Delay: 2.0</em><li><em>Rate: 10</em><li><em>Fault: reset at 50%</em>",
+            "<code>Transfer-Encoding: chunked</code>",
+            "<td>299 <td><ul><li><em>as it is in the file</em></ul>",
         ):
             with self.subTest(text):
                 self.assertIn(text, page)
