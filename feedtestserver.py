@@ -2074,7 +2074,7 @@ def _plan(request: Request, response: Response, date: str, persistent: bool) -> 
         plan = _verbatim(response)
     else:
         selected = response if plain else _select(request, response)
-        plan = _complete(request, selected, date, persistent)
+        plan = _complete(request, _possible(request, selected), date, persistent)
     if plain:
         response.__dict__["_planned"] = alike, plan
     return plan
@@ -2082,7 +2082,7 @@ def _plan(request: Request, response: Response, date: str, persistent: bool) -> 
 
 def _verbatim(response: Response) -> Response:
     """An answer that is all in its body; the record has the status of its status line, if any."""
-    beginning = bytes(next(_blocks(response._content, 80), b""))
+    beginning = bytes(response._content[:80])
     status_line = re.match(rb"HTTP/[^ \r\n]* +([1-9][0-9][0-9])(?![0-9])", beginning)
     return response._but(
         status=int(status_line.group(1)) if status_line else response.status,
@@ -2093,61 +2093,82 @@ def _verbatim(response: Response) -> Response:
         _head=b"",
         _sent=response._content,
         _closes=True,
-        _at_once=not (response.delay or response.rate or response.fault),
+        _at_once=not _takes_its_time(response),
     )
+
+
+def _possible(request: Request, response: Response) -> Response:
+    """The response without what cannot be sent: nothing in a coding, chunks by HTTP/1.0."""
+    if response.compress and _has_no_content(response):
+        response = response._but(compress=None)
+    if response.chunked and (_has_no_content(response) or request.version == "1.0"):
+        response = response._but(chunked=None)
+    return response
+
+
+def _has_no_content(response: Response) -> bool:
+    return response.status in (204, 304)
 
 
 def _complete(request: Request, response: Response, date: str, persistent: bool) -> Response:
     """A response with the fields that the server adds to it, and its head as it will be sent."""
-    no_content = response.status in (204, 304)
-    bodiless = no_content or request.method == "HEAD"
-    compress = None if no_content else response.compress
-    chunked = None if no_content or request.version == "1.0" else response.chunked
-    content = _coded(response, compress)
-    # RFC 9112 6
-    framing = ("Transfer-Encoding", "chunked") if chunked else ("Content-Length", str(len(content)))
-    added = [("Date", date), ("Server", _SERVER)]
-    if not no_content:
-        added.append(("Content-Type", response._media_type or _media_type(request._path_as_sent)))
-        if compress:
-            added.append(("Content-Encoding", compress))
-        if chunked or "transfer-encoding" not in response._given:
-            added.append(framing)
-    headers = [*response.headers, *_unsettled(response, added)]
+    content = _coded(response)
+    framing = ("Content-Length", str(len(content)))
+    if response.chunked:
+        framing = ("Transfer-Encoding", "chunked")
+    bodiless = _has_no_content(response) or request.method == "HEAD"
+    headers = [*response.headers, *_unsettled(response, _added(request, response, date, framing))]
     announced = (
         not persistent
         or not (bodiless or _is_framed(headers, framing))
         or _ends_by_its_own_word(request, response)
     )
-    connection = "close" if announced else "keep-alive"
     if announced or request.version == "1.0":
+        connection = "close" if announced else "keep-alive"
         headers += _unsettled(response, [("Connection", connection)])
     if bodiless:
-        chunked = None
+        response, content = response._but(_content=b"", chunked=None), b""
     return response._but(
         headers=tuple(headers),
-        compress=compress,
-        chunked=chunked,
-        _content=b"" if bodiless else response._content,
         _head=_head(response.status, _reason(response), headers),
-        _sent=b"" if bodiless else content,
+        _sent=content,
         _closes=announced or response.fault is not None,
-        _at_once=not (chunked or response.delay or response.rate or response.fault),
+        _at_once=not (response.chunked or _takes_its_time(response)),
     )
 
 
-def _coded(response: Response, coding: str | None) -> bytes | _File:
+def _takes_its_time(response: Response) -> bool:
+    """Whether there is more to sending it than the bytes."""
+    return bool(response.delay or response.rate or response.fault)
+
+
+def _coded(response: Response) -> bytes | _File:
     """The content as it is sent: in its content coding (RFC 9110 8.4.1), made once for all."""
-    if coding is None:
+    if response.compress is None:
         return response._content
     coded = response._in_coding
     if coded is None:
         import zlib  # for these responses only, so not part of the import time
 
-        compressor = zlib.compressobj(wbits={"gzip": 31, "deflate": 15}[coding])
+        compressor = zlib.compressobj(wbits={"gzip": 31, "deflate": 15}[response.compress])
         coded = compressor.compress(bytes(response._content)) + compressor.flush()
         response.__dict__["_in_coding"] = coded
     return coded
+
+
+def _added(
+    request: Request, response: Response, date: str, framing: tuple[str, str]
+) -> Iterator[tuple[str, str]]:
+    """The fields that the server would add."""
+    yield "Date", date
+    yield "Server", _SERVER
+    if _has_no_content(response):
+        return
+    yield "Content-Type", response._media_type or _media_type(request._path_as_sent)
+    if response.compress:
+        yield "Content-Encoding", response.compress
+    if response.chunked or "transfer-encoding" not in response._given:
+        yield framing
 
 
 def _unsettled(response: Response, fields: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
@@ -2268,7 +2289,7 @@ def _in_range(request: Request, response: Response) -> Response:
     refused = "none" in _members(",".join(response._all("accept-ranges")))
     if asked is None or refused or not _is_still(response, request):
         return response
-    content = _coded(response, response.compress)
+    content = _coded(response)
     size = len(content)
     part = _part(asked, size)
     if part is None:
@@ -2509,6 +2530,7 @@ def _write(plan: Response, wire: FeedTestRequestHandler) -> None:
 
 
 def _write_at_once(plan: Response, send: Callable[[bytes | memoryview], object]) -> None:
+    """Write an answer that is its bytes and no more, in as few pieces as they are in."""
     head, content = plan._head, plan._sent
     if isinstance(content, _File):
         send(head)
@@ -2647,9 +2669,10 @@ class _Wanted:
             return "The server got no request."
         lines = ["The server got:"]
         for request in requests:
-            fault = request.response and request.response.fault
-            notes = "; ".join(filter(None, (request._step, fault and f"Fault: {fault}")))
-            lines.append(f"  {request} ({notes})" if notes else f"  {request}")
+            notes = [request._step] if request._step else []
+            if request.response and request.response.fault:
+                notes.append(f"Fault: {request.response.fault}")
+            lines.append(f"  {request} ({'; '.join(notes)})" if notes else f"  {request}")
             for name in self.headers:
                 lines += [f"      {name}: {value}" for value in request.headers.get_all(name)]
             if self.body is not None:
