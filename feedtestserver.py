@@ -122,7 +122,7 @@ __unittest = True  # so that the traceback of a failed assertion ends in the tes
 
 #: Where a server that is bound to all addresses is to be reached.
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
-#: Seconds that the system can be asked to wait: 24 days, as poll() counts milliseconds in an int.
+#: Seconds that the longest wait takes: 23 days, as poll() counts milliseconds in an int.
 _LONGEST = 2_000_000
 
 # The thread that a test starts and stops
@@ -278,7 +278,7 @@ class FeedTestServer(threading.Thread):
         ]
 
     @staticmethod
-    def wait_for_client(connection: socket.socket, seconds: float | None) -> bool:
+    def _wait_for_client(connection: socket.socket, seconds: float | None) -> bool:
         """Wait until a client says something or leaves, ``seconds`` at most; tell whether it did.
 
         None waits however long it takes. Here and nowhere else the server lets time pass for an
@@ -1105,7 +1105,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         self.server.make_way()
         end = None if seconds is None else time.monotonic() + seconds
         while not (self.client_left or self.server.stopping):
-            if not self.origin.wait_for_client(self.connection, seconds):
+            if not self.origin._wait_for_client(self.connection, seconds):
                 return
             self.read_ahead()
             if end is not None:
@@ -1160,7 +1160,9 @@ def _logger() -> logging.Logger:
 
 
 def _in_flight(connection: socket.socket) -> int:
-    """How many bytes were sent and are not acknowledged; 0 where the system does not tell."""
+    """How many bytes were sent and have not arrived; 0 where the system does not tell."""
+    if sys.platform == "darwin":
+        return connection.getsockopt(socket.SOL_SOCKET, 0x1024)  # SO_NWRITE
     if not sys.platform.startswith("linux"):
         return 0
     import fcntl  # for resets only, so not part of the import time
@@ -1765,7 +1767,7 @@ def _chunked(text: str) -> dict[str, Any] | None:
 
 @_directive("a number of seconds from 0 to 999999999, such as 0.5")
 def _delay(text: str) -> dict[str, Any] | None:
-    return {"delay": float(text)} if re.fullmatch(r"[0-9]{1,9}(?:\.[0-9]+)?", text) else None
+    return {"delay": float(text)} if _SECONDS.fullmatch(text) else None
 
 
 @_directive("bytes a second, a whole number from 1 to 999999999999")
@@ -1785,9 +1787,11 @@ def _template(text: str) -> dict[str, Any] | None:
 
 
 _WHOLE_NUMBER = re.compile("[1-9][0-9]{0,11}")
+_SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]+)?|\.[0-9]+")
 _FAULT = re.compile(
-    "(?P<kind>close|reset|stall)"
-    "(?: at (?:(?P<place>start|headers)|(?P<percent>100|[1-9]?[0-9])%|(?P<bytes>[0-9]{1,12})))?"
+    "(?P<kind>close|reset|stall)(?: at (?:"
+    "(?P<place>start|headers)|(?P<percent>100|[1-9]?[0-9])%|(?P<bytes>0|[1-9][0-9]{0,11})"
+    "))?"
 )
 #: Control characters, and surrogates that stand for no byte.
 _UNSENDABLE = re.compile("[\\x00-\\x08\\x0a-\\x1f\\x7f\\ud800-\\udc7f\\udd00-\\udfff]")
@@ -1863,13 +1867,15 @@ class Response:
     fault: str | None
     template: bool
     asis: bool
+    #: The body before any coding, and what it is in the codings that it was sent in.
     _content: bytes | _File
+    _codings: dict[str, bytes]
     _media_type: str | None
     _given: frozenset[str]
     _left_out: frozenset[str]
     _has_expressions: bool
-    _in_coding: bytes | None
     _planned: tuple[tuple[Any, ...], Response]
+    # A plan has these too: its bytes, whether it ends the connection, whether it takes no time.
     _head: bytes
     _sent: bytes | _File
     _closes: bool
@@ -1942,13 +1948,13 @@ class Response:
             rate=fields.get("rate"),
             fault=fields.get("fault"),
             template=template,
-            asis=fields["asis"],
+            asis=fields.get("asis", False),
             _content=content,
+            _codings={},
             _media_type=media_type,
             _given=frozenset(name.lower() for name, _ in headers),
             _left_out=frozenset(name.lower() for name in without),
             _has_expressions=template or any("{{" in text for text in texts),
-            _in_coding=None,
             _planned=((), None),
         )
 
@@ -1982,10 +1988,19 @@ class Response:
         )
         return {name: getattr(self, name) for name in names}
 
+    def _mechanics(self) -> list[str]:
+        """What of it is to be seen neither in its status nor in its fields."""
+        notes = [f"Delay: {self.delay:g}"] if self.delay else []
+        notes += [f"Rate: {self.rate}"] if self.rate else []
+        notes += [f"Fault: {self.fault}"] if self.fault else []
+        return [*notes, "as it is"] if self.asis else notes
+
     def _but(self, **changes: Any) -> Response:
         """The same response with some fields changed, which are right already."""
         copy = object.__new__(Response)
-        copy.__dict__.update(self.__dict__, _in_coding=None, _planned=((), None), **changes)
+        copy.__dict__.update(self.__dict__, _planned=((), None), **changes)
+        if copy._content is not self._content:
+            copy.__dict__["_codings"] = {}
         if "headers" in changes:
             copy.__dict__["_given"] = frozenset(name.lower() for name, _ in changes["headers"])
         return copy
@@ -1995,6 +2010,10 @@ class Response:
         if name not in self._given:
             return []
         return [value for given, value in self.headers if given.lower() == name]
+
+    def _members(self, name: str) -> list[str]:
+        """The members of a field whose value is a list (RFC 9110 5.6.1), in lower case."""
+        return _members(",".join(self._all(name)))
 
     def _value(self, name: str) -> str | None:
         """The value of a field as a client would send it back."""
@@ -2045,6 +2064,7 @@ def _refuse(status: int, words: str, headers: Sequence[tuple[str, str]] = ()) ->
 
 _CONDITIONS = {"if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
 _SELECTING = {*_CONDITIONS, "range"}
+_NOT_ABOUT_CONTENT = {"connection", "date", "server"}
 _IN_304 = {"cache-control", "content-location", "date", "etag", "expires", "server", "vary"}
 _ENTITY_TAG = re.compile(r'(?:W/)?"[!\x23-\x7e\x80-\xff]*"')
 _TIME = "(?:[01][0-9]|2[0-3]):[0-5][0-9]:(?:[0-5][0-9]|60)"
@@ -2146,14 +2166,13 @@ def _coded(response: Response) -> bytes | _File:
     """The content as it is sent: in its content coding (RFC 9110 8.4.1), made once for all."""
     if response.compress is None:
         return response._content
-    coded = response._in_coding
-    if coded is None:
+    if response.compress not in response._codings:
         import zlib  # for these responses only, so not part of the import time
 
         compressor = zlib.compressobj(wbits={"gzip": 31, "deflate": 15}[response.compress])
         coded = compressor.compress(bytes(response._content)) + compressor.flush()
-        response.__dict__["_in_coding"] = coded
-    return coded
+        response._codings[response.compress] = coded
+    return response._codings[response.compress]
 
 
 def _added(
@@ -2187,7 +2206,7 @@ def _is_framed(headers: Iterable[tuple[str, str]], framing: tuple[str, str]) -> 
 
 def _ends_by_its_own_word(request: Request, response: Response) -> bool:
     """Whether the Connection field that the response gives, or leaves out, ends the connection."""
-    options = _members(",".join(response._all("connection")))
+    options = response._members("connection")
     if request.version == "1.0" and "connection" in response._given | response._left_out:
         return "close" in options or "keep-alive" not in options
     return "close" in options
@@ -2275,19 +2294,30 @@ def _not_modified(response: Response) -> Response:
 
 
 def _failed(response: Response, name: str, value: str | None) -> Response:
-    return _instead(response, _text_response(412, f"{name} does not hold: {value}"))
+    return _error_instead_of(response, 412, f"{name} does not hold: {value}")
 
 
-def _instead(response: Response, other: Response) -> Response:
-    """Another response, in the place of one whose delay, rate and fault it takes over."""
-    return other._but(delay=response.delay, rate=response.rate, fault=response.fault)
+def _error_instead_of(
+    response: Response, status: int, words: str, headers: Sequence[tuple[str, str]] = ()
+) -> Response:
+    """What the server says itself instead; of the response, what is not about its content stays."""
+    error = _text_response(status, words, headers)
+    kept = [field for field in response.headers if field[0].lower() in _NOT_ABOUT_CONTENT]
+    return response._but(
+        status=status,
+        reason=None,
+        headers=(*error.headers, *kept),
+        compress=None,
+        chunked=None,
+        _content=error._content,
+    )
 
 
 def _in_range(request: Request, response: Response) -> Response:
     """The response, or the 206 or 416 that the request's Range makes of it (RFC 9110 14.2)."""
     asked = request._sent("range", response.ignore)
-    refused = "none" in _members(",".join(response._all("accept-ranges")))
-    if asked is None or refused or not _is_still(response, request):
+    refused = "none" in response._members("accept-ranges")
+    if asked is None or refused or not _is_still(request, response):
         return response
     content = _coded(response)
     size = len(content)
@@ -2296,8 +2326,7 @@ def _in_range(request: Request, response: Response) -> Response:
         return response
     if not part:
         words = f"Range asks for {asked[:80]!r} of {size} bytes"
-        where = [("Content-Range", f"bytes */{size}")]
-        return _instead(response, _text_response(416, words, where))
+        return _error_instead_of(response, 416, words, [("Content-Range", f"bytes */{size}")])
     # A true Content-Length of the whole would be a false one of the part.
     whole = ("content-length", str(size))
     headers = [field for field in response.headers if (field[0].lower(), field[1]) != whole]
@@ -2314,7 +2343,7 @@ def _in_range(request: Request, response: Response) -> Response:
     )
 
 
-def _is_still(response: Response, request: Request) -> bool:
+def _is_still(request: Request, response: Response) -> bool:
     """Whether If-Range, where it is sent, names what the response is now: strongly (13.1.5)."""
     validator = request._sent("if-range", response.ignore)
     if validator is None:
@@ -2335,7 +2364,7 @@ def _part(asked: str, size: int) -> range | None:
         return None
     first, last, suffix = (_number(digits) if digits else None for digits in match.groups())
     if suffix is not None:
-        # The last bytes of nothing are all of it, as no Content-Range could say.
+        # An empty body has no last byte that a Content-Range could name: it is sent whole.
         return range(max(0, size - suffix), size) if size or not suffix else None
     assert first is not None
     if last is None:
@@ -2511,16 +2540,22 @@ class Request:
 #: Steps a second in which a body is dripped, or more where they would be less than a byte.
 _STEPS = 10
 _PHRASES = {status.value: status.phrase for status in http.HTTPStatus}
+# As RFC 9110 calls them, which not every Python does.
+_PHRASES.update({413: "Content Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable"})
+_PHRASES[422] = "Unprocessable Content"
 
 
 def _write(plan: Response, wire: FeedTestRequestHandler) -> None:
-    """Write a planned response: delay, status line and fields, body; a fault breaks it off."""
+    """Write a planned response: delay, status line and fields, body; a fault breaks it off.
+
+    ``wire`` is what sends, pauses and breaks off.
+    """
     if plan._at_once:
         _write_at_once(plan, wire.send)
         return
     fault, limit = _fault_of(plan)
     wire.pause(plan.delay)
-    if limit >= 0:
+    if limit is not None:
         wire.send(plan._head)
         _write_body(plan, wire, limit)
     if fault:
@@ -2543,37 +2578,37 @@ def _write_at_once(plan: Response, send: Callable[[bytes | memoryview], object])
         send(content)
 
 
-def _write_body(plan: Response, wire: FeedTestRequestHandler, limit: int) -> None:
-    """Write so many bytes of the body, dripped and in chunks where that is planned."""
+def _write_body(plan: Response, wire: FeedTestRequestHandler, end: int) -> None:
+    """Write the bytes of the body up to an end, dripped and in chunks where that is planned."""
     size = max(1, plan.rate // _STEPS) if plan.rate else _BLOCK
     position = 0
-    for block in _blocks(plan._sent[:limit], size):
+    for block in _blocks(plan._sent, size, end):
         if plan.rate:
             wire.pause(len(block) / plan.rate)
         wire.send(_in_chunks(block, position, plan) if plan.chunked else block)
         position += len(block)
 
 
-def _fault_of(plan: Response) -> tuple[str | None, int]:
-    """What happens, if anything, and after how many bytes of the body; -1 is before the head."""
+def _fault_of(plan: Response) -> tuple[str | None, int | None]:
+    """What happens, if anything, and where in the body; None: before the status line."""
     size = len(plan._sent)
     match = _FAULT.fullmatch(plan.fault or "")
     if match is None:
         return None, size
-    place, percent, count = match.group("place", "percent", "bytes")
+    kind, place, percent, count = match.group("kind", "place", "percent", "bytes")
     if percent or count:
-        return match.group("kind"), int(count) if count else size * int(percent) // 100
-    return match.group("kind"), 0 if place == "headers" else -1
+        return kind, int(count) if count else size * int(percent) // 100
+    return kind, 0 if place == "headers" else None
 
 
-def _blocks(content: bytes | _File, size: int) -> Iterator[memoryview]:
-    """A body in blocks of that size, the last one maybe smaller."""
+def _blocks(content: bytes | _File, size: int, end: int) -> Iterator[memoryview]:
+    """What comes before an end, in blocks of that size, the last one maybe smaller."""
     if isinstance(content, _File):
-        yield from content.blocks(size)
+        yield from content[:end].blocks(size)
         return
-    whole = memoryview(content)
-    for start in range(0, len(content), size):
-        yield whole[start : start + size]
+    part = memoryview(content)[:end]
+    for start in range(0, len(part), size):
+        yield part[start : start + size]
 
 
 def _in_chunks(block: memoryview, position: int, plan: Response) -> bytes:
@@ -2670,8 +2705,7 @@ class _Wanted:
         lines = ["The server got:"]
         for request in requests:
             notes = [request._step] if request._step else []
-            if request.response and request.response.fault:
-                notes.append(f"Fault: {request.response.fault}")
+            notes += request.response._mechanics() if request.response else []
             lines.append(f"  {request} ({'; '.join(notes)})" if notes else f"  {request}")
             for name in self.headers:
                 lines += [f"      {name}: {value}" for value in request.headers.get_all(name)]
@@ -2856,21 +2890,22 @@ def _index_row(server: FeedTestServer, fixture: Fixture) -> str:
         plan = _plan(request, server._named(fixture.name), "", True)
     except (DirectiveError, OSError) as error:
         return f"<tr><td>{link}<td>500<td colspan='2' class='wrong'>{html.escape(str(error))}"
-    status = f"{plan.status} {html.escape(_reason(plan))}"
+    status = html.escape(_shown_status(plan))
     fields = "".join(
         f"<li><code>{html.escape(f'{name}: {value}')}</code>"
         for name, value in plan.headers
         if (name, value) not in (("Date", ""), ("Server", _SERVER))
     )
-    mechanics = [
-        f"{name.capitalize()}: {getattr(plan, name)}"
-        for name in ("delay", "rate", "fault")
-        if getattr(plan, name)
-    ]
-    if plan.asis:
-        mechanics.append("as it is in the file")
-    fields += "".join(f"<li><em>{html.escape(text)}</em>" for text in mechanics)
+    fields += "".join(f"<li><em>{html.escape(text)}</em>" for text in plan._mechanics())
     return f"<tr><td>{link}<td>{status}<td><ul>{fields}</ul><td>{description}"
+
+
+def _shown_status(plan: Response) -> str:
+    if plan.asis:
+        return bytes(plan._sent[:80]).decode("latin-1").partition("\n")[0].rstrip("\r")
+    if _fault_of(plan)[1] is None:
+        return "no answer"
+    return f"{plan.status} {_reason(plan)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -107,11 +107,11 @@ def read_to_the_end(connection):
 
 
 class NoTimePasses(list):
-    """Stands in for a server's wait_for_client(): a list of the seconds that it was asked for."""
+    """Stands in for a server's _wait_for_client(): a list of the seconds that it was asked for."""
 
     def __call__(self, connection, seconds):
         self.append(seconds)
-        return FeedTestServer.wait_for_client(connection, 0)
+        return FeedTestServer._wait_for_client(connection, 0)
 
 
 class Answer:
@@ -436,12 +436,14 @@ class DirectiveTest(unittest.TestCase):
             ("Delay: \u0661", f"Delay: found '\u0661'; {delay}"),
             ("Rate: 0", f"Rate: found '0'; {rate}"),
             ("Rate: -1", f"Rate: found '-1'; {rate}"),
+            ("Rate: 0100", f"Rate: found '0100'; {rate}"),
             ("Rate: fast", f"Rate: found 'fast'; {rate}"),
             ("Fault: explode", f"Fault: found 'explode'; {fault}"),
             ("Fault: reset at", f"Fault: found 'reset at'; {fault}"),
             ("Fault: reset at end", f"Fault: found 'reset at end'; {fault}"),
             ("Fault: reset at 101%", f"Fault: found 'reset at 101%'; {fault}"),
             ("Fault: reset at -1", f"Fault: found 'reset at -1'; {fault}"),
+            ("Fault: reset at 007", f"Fault: found 'reset at 007'; {fault}"),
             ("Fault: reset at 1.5%", f"Fault: found 'reset at 1.5%'; {fault}"),
             ("Fault: reset 50%", f"Fault: found 'reset 50%'; {fault}"),
             ("Fault:", f"Fault: found ''; {fault}"),
@@ -599,6 +601,7 @@ class ResponseTest(unittest.TestCase):
             (["Delay: 2"], {"delay": 2}),
             (["Delay: 0.0000001"], {"delay": 1e-7}),
             (["Delay: 0"], {"delay": 0}),
+            (["Delay: .5"], {"delay": 0.5}),
             (["Rate: 1"], {"rate": 1}),
             (["Fault: close"], {"fault": "close"}),
             (["Fault: RESET at START"], {"fault": "reset at start"}),
@@ -867,6 +870,8 @@ class PlanTest(unittest.TestCase):
                 self.assertEqual((plan.compress, plan.body), (coding, response.body))
                 self.assertEqual(planned(response, method="HEAD").headers, plan.headers)
                 self.assertIs(planned(response, "Range: x")._sent, plan._sent)  # made once
+                expanding = response._but(headers=(("X", "{{port}}"),), _has_expressions=True)
+                self.assertIs(planned(expanding)._sent, plan._sent)
                 self.assertEqual(planned(plan)._sent, plan._sent)
         for response, sent in (
             (Response(compress="gzip", headers={"Content-Encoding": "br"}), ["br"]),
@@ -1249,6 +1254,30 @@ class RangeTest(unittest.TestCase):
             planned(Response(self.BODY), "Range: bytes=0-1", "If-Range: x").status, 200
         )
 
+    def test_what_is_not_about_the_content_stays_in_an_error(self):
+        fields = [("Server", "x"), ("ETag", '"1"'), ("Connection", "close"), ("Age", "1")]
+        response = Response(
+            b"x",
+            headers=fields,
+            without=["date"],
+            delay=1,
+            rate=2,
+            chunked=3,
+            compress="gzip",
+            fault="close",
+        )
+        for field, status in (("Range: bytes=99-", 416), ('If-Match: "2"', 412)):
+            plan = planned(response, field)
+            names = [name for name, _ in plan.headers]
+            self.assertEqual(plan.status, status)
+            self.assertEqual(
+                [name for name in names if name != "Content-Range"],
+                ["Content-Type", "Server", "Connection", "Content-Length"],
+            )
+            self.assertEqual(plan._mechanics(), ["Delay: 1", "Rate: 2", "Fault: close"])
+            self.assertEqual((plan.chunked, plan.compress, plan._closes), (None, None, True))
+            self.assertEqual(plan._all("content-type"), ["text/plain; charset=utf-8"])
+
     def test_conditions_come_first(self):
         response = Response(self.BODY, headers={"ETag": '"1"'})
         for condition, status in (('If-None-Match: "1"', 304), ('If-Match: "2"', 412)):
@@ -1311,6 +1340,7 @@ class WireTest(unittest.TestCase):
             ({"status": 404, "reason": "Gone fishing"}, b"HTTP/1.1 404 Gone fishing"),
             ({"status": 599}, b"HTTP/1.1 599 "),
             ({"status": 200, "reason": "caf\u00e9"}, b"HTTP/1.1 200 caf\xc3\xa9"),
+            ({"status": 416}, b"HTTP/1.1 416 Range Not Satisfiable"),
         ):
             with self.subTest(arguments):
                 [sent] = self.written(planned(Response(**arguments)))
@@ -2136,7 +2166,7 @@ class FaultTest(ServerTestCase):
     def serve_one(self, server_class=FeedTestServer, **arguments):
         server = self.serve(server_class=server_class)
         server.respond("/x", Response(**{"body": self.BODY, **arguments}))
-        server.wait_for_client = NoTimePasses()
+        server._wait_for_client = NoTimePasses()
         return server
 
     def fetch(self, server):
@@ -2163,7 +2193,7 @@ class FaultTest(ServerTestCase):
                 with self.subTest(place, kind=kind):
                     server = self.serve_one(body=body, fault=kind + place)
                     self.assertEqual(self.fetch(server), (arrived, end))
-                    self.assertEqual(None in server.wait_for_client, kind == "stall")
+                    self.assertEqual(None in server._wait_for_client, kind == "stall")
                     server.stop()
 
     def test_urllib_tells_them_apart(self):
@@ -2178,7 +2208,7 @@ class FaultTest(ServerTestCase):
             for chunked in (None, 30):
                 with self.subTest(fault, chunked=chunked):
                     server = self.serve_one(fault=fault, chunked=chunked)
-                    del server.wait_for_client
+                    del server._wait_for_client
                     with self.assertRaises(error) as caught, contextlib.ExitStack() as stack:
                         url = server.get_url("x")
                         stack.enter_context(urllib.request.urlopen(url, timeout=0.05)).read()
@@ -2190,7 +2220,7 @@ class FaultTest(ServerTestCase):
             server = self.serve_one(fault="reset at 100")
             with mock.patch.object(feedtestserver, "_in_flight", side_effect=in_flight):
                 self.assertEqual(self.fetch(server), (self.BODY[:100], "RST"))
-            self.assertEqual(server.wait_for_client, waits)
+            self.assertEqual(server._wait_for_client, waits)
 
     @unittest.skipUnless(sys.platform.startswith("linux"), "only Linux is asked")
     def test_what_is_in_flight(self):
@@ -2209,9 +2239,9 @@ class FaultTest(ServerTestCase):
         class Server(FeedTestServer):
             handler_class = Handler
 
-            def wait_for_client(self, connection, seconds):
+            def _wait_for_client(self, connection, seconds):
                 waiting.set()
-                return super().wait_for_client(connection, seconds)
+                return super()._wait_for_client(connection, seconds)
 
         for arguments in (
             {"delay": 86400},
@@ -2265,10 +2295,10 @@ class FaultTest(ServerTestCase):
                 if not asked:
                     connection.sendall(second)
                     asked.append(seconds)
-                return FeedTestServer.wait_for_client(connection_there, 0.01)
+                return FeedTestServer._wait_for_client(connection_there, 0.01)
 
             asked = []
-            server.wait_for_client = wait
+            server._wait_for_client = wait
             connection.sendall(self.GET)
             first = Answer(read_all(connection))
         self.assertEqual(asked, [1])
@@ -2311,7 +2341,7 @@ class FaultTest(ServerTestCase):
     def test_large_files(self):
         body = os.urandom(700_001)
         server = self.serve({"a.bin": body})
-        server.wait_for_client = NoTimePasses()
+        server._wait_for_client = NoTimePasses()
         plain = server._named("a.bin")
         for changes in (
             {"chunked": 7},
@@ -2322,7 +2352,7 @@ class FaultTest(ServerTestCase):
             with self.subTest(changes):
                 server.respond("/x", plain._but(**changes))
                 self.assertEqual(self.get(server, "/x").content, body)
-        self.assertEqual(len(server.wait_for_client), -(-700_001 // 3333))
+        self.assertEqual(len(server._wait_for_client), -(-700_001 // 3333))
         response = self.get(server, "/a.bin", headers={"Range": "bytes=300000-599999"})
         self.assertEqual((response.status, response.content), (206, body[300_000:600_000]))
         self.assertEqual(server.requests[-1].response.body, body[300_000:600_000])
@@ -2361,9 +2391,9 @@ class FaultTest(ServerTestCase):
     def test_directives_of_an_answer_as_it_is(self):
         wire = b"HTTP/1.1 204 \r\n\r\n" + comment("Status: 410", "Delay: 3", "Expect: x")
         server = self.serve({"slow.asis": wire})
-        server.wait_for_client = NoTimePasses()
+        server._wait_for_client = NoTimePasses()
         self.assertEqual(exchange(server, b"GET /slow.asis HTTP/1.1\r\nHost: x\r\n\r\n"), wire)
-        self.assertEqual(server.wait_for_client[0], 3)
+        self.assertEqual(server._wait_for_client[0], 3)
         self.assertEqual(str(server.requests[0]), "GET /slow.asis -> 204")
 
     def test_an_answer_on_record_can_be_given_again(self):
@@ -2373,6 +2403,12 @@ class FaultTest(ServerTestCase):
         again = self.get(server, "/x")
         self.assertEqual(first.headers.items(), again.headers.items())
         self.assertEqual(first.content, again.content)
+
+
+def packed(data):
+    """A gzip stream as the server makes it."""
+    compressor = zlib.compressobj(wbits=31)
+    return compressor.compress(data) + compressor.flush()
 
 
 def unpacked(data):
@@ -2386,37 +2422,48 @@ def unpacked(data):
 class DataTest(FeedTestServerMixin, ServerTestCase):
     """Every fixture of data/ is served as it says itself."""
 
+    def received(self, fixture):
+        """All that comes for a fixture, whether the connection then goes on, and how it ends."""
+        target = fixture.url[len(self.base_url) :].encode()
+        both = (
+            b"GET %s HTTP/1.1\r\nHost: x\r\n\r\nGET /the-end HTTP/1.1\r\nHost: x\r\n\r\n" % target
+        )
+        with connect(self.server) as connection:
+            connection.sendall(both)
+            received, end = read_to_the_end(connection)
+        wire, goes_on, _ = received.partition(b"HTTP/1.1 299 The end\r\n")
+        return wire, bool(goes_on), end
+
     def seen(self, fixture):
-        """What http.client sees of a fixture, with the name of the exception that it meets."""
-        target = fixture.url[len(self.base_url) :]
-        self.server.wait_for_client = NoTimePasses()
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=PATIENCE)
-        seen = {"status": None, "reason": None, "headers": None, "body": b"", "error": None}
-        with contextlib.closing(connection):
-            connection.request("GET", target)
-            try:
-                response = connection.getresponse()
-                seen.update(
-                    status=response.status, reason=response.reason, headers=response.headers
-                )
-                seen["body"] = response.read()
-            except http.client.IncompleteRead as error:
-                seen.update(body=error.partial, error=type(error).__name__)
-            except (http.client.HTTPException, OSError) as error:
-                seen["error"] = type(error).__name__
-        return {**seen, "waits": self.server.wait_for_client}
+        """What a fixture looks like on the wire, and to http.client."""
+        self.server._wait_for_client = waits = NoTimePasses()
+        wire, goes_on, end = self.received(fixture)
+        seen = {"wire": wire, "goes_on": goes_on, "end": end, "waits": waits, "error": None}
+        seen["sent"] = wire.partition(b"\r\n\r\n")[2]
+        seen.update(status=None, reason=None, headers=None, body=None)
+        response = http.client.HTTPResponse(_Stream(io.BytesIO(wire)))
+        try:
+            response.begin()
+            seen.update({name: getattr(response, name) for name in ("status", "reason", "headers")})
+            seen["body"] = response.read()
+        except http.client.IncompleteRead as error:
+            seen.update(body=error.partial, error="IncompleteRead")
+        except http.client.HTTPException as error:
+            seen.update(error=type(error).__name__)
+        return seen
 
     def test_fixtures(self):
         fixtures = self.server.fixtures()
         self.assertGreater(len(fixtures), 100)
+        self.server.respond("/the-end", Response(status=299, reason="The end", headers=CLOSE))
         for fixture in fixtures:
             seen = self.seen(fixture)
-            target = fixture.url[len(self.base_url) :].encode()
-            request = b"GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % target
+            target = fixture.url[len(self.base_url) :]
             names = {
                 **seen,
                 "file": fixture.path.read_bytes(),
-                "wire": functools.partial(exchange, self.server, request),
+                "get": functools.partial(self.get, self.server, target, headers=()),
+                "packed": packed,
                 "unpacked": unpacked,
                 "base_url": self.base_url,
                 "host": "127.0.0.1",
@@ -3304,7 +3351,8 @@ class RespondTest(ServerTestCase):
         def answer(request):
             return 304
 
-        server.respond("/x", "v1.xml", answer, Response(b"12", fault="close at 1"), 410)
+        broken = Response(b"12", delay=0.001, rate=99999, fault="close at 1")
+        server.respond("/x", "v1.xml", answer, broken, 410)
         for path in ("/x", "/v1.xml", "/x", "/x", "/x", "/x"):
             with contextlib.suppress(http.client.IncompleteRead):
                 self.get(server, path)
@@ -3317,7 +3365,7 @@ class RespondTest(ServerTestCase):
                 "  GET /x -> 200 (step 1 of 4: v1.xml)",
                 "  GET /v1.xml -> 200",
                 "  GET /x -> 304 (step 2 of 4: answer)",
-                "  GET /x -> 200 (step 3 of 4; Fault: close at 1)",
+                "  GET /x -> 200 (step 3 of 4; Delay: 0.001; Rate: 99999; Fault: close at 1)",
                 "  GET /x -> 410 (step 4 of 4)",
                 "  GET /x -> 410 (step 4 of 4)",
             ],
@@ -3701,7 +3749,8 @@ class CommandLineTest(ServerTestCase):
                 "sub/x y.xml": b"<x/>",
                 "wrong.xml": comment("Status: <x>"),
                 "slow.xml": comment("Delay: 2", "Rate: 10", "Fault: reset at 50%", "Chunked: 9"),
-                "odd.asis": b"HTTP/1.1 299 OK\n\n",
+                "odd.asis": b"HTTP/1.1 <299> OK\r\n\r\n",
+                "reset.xml": comment("Fault: reset"),
             }
         )
         server = self.serve({}, feedtestserver._ShownServer)
@@ -3732,9 +3781,10 @@ class CommandLineTest(ServerTestCase):
             "<a href='/sub/x%20y.xml'>sub/x y.xml</a>",
             "Status: found &#x27;&lt;x&gt;&#x27;",
             "Content-Type: application/xml",
-            "<em>Delay: 2.0</em><li><em>Rate: 10</em><li><em>Fault: reset at 50%</em>",
+            "<em>Delay: 2</em><li><em>Rate: 10</em><li><em>Fault: reset at 50%</em>",
             "<code>Transfer-Encoding: chunked</code>",
-            "<td>299 <td><ul><li><em>as it is in the file</em></ul>",
+            "<td>HTTP/1.1 &lt;299&gt; OK<td><ul><li><em>as it is</em></ul>",
+            "<td>no answer<td>",
         ):
             with self.subTest(text):
                 self.assertIn(text, page)
