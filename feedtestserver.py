@@ -75,6 +75,7 @@ import http.client
 import http.server
 import io
 import itertools
+import math
 import os
 import pathlib
 import re
@@ -88,6 +89,7 @@ import textwrap
 import threading
 import time
 import urllib.parse
+import weakref
 from wsgiref.headers import Headers
 
 TYPE_CHECKING = False  # importing typing, and unittest with it, would double the import time
@@ -122,8 +124,6 @@ __unittest = True  # so that the traceback of a failed assertion ends in the tes
 
 #: Where a server that is bound to all addresses is to be reached.
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
-#: Seconds that the longest wait takes: 23 days, as poll() counts milliseconds in an int.
-_LONGEST = 2_000_000
 
 # The thread that a test starts and stops
 
@@ -157,6 +157,7 @@ class FeedTestServer(threading.Thread):
         self.port = port
         self.bind_timeout = bind_timeout
         self.clock = time.time
+        self._timer = _Timer()
         self._changed = threading.Condition()
         self._httpd: StoppableHttpServer | None = None
         self._pid = os.getpid()
@@ -276,19 +277,6 @@ class FeedTestServer(threading.Thread):
             for name in names
             if not _is_hidden(name) and os.path.isfile(root + name) and _may_be_served(root, name)
         ]
-
-    @staticmethod
-    def _wait_for_client(connection: socket.socket, seconds: float | None) -> bool:
-        """Wait until a client says something or leaves, ``seconds`` at most; tell whether it did.
-
-        None waits however long it takes. Here and nowhere else the server lets time pass for an
-        answer's sake (Delay, Rate, Fault), so that a test can put something faster in its place.
-        """
-        if not hasattr(select, "poll"):  # Windows
-            return bool(select.select([connection], [], [], seconds)[0])
-        ready = select.poll()
-        ready.register(connection, select.POLLIN)
-        return bool(ready.poll(None if seconds is None else min(seconds, _LONGEST) * 1000))
 
     # The record, and the script
 
@@ -607,6 +595,7 @@ class StoppableHttpServer(http.server.HTTPServer):
         self._threads: list[threading.Thread] = []
         self._connections: dict[socket.socket, threading.Thread] = {}
         self._joining: set[threading.Thread] = set()
+        _open_servers.add(self)
         if ":" in server_address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(server_address, RequestHandlerClass, bind_and_activate)
@@ -737,15 +726,15 @@ class StoppableHttpServer(http.server.HTTPServer):
             self._connections.pop(request, None)
         super().shutdown_request(request)
 
-    def reset_request(self, request: Any) -> None:
-        """End a connection by a reset (RST), as a handler may do before it returns."""
+    def reset(self, connection: socket.socket) -> None:
+        """End a connection by a reset (RST), as a handler without files may before it returns."""
         # Not to linger at all; the two numbers are short on Windows.
         at_once = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
-        with self._changed:
-            self._connections.pop(request, None)
+        with self._changed:  # so that request_shutdown() never meets a closed descriptor
+            self._connections.pop(connection, None)
             with contextlib.suppress(OSError):  # the client was faster
-                request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
-            self.close_request(request)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+            connection.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Report a handler's exception, unless the client has just gone or the server stops."""
@@ -820,6 +809,21 @@ class StoppableHttpServer(http.server.HTTPServer):
         return thread in self._connections.values()
 
 
+#: The servers of this process, for the children that it forks.
+_open_servers: weakref.WeakSet[StoppableHttpServer] = weakref.WeakSet()
+
+
+def _leave_to_the_parent() -> None:
+    """Close a forked child's copies of the connections: while it has one, there is no reset."""
+    for server in _open_servers:
+        for connection in server._connections:
+            connection.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_the_parent)
+
+
 def _hang_up(connection: socket.socket) -> None:
     """End a connection, and with it what another thread waits for on it."""
     with contextlib.suppress(OSError):  # the client was faster
@@ -887,6 +891,8 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
             plan = self.plan(request, _refuse(refusal.status, str(refusal)))
         request.response = plan
         self.origin._record(request)
+        if not plan._at_once:
+            self.server.make_way()
         _write(plan, self)
 
     def finish(self) -> None:
@@ -1075,11 +1081,13 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         persistent = request._persists(response.ignore)
         stopping: bool = self.server.stopping
         date = _http_date(int(self.origin._now()))
+        if response.compress:
+            self.server.make_way()
         plan = _plan(request, response, date, persistent and not stopping)
         self.close_connection = plan._closes
-        # Where the client does not expect the connection to close, it may still be sending.
-        unexpected = persistent or "connection" in response._given or response.fault is not None
-        self.lingering = plan._closes and unexpected
+        # It may still be sending, unless it has asked for the end itself and gets it at once.
+        asked = not persistent and "connection" not in response._given
+        self.lingering = plan._closes and not (asked and plan._at_once and not plan.asis)
         return plan
 
     # Send
@@ -1094,45 +1102,41 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
             self.server.make_way()
             self.connection.sendall(memoryview(data)[sent:])
 
-    def pause(self, seconds: float | None) -> None:
-        """Let time pass, None for ever, unless the client leaves or the server stops.
+    def now(self) -> float:
+        return self.origin._timer.now()
+
+    def pause(self, seconds: float) -> None:
+        """Let time pass, unless the client leaves or the server stops; what it says is kept.
 
         Who shuts down the sending side only is taken to have left, as nothing tells the two apart:
         what is left of the answer is sent without further waits.
         """
-        if seconds == 0:
-            return
-        self.server.make_way()
-        end = None if seconds is None else time.monotonic() + seconds
-        while not (self.client_left or self.server.stopping):
-            if not self.origin._wait_for_client(self.connection, seconds):
+        end = self.now() + seconds
+        while (left := end - self.now()) > 0 and not (self.client_left or self.server.stopping):
+            full = len(self.buffer) > _MAX_HEAD
+            if not self.origin._timer.wait(self.connection, left, _LEFT if full else _READABLE):
                 return
-            self.read_ahead()
-            if end is not None:
-                seconds = max(0, end - time.monotonic())
-
-    def read_ahead(self) -> None:
-        """Keep what a client says meanwhile; one that says too much is waited for no longer."""
-        data = self.connection.recv(65536)
-        self.buffer += data
-        self.client_left = not data or len(self.buffer) > _MAX_HEAD
+            data = b"" if full else self.connection.recv(65536)
+            self.buffer += data
+            self.client_left = not data
 
     def break_off(self, fault: str) -> None:
         """End the connection by a reset, or go on with nothing; a close is what follows anyway."""
         if fault == "stall":
-            self.pause(None)
+            self.pause(math.inf)
         elif fault == "reset":
             self.await_arrival()
-            self.server.reset_request(self.connection)
+            self.server.reset(self.connection)
             self.buffer.clear()
             self.lingering = False
 
     def await_arrival(self) -> None:
         """Wait until the client's system has all that was sent; a reset would drop the rest."""
         seconds = 0.001
-        while _in_flight(self.connection) and not (self.client_left or self.server.stopping):
-            self.pause(seconds)
-            seconds = min(2 * seconds, 0.05)
+        while _in_flight(self.connection) and not self.server.stopping:
+            if self.origin._timer.wait(self.connection, seconds, _ENDED):
+                return
+            seconds = min(2 * seconds, 0.02)
 
 
 # The thread stands first because its reader meets it first; its default can only be named here.
@@ -1157,6 +1161,34 @@ def _logger() -> logging.Logger:
     import logging  # takes as long as the rest of this module's imports beyond http.server
 
     return logging.getLogger("feedtestserver")
+
+
+# What may happen to a connection, for poll(). To have left is to have shut down the sending side;
+# where no event says so, what ends a wait is the end of both sides, as that of the server's own.
+_READABLE = getattr(select, "POLLIN", 1)
+_LEFT = getattr(select, "POLLRDHUP", 0)
+_ENDED = 0
+#: Seconds that poll() can wait, 23 days: it counts milliseconds in an int.
+_LONGEST = 2_000_000
+
+
+class _Timer:
+    """Lets time pass where an answer takes its time; a test may put a faster one in its place."""
+
+    def now(self) -> float:
+        """Seconds since some point in time."""
+        return time.monotonic()
+
+    def wait(self, connection: socket.socket, seconds: float, event: int) -> bool:
+        """Wait for an event on a connection, so many seconds at most; tell whether it came."""
+        for_ever = seconds > _LONGEST
+        if not hasattr(select, "poll"):  # Windows
+            connections = [connection] if event else []
+            timeout = None if for_ever else seconds
+            return any(select.select(connections, [], [connection], timeout))
+        events = select.poll()
+        events.register(connection, event)
+        return bool(events.poll(None if for_ever else seconds * 1000))
 
 
 def _in_flight(connection: socket.socket) -> int:
@@ -1911,7 +1943,7 @@ class Response:
             said.append(("Status", f"{status}" if reason is None else f"{status} {reason}"))
         mechanics = (("Compress", compress), ("Chunked", chunked), ("Rate", rate), ("Fault", fault))
         said += [(key, f"{value}") for key, value in mechanics if value is not None]
-        if delay != 0:
+        if delay != 0 or isinstance(delay, bool):
             said.append(("Delay", _decimal_text(delay)))
         if template is not False:
             said.append(("Template", "yes" if template is True else f"{template}"))
@@ -2035,7 +2067,7 @@ def _header_texts(headers: HeaderFields) -> Iterator[str]:
 def _decimal_text(number: object) -> str:
     """A number as a directive would write it: without an exponent."""
     exponent = isinstance(number, float) and "e" in f"{number}"
-    return f"{number:.9f}" if exponent else f"{number}"
+    return f"{number:.9f}".rstrip("0").rstrip(".") if exponent else f"{number}"
 
 
 def _name_texts(key: str, names: Sequence[str]) -> Iterator[str]:
@@ -2537,8 +2569,10 @@ class Request:
 
 # The bytes on the wire
 
-#: Steps a second in which a body is dripped, or more where they would be less than a byte.
+#: Steps a second in which a body is dripped, unless they would be less than a byte.
 _STEPS = 10
+#: Chunks that are made at a time, which takes a millisecond.
+_CHUNKS = 1000
 _PHRASES = {status.value: status.phrase for status in http.HTTPStatus}
 # As RFC 9110 calls them, which not every Python does.
 _PHRASES.update({413: "Content Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable"})
@@ -2548,7 +2582,7 @@ _PHRASES[422] = "Unprocessable Content"
 def _write(plan: Response, wire: FeedTestRequestHandler) -> None:
     """Write a planned response: delay, status line and fields, body; a fault breaks it off.
 
-    ``wire`` is what sends, pauses and breaks off.
+    ``wire`` is what sends, lets time pass, and breaks off.
     """
     if plan._at_once:
         _write_at_once(plan, wire.send)
@@ -2580,13 +2614,18 @@ def _write_at_once(plan: Response, send: Callable[[bytes | memoryview], object])
 
 def _write_body(plan: Response, wire: FeedTestRequestHandler, end: int) -> None:
     """Write the bytes of the body up to an end, dripped and in chunks where that is planned."""
-    size = max(1, plan.rate // _STEPS) if plan.rate else _BLOCK
-    position = 0
-    for block in _blocks(plan._sent, size, end):
+    position, begin = 0, wire.now()
+    for block in _blocks(plan._sent, _step(plan), end):
         if plan.rate:
-            wire.pause(len(block) / plan.rate)
+            wire.pause(begin + (position + len(block)) / plan.rate - wire.now())
         wire.send(_in_chunks(block, position, plan) if plan.chunked else block)
         position += len(block)
+
+
+def _step(plan: Response) -> int:
+    """How many bytes of the body are sent at a time: what takes no longer than it may."""
+    dripped = max(1, plan.rate // _STEPS) if plan.rate else _BLOCK
+    return min(_BLOCK, dripped, plan.chunked * _CHUNKS if plan.chunked else _BLOCK)
 
 
 def _fault_of(plan: Response) -> tuple[str | None, int | None]:

@@ -51,6 +51,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 SOURCE = (HERE / "feedtestserver.py").read_text("utf-8")
 DOCSTRING = ast.get_docstring(ast.parse(SOURCE))  # python -OO has none at run time
 CLOSE = {"Connection": "close"}
+INFINITY = float("inf")
 PATIENCE = 20  # seconds; only a broken server makes a test wait for it
 os.environ["no_proxy"] = "*"  # a proxy for the outer world is not for these tests
 NOW = 1_236_420_000.0  # 2009-03-07 10:00:00 GMT
@@ -106,12 +107,21 @@ def read_to_the_end(connection):
     return received, "FIN"
 
 
-class NoTimePasses(list):
-    """Stands in for a server's _wait_for_client(): a list of the seconds that it was asked for."""
+class NoTimePasses:
+    """Stands in for a server's timer: time passes at once, and ``waits`` says for how long."""
 
-    def __call__(self, connection, seconds):
-        self.append(seconds)
-        return FeedTestServer._wait_for_client(connection, 0)
+    def __init__(self):
+        self.waits = []
+        self.time = 0.0
+
+    def now(self):
+        return self.time
+
+    def wait(self, connection, seconds, event):
+        self.waits.append(round(seconds, 6))
+        happened = feedtestserver._Timer().wait(connection, 0, event)
+        self.time += 0 if happened or seconds == INFINITY else seconds
+        return happened
 
 
 class Answer:
@@ -430,6 +440,7 @@ class DirectiveTest(unittest.TestCase):
             ("Chunked: 1.5", f"Chunked: found '1.5'; {size}"),
             ("Delay: soon", f"Delay: found 'soon'; {delay}"),
             ("Delay: -1", f"Delay: found '-1'; {delay}"),
+            ("Delay: 1000000000", f"Delay: found '1000000000'; {delay}"),
             ("Delay: 1e3", f"Delay: found '1e3'; {delay}"),
             ("Delay: inf", f"Delay: found 'inf'; {delay}"),
             ("Delay: 1 s", f"Delay: found '1 s'; {delay}"),
@@ -634,6 +645,8 @@ class ResponseTest(unittest.TestCase):
             ({"delay": "soon"}, "Delay: soon"),
             ({"delay": -1}, "Delay: -1"),
             ({"delay": None}, "Delay: None"),
+            ({"delay": False}, "Delay: False"),
+            ({"delay": 1e16}, "Delay: 10000000000000000"),
             ({"delay": float("nan")}, "Delay: nan"),
             ({"delay": float("inf")}, "Delay: inf"),
             ({"rate": -1}, "Rate: -1"),
@@ -872,6 +885,8 @@ class PlanTest(unittest.TestCase):
                 self.assertIs(planned(response, "Range: x")._sent, plan._sent)  # made once
                 expanding = response._but(headers=(("X", "{{port}}"),), _has_expressions=True)
                 self.assertIs(planned(expanding)._sent, plan._sent)
+                other = planned(plan._but(_content=b"other"))
+                self.assertEqual(zlib.decompress(other._sent, wbits), b"other")
                 self.assertEqual(planned(plan)._sent, plan._sent)
         for response, sent in (
             (Response(compress="gzip", headers={"Content-Encoding": "br"}), ["br"]),
@@ -911,11 +926,11 @@ class PlanTest(unittest.TestCase):
                     asis=True,
                     chunked=3,
                     compress="gzip",
-                    **{"headers": {"ETag": '"1"'}, "delay": 1, **arguments},
+                    **{"headers": {"ETag": '"1"'}, "delay": 1, "reason": "Fine", **arguments},
                 )
                 plan = planned(response, 'If-None-Match: "1"', "Range: bytes=0-1", version="1.0")
                 self.assertEqual((plan._head, plan._sent, plan._closes), (b"", body, True))
-                self.assertEqual((plan.status, plan.headers), (status, ()))
+                self.assertEqual((plan.status, plan.reason, plan.headers), (status, None, ()))
                 self.assertEqual((plan.chunked, plan.compress, plan.delay), (None, None, 1))
         template = Response(b"HTTP/1.1 200 {{port}}\r\n\r\n", asis=True, template=True)
         self.assertEqual(planned(template)._sent, b"HTTP/1.1 200 8000\r\n\r\n")
@@ -924,15 +939,18 @@ class PlanTest(unittest.TestCase):
         response = Response(b"12345")
         self.assertIs(planned(response), planned(response))
         self.assertEqual(planned(response)._planned, ((), None))  # it holds no older plan
-        plan = planned(response)
         for other in (
-            planned(response, method="HEAD"),
-            planned(response, version="1.0"),
-            planned(response, path="/feed.rss"),
-            planned(response, persistent=False),
-            feedtestserver._plan(Request("GET", "/feed.xml", "1.1"), response, "", True),
+            {"method": "HEAD"},
+            {"version": "1.0"},
+            {"path": "/feed.rss"},
+            {"persistent": False},
         ):
-            self.assertNotEqual((other._head, other.body), (plan._head, plan.body))
+            with self.subTest(other):
+                plan, other = planned(response), planned(response, **other)
+                self.assertNotEqual((other._head, other.body), (plan._head, plan.body))
+        plan = planned(response)
+        later = feedtestserver._plan(Request("GET", "/feed.xml", "1.1"), response, "", True)
+        self.assertNotEqual(later._head, plan._head)
 
     def test_plans_that_threads_share_are_their_own(self):
         self.addCleanup(sys.setswitchinterval, sys.getswitchinterval())
@@ -1307,17 +1325,33 @@ class RangeTest(unittest.TestCase):
         self.assertEqual(planned(response, "Range: bytes=0-1")._all("content-range"), [])
 
 
-class WireTest(unittest.TestCase):
-    """What _write() does: each piece that is sent, each pause in seconds, and how it breaks off."""
+class Wire:
+    """Keeps what _write() does: what is sent, how many seconds it waits, how it breaks off."""
 
+    def __init__(self):
+        self.done = []
+        self.time = 0.0
+
+    def now(self):
+        return self.time
+
+    def send(self, data):
+        self.done.append(bytes(data))
+
+    def pause(self, seconds):
+        if seconds:
+            self.done.append(round(seconds, 6))
+            self.time += seconds
+
+    def break_off(self, fault):
+        self.done.append(fault)
+
+
+class WireTest(unittest.TestCase):
     def written(self, plan):
-        done = []
-        wire = mock.Mock(spec_set=["send", "pause", "break_off"])
-        wire.send.side_effect = lambda data: done.append(bytes(data))
-        wire.pause.side_effect = lambda seconds: done.append(seconds) if seconds else None
-        wire.break_off.side_effect = done.append
+        wire = Wire()
         feedtestserver._write(plan, wire)
-        return done
+        return wire.done
 
     def test_a_small_answer_is_one_send(self):
         plan = planned(
@@ -1361,7 +1395,7 @@ class WireTest(unittest.TestCase):
             ({"chunked": 5}, [head, b"5\r\n01234\r\n5\r\n56789", end]),
             ({"chunked": 99}, [head, b"a\r\n0123456789", end]),
             ({"rate": 40}, [head, 0.1, b"0123", 0.1, b"4567", 0.05, b"89"]),
-            ({"rate": 58}, [head, 5 / 58, b"01234", 5 / 58, b"56789"]),
+            ({"rate": 58}, [head, 0.086207, b"01234", 0.086207, b"56789"]),
             ({"rate": 1000}, [head, 0.01, body]),
             ({"rate": 2, "fault": "close at 2"}, [head, 0.5, b"0", 0.5, b"1", "close"]),
             ({"fault": "close"}, ["close"]),
@@ -1372,6 +1406,8 @@ class WireTest(unittest.TestCase):
             ({"fault": "close at 10"}, [head, body, "close"]),
             ({"fault": "close at 11"}, [head, body, "close"]),
             ({"fault": "reset at 59%"}, [head, b"01234", "reset"]),
+            ({"fault": "reset at 9%"}, [head, "reset"]),
+            ({"fault": "reset at 10%"}, [head, b"0", "reset"]),
             ({"fault": "reset at 100%"}, [head, body, "reset"]),
             ({"chunked": 4, "fault": "close at 6"}, [head, b"4\r\n0123\r\n4\r\n45", "close"]),
             ({"chunked": 4, "fault": "close at 4"}, [head, b"4\r\n0123", "close"]),
@@ -2166,7 +2202,7 @@ class FaultTest(ServerTestCase):
     def serve_one(self, server_class=FeedTestServer, **arguments):
         server = self.serve(server_class=server_class)
         server.respond("/x", Response(**{"body": self.BODY, **arguments}))
-        server._wait_for_client = NoTimePasses()
+        server._timer = NoTimePasses()
         return server
 
     def fetch(self, server):
@@ -2193,7 +2229,7 @@ class FaultTest(ServerTestCase):
                 with self.subTest(place, kind=kind):
                     server = self.serve_one(body=body, fault=kind + place)
                     self.assertEqual(self.fetch(server), (arrived, end))
-                    self.assertEqual(None in server._wait_for_client, kind == "stall")
+                    self.assertEqual(INFINITY in server._timer.waits, kind == "stall")
                     server.stop()
 
     def test_urllib_tells_them_apart(self):
@@ -2208,10 +2244,10 @@ class FaultTest(ServerTestCase):
             for chunked in (None, 30):
                 with self.subTest(fault, chunked=chunked):
                     server = self.serve_one(fault=fault, chunked=chunked)
-                    del server._wait_for_client
+                    server._timer = feedtestserver._Timer()
+                    url, timeout = server.get_url("x"), 0.05 if "stall" in fault else PATIENCE
                     with self.assertRaises(error) as caught, contextlib.ExitStack() as stack:
-                        url = server.get_url("x")
-                        stack.enter_context(urllib.request.urlopen(url, timeout=0.05)).read()
+                        stack.enter_context(urllib.request.urlopen(url, timeout=timeout)).read()
                     self.assertIs(type(caught.exception), error)
                     server.stop()
 
@@ -2220,7 +2256,7 @@ class FaultTest(ServerTestCase):
             server = self.serve_one(fault="reset at 100")
             with mock.patch.object(feedtestserver, "_in_flight", side_effect=in_flight):
                 self.assertEqual(self.fetch(server), (self.BODY[:100], "RST"))
-            self.assertEqual(server._wait_for_client, waits)
+            self.assertEqual(server._timer.waits, waits)
 
     @unittest.skipUnless(sys.platform.startswith("linux"), "only Linux is asked")
     def test_what_is_in_flight(self):
@@ -2230,19 +2266,29 @@ class FaultTest(ServerTestCase):
             sender.sendall(b"x")
             self.assertGreater(feedtestserver._in_flight(sender), 0)
 
-    def test_waits_end_when_the_client_leaves_or_the_server_stops(self):
+    def watched(self, response):
+        """A server with that answer, and events: it waits, it is done with a connection."""
+
         class Handler(FeedTestRequestHandler):
             def finish(self):
                 super().finish()
                 finished.set()
 
+        class Timer(feedtestserver._Timer):
+            def wait(self, connection, seconds, event):
+                waiting.set()
+                return super().wait(connection, seconds, event)
+
         class Server(FeedTestServer):
             handler_class = Handler
 
-            def _wait_for_client(self, connection, seconds):
-                waiting.set()
-                return super()._wait_for_client(connection, seconds)
+        waiting, finished = threading.Event(), threading.Event()
+        server = self.serve(server_class=Server)
+        server._timer = Timer()
+        server.respond("/x", response)
+        return server, waiting, finished
 
+    def test_waits_end_when_the_client_leaves_or_the_server_stops(self):
         for arguments in (
             {"delay": 86400},
             {"delay": 999_999_999},
@@ -2254,9 +2300,7 @@ class FaultTest(ServerTestCase):
             {"fault": "stall at 100%"},
         ):
             for leaves in (True, False):
-                waiting, finished = threading.Event(), threading.Event()
-                server = self.serve(server_class=Server)
-                server.respond("/x", Response(self.BODY, **arguments))
+                server, waiting, finished = self.watched(Response(self.BODY, **arguments))
                 with self.subTest(arguments, leaves=leaves), connect(server) as connection:
                     connection.sendall(self.GET)
                     self.assertTrue(waiting.wait(PATIENCE))
@@ -2267,6 +2311,66 @@ class FaultTest(ServerTestCase):
                     server.stop()
                     self.assertEqual(server.errors, [])
 
+    def test_a_reset_that_waits_ends_when_the_client_leaves_or_the_server_stops(self):
+        for leaves in (True, False):
+            server, waiting, finished = self.watched(Response(self.BODY, fault="reset at 100"))
+            never = mock.patch.object(feedtestserver, "_in_flight", return_value=1)
+            with self.subTest(leaves=leaves), never, connect(server) as connection:
+                connection.sendall(self.GET)
+                self.assertTrue(waiting.wait(PATIENCE))
+                if leaves:
+                    linger = struct.pack("ii", 1, 0)
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    connection.close()
+                    self.assertTrue(finished.wait(PATIENCE))
+                server.stop()
+
+    def test_a_reset_awaits_a_client_that_has_shut_down_the_sending_side(self):
+        body = os.urandom(3_000_000)
+        server = self.serve_one(body=body, fault="reset at 100%")
+        server._timer = feedtestserver._Timer()
+        with connect(server) as connection:
+            connection.sendall(self.GET)
+            connection.shutdown(socket.SHUT_WR)
+            received, end = read_to_the_end(connection)
+        self.assertEqual((received.partition(b"\r\n\r\n")[2] == body, end), (True, "RST"))
+
+    def test_a_reset_though_more_was_sent(self):
+        server = self.serve_one(fault="reset at 100")
+        with connect(server) as connection:
+            connection.sendall(self.GET * 3)
+            received, end = read_to_the_end(connection)
+        self.assertEqual((received.partition(b"\r\n\r\n")[2], end), (self.BODY[:100], "RST"))
+        server.stop()
+        self.assertEqual(len(server.requests), 1)
+
+    @unittest.skipUnless(hasattr(os, "fork"), "there is no fork() here")
+    def test_a_reset_though_a_forked_child_has_the_connection(self):
+        script = textwrap.dedent(
+            """
+            import os, signal, socket, sys, warnings
+            warnings.simplefilter("ignore", DeprecationWarning)  # of fork() beside threads
+            from feedtestserver import FeedTestServer, Response
+            with FeedTestServer(sys.argv[1]) as server:
+                server.respond("/x", 204, Response(fault="reset"))
+                with socket.create_connection(("127.0.0.1", server.port), 20) as connection:
+                    connection.sendall(b"GET /x HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+                    connection.recv(1000)
+                    child = os.fork()
+                    if not child:
+                        signal.pause()
+                    connection.sendall(b"GET /x HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+                    try:
+                        print(connection.recv(1000))
+                    except OSError as error:
+                        print(type(error).__name__)
+                    os.kill(child, signal.SIGKILL)
+                    os.waitpid(child, 0)
+            """
+        )
+        done = run([sys.executable, "-c", script, str(self.make_directory())])
+        self.assertEqual((done.stdout, done.stderr), ("ConnectionResetError\n", ""))
+
     def test_who_shuts_down_the_sending_side_gets_the_rest_at_once(self):
         server = self.serve()
         server.respond("/x", Response(self.BODY, delay=86400, rate=1, headers=CLOSE))
@@ -2276,8 +2380,15 @@ class FaultTest(ServerTestCase):
             self.assertEqual(Answer(read_all(connection)).body, self.BODY)
 
     def test_a_close_is_no_reset_though_more_was_sent(self):
-        for request in (self.GET, b"GET /x HTTP/1.0\r\n\r\n"):
-            server = self.serve_one(body=bytes(3_000_000), fault="close at 100%")
+        closing = b"GET /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        asis = {"body": b"HTTP/1.0 200 OK\r\n\r\n" + bytes(3_000_000), "asis": True}
+        for request, arguments in (
+            (self.GET, {"fault": "close at 100%"}),
+            (closing, {"fault": "close at 100%"}),
+            (b"GET /x HTTP/1.0\r\n\r\n", {"fault": "close at 100%"}),
+            (b"GET /x HTTP/1.0\r\n\r\n", asis),
+        ):
+            server = self.serve_one(**{"body": bytes(3_000_000), **arguments})
             with connect(server) as connection:
                 connection.sendall(request)
                 server.wait_for_request("/x")
@@ -2286,39 +2397,65 @@ class FaultTest(ServerTestCase):
             self.assertEqual((len(received.partition(b"\r\n\r\n")[2]), end), (3_000_000, "FIN"))
 
     def test_requests_that_arrive_meanwhile_are_kept(self):
+        class Timer(NoTimePasses):
+            def wait(self, connection_there, seconds, event):
+                if self.waits:
+                    return super().wait(connection_there, seconds, event)
+                self.waits.append(seconds)
+                connection.sendall(b"GET /y HTTP/1.1\r\nHost: x\r\n\r\n")
+                self.time += 0.25
+                return feedtestserver._Timer().wait(connection_there, PATIENCE, event)
+
         server = self.serve_one(delay=1, rate=100_000)
         server.respond("/y", Response(b"y", headers=CLOSE))
-        second = b"GET /y HTTP/1.1\r\nHost: x\r\n\r\n"
+        server._timer = Timer()
         with connect(server) as connection:
-
-            def wait(connection_there, seconds):
-                if not asked:
-                    connection.sendall(second)
-                    asked.append(seconds)
-                return FeedTestServer._wait_for_client(connection_there, 0.01)
-
-            asked = []
-            server._wait_for_client = wait
             connection.sendall(self.GET)
             first = Answer(read_all(connection))
-        self.assertEqual(asked, [1])
+        self.assertEqual(server._timer.waits[:2], [1, 0.75])
         self.assertEqual((first.body, Answer(first.rest).body), (self.BODY, b"y"))
 
-    def test_who_says_too_much_is_not_kept_waiting(self):
-        server = self.serve()
-        server.respond("/x", Response(self.BODY, delay=86400, headers=CLOSE))
+    def test_no_more_than_so_much_is_kept(self):
+        class Timer(NoTimePasses):
+            def wait(self, connection, seconds, event):
+                self.waits.append(event)
+                if event == feedtestserver._READABLE:
+                    return feedtestserver._Timer().wait(connection, PATIENCE, event)
+                self.time += seconds
+                return False
+
+        server = self.serve_one(delay=1, headers=CLOSE)
+        server._timer = Timer()
         with connect(server) as connection:
             connection.sendall(self.GET + b"GET /y HTTP/1.1\r\nHost: x\r\n\r\n" * 60_000)
             self.assertEqual(Answer(read_all(connection)).body, self.BODY)
+        self.assertEqual(server._timer.waits[-1], feedtestserver._LEFT)
+        self.assertLess(len(server._timer.waits), 1000)
 
     def test_waits_keep_nobody_else_waiting(self):
         server = self.serve()
         server.respond("/x", Response(fault="stall"))
         with contextlib.ExitStack() as stack:
-            for _ in range(5):
+            for number in range(1, 6):
                 stack.enter_context(connect(server)).sendall(self.GET)
+                server.wait_for_request("/x", times=number)
                 self.assertEqual(self.get(server, "/none").status, 404)
-            self.assertEqual(server.wait_for_request("/x", times=5).response.fault, "stall")
+
+    def test_codings_keep_nobody_else_waiting(self):
+        begun, ended = threading.Event(), threading.Event()
+
+        def coded(response):
+            if response.compress:
+                begun.set()
+                ended.wait(PATIENCE)
+            return response._content
+
+        server = self.serve_one(compress="gzip")
+        with mock.patch.object(feedtestserver, "_coded", coded), connect(server) as connection:
+            connection.sendall(self.GET)
+            self.assertTrue(begun.wait(PATIENCE))
+            self.assertEqual(self.get(server, "/none").status, 404)
+            ended.set()
 
     def test_a_callable_that_stops_the_server_and_answers_by_a_stall(self):
         server = self.serve()
@@ -2341,7 +2478,7 @@ class FaultTest(ServerTestCase):
     def test_large_files(self):
         body = os.urandom(700_001)
         server = self.serve({"a.bin": body})
-        server._wait_for_client = NoTimePasses()
+        server._timer = NoTimePasses()
         plain = server._named("a.bin")
         for changes in (
             {"chunked": 7},
@@ -2352,7 +2489,7 @@ class FaultTest(ServerTestCase):
             with self.subTest(changes):
                 server.respond("/x", plain._but(**changes))
                 self.assertEqual(self.get(server, "/x").content, body)
-        self.assertEqual(len(server._wait_for_client), -(-700_001 // 3333))
+        self.assertEqual(len(server._timer.waits), -(-700_001 // 3333))
         response = self.get(server, "/a.bin", headers={"Range": "bytes=300000-599999"})
         self.assertEqual((response.status, response.content), (206, body[300_000:600_000]))
         self.assertEqual(server.requests[-1].response.body, body[300_000:600_000])
@@ -2360,6 +2497,10 @@ class FaultTest(ServerTestCase):
         self.assertEqual(gzip.decompress(self.get(server, "/x").content), body)
         server.respond("/x", plain._but(fault="reset at 600000"))
         self.assertEqual(self.fetch(server), (body[:600_000], "RST"))
+        server.respond("/x", plain._but(fault="close at 50%"))
+        with self.assertRaises(http.client.IncompleteRead) as caught:
+            self.get(server, "/x", headers={"Range": "bytes=100000-499999"})
+        self.assertEqual(caught.exception.partial, body[100_000:300_000])
 
     def test_resumed(self):
         body = os.urandom(5000)
@@ -2391,9 +2532,9 @@ class FaultTest(ServerTestCase):
     def test_directives_of_an_answer_as_it_is(self):
         wire = b"HTTP/1.1 204 \r\n\r\n" + comment("Status: 410", "Delay: 3", "Expect: x")
         server = self.serve({"slow.asis": wire})
-        server._wait_for_client = NoTimePasses()
+        server._timer = NoTimePasses()
         self.assertEqual(exchange(server, b"GET /slow.asis HTTP/1.1\r\nHost: x\r\n\r\n"), wire)
-        self.assertEqual(server._wait_for_client[0], 3)
+        self.assertEqual(server._timer.waits, [3])
         self.assertEqual(str(server.requests[0]), "GET /slow.asis -> 204")
 
     def test_an_answer_on_record_can_be_given_again(self):
@@ -2436,9 +2577,9 @@ class DataTest(FeedTestServerMixin, ServerTestCase):
 
     def seen(self, fixture):
         """What a fixture looks like on the wire, and to http.client."""
-        self.server._wait_for_client = waits = NoTimePasses()
+        self.server._timer = timer = NoTimePasses()
         wire, goes_on, end = self.received(fixture)
-        seen = {"wire": wire, "goes_on": goes_on, "end": end, "waits": waits, "error": None}
+        seen = {"wire": wire, "goes_on": goes_on, "end": end, "waits": timer.waits, "error": None}
         seen["sent"] = wire.partition(b"\r\n\r\n")[2]
         seen.update(status=None, reason=None, headers=None, body=None)
         response = http.client.HTTPResponse(_Stream(io.BytesIO(wire)))
