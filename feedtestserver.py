@@ -891,8 +891,6 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
             plan = self.plan(request, _refuse(refusal.status, str(refusal)))
         request.response = plan
         self.origin._record(request)
-        if not plan._at_once:
-            self.server.make_way()
         _write(plan, self)
 
     def finish(self) -> None:
@@ -1111,6 +1109,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         Who shuts down the sending side only is taken to have left, as nothing tells the two apart:
         what is left of the answer is sent without further waits.
         """
+        self.server.make_way()
         end = self.now() + seconds
         while (left := end - self.now()) > 0 and not (self.client_left or self.server.stopping):
             full = len(self.buffer) > _MAX_HEAD
@@ -1127,8 +1126,6 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         elif fault == "reset":
             self.await_arrival()
             self.server.reset(self.connection)
-            self.buffer.clear()
-            self.lingering = False
 
     def await_arrival(self) -> None:
         """Wait until the client's system has all that was sent; a reset would drop the rest."""
@@ -1807,7 +1804,10 @@ def _rate(text: str) -> dict[str, Any] | None:
     return {"rate": int(text)} if _WHOLE_NUMBER.fullmatch(text) else None
 
 
-@_directive("close, reset or stall, and maybe one of: at start, at headers, at 100, at 50%")
+@_directive(
+    "close, reset or stall, and maybe a place: at start, at headers, at a number of bytes,"
+    " at 0% to 100%"
+)
 def _fault(text: str) -> dict[str, Any] | None:
     fault = " ".join(text.lower().split())
     return {"fault": fault} if _FAULT.fullmatch(fault) else None

@@ -405,7 +405,8 @@ class DirectiveTest(unittest.TestCase):
         delay = "it takes a number of seconds from 0 to 999999999, such as 0.5"
         rate = "it takes bytes a second, a whole number from 1 to 999999999999"
         fault = (
-            "it takes close, reset or stall, and maybe one of: at start, at headers, at 100, at 50%"
+            "it takes close, reset or stall, and maybe a place:"
+            " at start, at headers, at a number of bytes, at 0% to 100%"
         )
         for line, sentence in (
             ("Status: abc", f"Status: found 'abc'; {status}"),
@@ -1339,7 +1340,7 @@ class Wire:
         self.done.append(bytes(data))
 
     def pause(self, seconds):
-        if seconds:
+        if seconds > 0:
             self.done.append(round(seconds, 6))
             self.time += seconds
 
@@ -1431,6 +1432,27 @@ class WireTest(unittest.TestCase):
         self.assertEqual(self.written(plan), [plan._head, b"0\r\n\r\n"])
         plan = planned(Response(body, chunked=4, rate=1), method="HEAD")
         self.assertEqual(self.written(plan), [plan._head])
+
+    def test_lateness_does_not_add_up(self):
+        wire = Wire()
+        write = wire.send
+
+        def send(data):
+            write(data)
+            wire.time += 0.04
+
+        wire.send = send
+        plan = planned(Response(b"0123456789", rate=40))
+        feedtestserver._write(plan, wire)
+        self.assertEqual(wire.done, [plan._head, 0.1, b"0123", 0.06, b"4567", 0.01, b"89"])
+        wire.done.clear()
+        plan = planned(Response(b"0123456789", rate=400))
+        feedtestserver._write(plan, wire)
+        self.assertEqual(wire.done, [plan._head, 0.025, b"0123456789"])
+
+    def test_small_chunks_are_made_a_thousand_at_a_time(self):
+        done = self.written(planned(Response(bytes(2500), chunked=1)))
+        self.assertEqual([len(data) for data in done[1:]], [5998, 6000, 3000, 7])
 
     def test_six_lines_and_six_arguments_are_the_same_bytes(self):
         body = b"0123456789" * 50 + comment(
@@ -2447,11 +2469,27 @@ class FaultTest(ServerTestCase):
         def coded(response):
             if response.compress:
                 begun.set()
-                ended.wait(PATIENCE)
+                ended.wait(3 * PATIENCE)
             return response._content
 
         server = self.serve_one(compress="gzip")
         with mock.patch.object(feedtestserver, "_coded", coded), connect(server) as connection:
+            connection.sendall(self.GET)
+            self.assertTrue(begun.wait(PATIENCE))
+            self.assertEqual(self.get(server, "/none").status, 404)
+            ended.set()
+
+    def test_chunks_keep_nobody_else_waiting(self):
+        server = self.serve_one(chunked=1)
+        begun, ended = threading.Event(), threading.Event()
+
+        def in_chunks(*args):
+            begun.set()
+            ended.wait(3 * PATIENCE)
+            return b""
+
+        slow = mock.patch.object(feedtestserver, "_in_chunks", in_chunks)
+        with slow, connect(server) as connection:
             connection.sendall(self.GET)
             self.assertTrue(begun.wait(PATIENCE))
             self.assertEqual(self.get(server, "/none").status, 404)
