@@ -2132,121 +2132,24 @@ def _plan(request: Request, response: Response, date: str, persistent: bool) -> 
     return plan
 
 
-def _verbatim(response: Response) -> Response:
-    """An answer that is all in its body; the record has the status of its status line, if any."""
-    beginning = bytes(response._content[:80])
-    status_line = re.match(rb"HTTP/[^ \r\n]* +([1-9][0-9][0-9])(?![0-9])", beginning)
-    return response._but(
-        status=int(status_line.group(1)) if status_line else response.status,
-        reason=None,
-        headers=(),
-        compress=None,
-        chunked=None,
-        _head=b"",
-        _sent=response._content,
-        _closes=True,
-        _at_once=not _takes_its_time(response),
-    )
+def _expand(request: Request, response: Response) -> Response:
+    """Fill in {{base_url}}, {{host}} and {{port}}, in the headers and, if asked, in the body."""
+    if not response._has_expressions:
+        return response
+    values = request._origin_values()
 
+    def expanded(text: str) -> str:
+        return _EXPRESSION.sub(lambda match: values[match.group(1)], text)
 
-def _possible(request: Request, response: Response) -> Response:
-    """The response without what cannot be sent: nothing in a coding, chunks by HTTP/1.0."""
-    if response.compress and _has_no_content(response):
-        response = response._but(compress=None)
-    if response.chunked and (_has_no_content(response) or request.version == "1.0"):
-        response = response._but(chunked=None)
-    return response
-
-
-def _has_no_content(response: Response) -> bool:
-    return response.status in (204, 304)
-
-
-def _complete(request: Request, response: Response, date: str, persistent: bool) -> Response:
-    """A response with the fields that the server adds to it, and its head as it will be sent."""
-    content = _coded(response)
-    framing = ("Content-Length", str(len(content)))
-    if response.chunked:
-        framing = ("Transfer-Encoding", "chunked")
-    bodiless = _has_no_content(response) or request.method == "HEAD"
-    headers = [*response.headers, *_unsettled(response, _added(request, response, date, framing))]
-    announced = (
-        not persistent
-        or not (bodiless or _is_framed(headers, framing))
-        or _ends_by_its_own_word(request, response)
-    )
-    if announced or request.version == "1.0":
-        connection = "close" if announced else "keep-alive"
-        headers += _unsettled(response, [("Connection", connection)])
-    if bodiless:
-        response, content = response._but(_content=b"", chunked=None), b""
-    return response._but(
-        headers=tuple(headers),
-        _head=_head(response.status, _reason(response), headers),
-        _sent=content,
-        _closes=announced or response.fault is not None,
-        _at_once=not (response.chunked or _takes_its_time(response)),
-    )
-
-
-def _takes_its_time(response: Response) -> bool:
-    """Whether there is more to sending it than the bytes."""
-    return bool(response.delay or response.rate or response.fault)
-
-
-def _coded(response: Response) -> bytes | _File:
-    """The content as it is sent: in its content coding (RFC 9110 8.4.1), made once for all."""
-    if response.compress is None:
-        return response._content
-    if response.compress not in response._codings:
-        import zlib  # for these responses only, so not part of the import time
-
-        compressor = zlib.compressobj(wbits={"gzip": 31, "deflate": 15}[response.compress])
-        coded = compressor.compress(bytes(response._content)) + compressor.flush()
-        response._codings[response.compress] = coded
-    return response._codings[response.compress]
-
-
-def _added(
-    request: Request, response: Response, date: str, framing: tuple[str, str]
-) -> Iterator[tuple[str, str]]:
-    """The fields that the server would add."""
-    yield "Date", date
-    yield "Server", _SERVER
-    if _has_no_content(response):
-        return
-    yield "Content-Type", response._media_type or _media_type(request._path_as_sent)
-    if response.compress:
-        yield "Content-Encoding", response.compress
-    if response.chunked or "transfer-encoding" not in response._given:
-        yield framing
-
-
-def _unsettled(response: Response, fields: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Those of the fields to add that the response neither gives nor leaves out itself."""
-    for name, value in fields:
-        if name.lower() not in response._given and name.lower() not in response._left_out:
-            yield name, value
-
-
-def _is_framed(headers: Iterable[tuple[str, str]], framing: tuple[str, str]) -> bool:
-    """Whether a client can tell where the body ends though the connection goes on."""
-    names = ("transfer-encoding", "content-length")
-    said = [(name.lower(), value.lower()) for name, value in headers if name.lower() in names]
-    return said == [(framing[0].lower(), framing[1])]
-
-
-def _ends_by_its_own_word(request: Request, response: Response) -> bool:
-    """Whether the Connection field that the response gives, or leaves out, ends the connection."""
-    options = response._members("connection")
-    if request.version == "1.0" and "connection" in response._given | response._left_out:
-        return "close" in options or "keep-alive" not in options
-    return "close" in options
-
-
-def _members(value: str) -> list[str]:
-    """The members of a list (RFC 9110 5.6.1), in lower case."""
-    return [member.strip(" \t") for member in value.lower().split(",")]
+    content = response._content
+    if response.template:
+        content = bytes(content)
+        codec = _codec(content)
+        for name, value in values.items():
+            content = content.replace(f"{{{{{name}}}}}".encode(codec), value.encode(codec))
+    headers = tuple((name, expanded(value)) for name, value in response.headers)
+    reason = response.reason and expanded(response.reason)
+    return response._but(headers=headers, reason=reason, _content=content)
 
 
 def _select(request: Request, response: Response) -> Response:
@@ -2311,11 +2214,6 @@ def _seconds(http_date: str) -> float | None:
     except ValueError:  # 30 February
         return None
     return email.utils.mktime_tz(parsed)
-
-
-@functools.lru_cache(maxsize=8)
-def _http_date(seconds: int) -> str:
-    return email.utils.formatdate(seconds, usegmt=True)
 
 
 def _not_modified(response: Response) -> Response:
@@ -2404,24 +2302,126 @@ def _part(asked: str, size: int) -> range | None:
     return range(first, min(last + 1, size)) if first <= last else None
 
 
-def _expand(request: Request, response: Response) -> Response:
-    """Fill in {{base_url}}, {{host}} and {{port}}, in the headers and, if asked, in the body."""
-    if not response._has_expressions:
-        return response
-    values = request._origin_values()
+def _possible(request: Request, response: Response) -> Response:
+    """The response without what cannot be sent: nothing in a coding, chunks by HTTP/1.0."""
+    if response.compress and _has_no_content(response):
+        response = response._but(compress=None)
+    if response.chunked and (_has_no_content(response) or request.version == "1.0"):
+        response = response._but(chunked=None)
+    return response
 
-    def expanded(text: str) -> str:
-        return _EXPRESSION.sub(lambda match: values[match.group(1)], text)
 
-    content = response._content
-    if response.template:
-        content = bytes(content)
-        codec = _codec(content)
-        for name, value in values.items():
-            content = content.replace(f"{{{{{name}}}}}".encode(codec), value.encode(codec))
-    headers = tuple((name, expanded(value)) for name, value in response.headers)
-    reason = response.reason and expanded(response.reason)
-    return response._but(headers=headers, reason=reason, _content=content)
+def _has_no_content(response: Response) -> bool:
+    return response.status in (204, 304)
+
+
+def _complete(request: Request, response: Response, date: str, persistent: bool) -> Response:
+    """A response with the fields that the server adds to it, and its head as it will be sent."""
+    content = _coded(response)
+    framing = ("Content-Length", str(len(content)))
+    if response.chunked:
+        framing = ("Transfer-Encoding", "chunked")
+    bodiless = _has_no_content(response) or request.method == "HEAD"
+    headers = [*response.headers, *_unsettled(response, _added(request, response, date, framing))]
+    announced = (
+        not persistent
+        or not (bodiless or _is_framed(headers, framing))
+        or _ends_by_its_own_word(request, response)
+    )
+    if announced or request.version == "1.0":
+        connection = "close" if announced else "keep-alive"
+        headers += _unsettled(response, [("Connection", connection)])
+    if bodiless:
+        response, content = response._but(_content=b"", chunked=None), b""
+    return response._but(
+        headers=tuple(headers),
+        _head=_head(response.status, _reason(response), headers),
+        _sent=content,
+        _closes=announced or response.fault is not None,
+        _at_once=not (response.chunked or _takes_its_time(response)),
+    )
+
+
+def _coded(response: Response) -> bytes | _File:
+    """The content as it is sent: in its content coding (RFC 9110 8.4.1), made once for all."""
+    if response.compress is None:
+        return response._content
+    if response.compress not in response._codings:
+        import zlib  # for these responses only, so not part of the import time
+
+        compressor = zlib.compressobj(wbits={"gzip": 31, "deflate": 15}[response.compress])
+        coded = compressor.compress(bytes(response._content)) + compressor.flush()
+        response._codings[response.compress] = coded
+    return response._codings[response.compress]
+
+
+def _added(
+    request: Request, response: Response, date: str, framing: tuple[str, str]
+) -> Iterator[tuple[str, str]]:
+    """The fields that the server would add."""
+    yield "Date", date
+    yield "Server", _SERVER
+    if _has_no_content(response):
+        return
+    yield "Content-Type", response._media_type or _media_type(request._path_as_sent)
+    if response.compress:
+        yield "Content-Encoding", response.compress
+    if response.chunked or "transfer-encoding" not in response._given:
+        yield framing
+
+
+def _unsettled(response: Response, fields: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Those of the fields to add that the response neither gives nor leaves out itself."""
+    for name, value in fields:
+        if name.lower() not in response._given and name.lower() not in response._left_out:
+            yield name, value
+
+
+def _is_framed(headers: Iterable[tuple[str, str]], framing: tuple[str, str]) -> bool:
+    """Whether a client can tell where the body ends though the connection goes on."""
+    names = ("transfer-encoding", "content-length")
+    said = [(name.lower(), value.lower()) for name, value in headers if name.lower() in names]
+    return said == [(framing[0].lower(), framing[1])]
+
+
+def _ends_by_its_own_word(request: Request, response: Response) -> bool:
+    """Whether the Connection field that the response gives, or leaves out, ends the connection."""
+    options = response._members("connection")
+    if request.version == "1.0" and "connection" in response._given | response._left_out:
+        return "close" in options or "keep-alive" not in options
+    return "close" in options
+
+
+def _members(value: str) -> list[str]:
+    """The members of a list (RFC 9110 5.6.1), in lower case."""
+    return [member.strip(" \t") for member in value.lower().split(",")]
+
+
+def _takes_its_time(response: Response) -> bool:
+    """Whether there is more to sending it than the bytes."""
+    return bool(response.delay or response.rate or response.fault)
+
+
+def _verbatim(response: Response) -> Response:
+    """An answer that is all in its body; the record has the status of its status line, if any."""
+    beginning = bytes(response._content[:80])
+    status_line = re.match(rb"HTTP/[^ \r\n]* +([1-9][0-9][0-9])(?![0-9])", beginning)
+    return response._but(
+        status=int(status_line.group(1)) if status_line else response.status,
+        reason=None,
+        headers=(),
+        compress=None,
+        chunked=None,
+        _head=b"",
+        _sent=response._content,
+        _closes=True,
+        _at_once=not _takes_its_time(response),
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _http_date(seconds: int) -> str:
+    return email.utils.formatdate(seconds, usegmt=True)
 
 
 # The request, as it is kept on record
