@@ -25,6 +25,7 @@ sys.path.insert(0, str(HERE))
 
 from feedtestserver import FeedTestServer, Response  # noqa: E402
 
+os.environ["no_proxy"] = "*"  # a proxy for the outer world is not for these fetches
 BODY = bytes(range(256)) * 40
 PATIENCE = 30.0  # seconds; only a broken server or client takes so long
 STALLED = 0.5  # seconds until a client gives up on a server that stalls
