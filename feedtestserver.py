@@ -1791,17 +1791,17 @@ def _compress(text: str) -> dict[str, Any] | None:
 
 @_directive("the size of a chunk in bytes, a whole number from 1 to 999999999999")
 def _chunked(text: str) -> dict[str, Any] | None:
-    return {"chunked": int(text)} if _WHOLE_NUMBER.fullmatch(text) else None
+    return {"chunked": int(text)} if re.fullmatch(_WHOLE_NUMBER, text) else None
 
 
 @_directive("a number of seconds from 0 to 999999999, such as 0.5")
 def _delay(text: str) -> dict[str, Any] | None:
-    return {"delay": float(text)} if _SECONDS.fullmatch(text) else None
+    return {"delay": float(text)} if re.fullmatch(_SECONDS, text) else None
 
 
 @_directive("bytes a second, a whole number from 1 to 999999999999")
 def _rate(text: str) -> dict[str, Any] | None:
-    return {"rate": int(text)} if _WHOLE_NUMBER.fullmatch(text) else None
+    return {"rate": int(text)} if re.fullmatch(_WHOLE_NUMBER, text) else None
 
 
 @_directive(
@@ -1810,7 +1810,7 @@ def _rate(text: str) -> dict[str, Any] | None:
 )
 def _fault(text: str) -> dict[str, Any] | None:
     fault = " ".join(text.lower().split())
-    return {"fault": fault} if _FAULT.fullmatch(fault) else None
+    return {"fault": fault} if re.fullmatch(_FAULT, fault) else None
 
 
 @_directive("yes")
@@ -1818,9 +1818,10 @@ def _template(text: str) -> dict[str, Any] | None:
     return {"template": True} if text.lower() == "yes" else None
 
 
-_WHOLE_NUMBER = re.compile("[1-9][0-9]{0,11}")
-_SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]+)?|\.[0-9]+")
-_FAULT = re.compile(
+# Compiled when they are needed, which is more seldom than this module is imported.
+_WHOLE_NUMBER = "[1-9][0-9]{0,11}"
+_SECONDS = r"[0-9]{1,9}(?:\.[0-9]+)?|\.[0-9]+"
+_FAULT = (
     "(?P<kind>close|reset|stall)(?: at (?:"
     "(?P<place>start|headers)|(?P<percent>100|[1-9]?[0-9])%|(?P<bytes>0|[1-9][0-9]{0,11})"
     "))?"
@@ -2109,7 +2110,7 @@ _HTTP_DATE = re.compile(
     f"|{_WEEKDAY}(?:s|nes|rs|ur)?day, {_DAY}-{_MONTH}-[0-9]{{2}} {_TIME} GMT"
     f"|{_WEEKDAY} {_MONTH} (?: [1-9]|[12][0-9]|3[01]) {_TIME} {_YEAR}"
 )
-_RANGE_SPEC = re.compile("([0-9]+)-([0-9]*)|-([0-9]+)")
+_RANGE_SPEC = "([0-9]+)-([0-9]*)|-([0-9]+)"
 _EXPRESSION = re.compile(r"\{\{(base_url|host|port)\}\}")
 _SERVER = f"feedtestserver/{__version__}"
 
@@ -2289,7 +2290,8 @@ def _part(asked: str, size: int) -> range | None:
     """
     unit, _, specs = asked.partition("=")
     one = [spec for spec in _members(specs) if spec]
-    match = _RANGE_SPEC.fullmatch(one[0]) if unit.lower() == "bytes" and len(one) == 1 else None
+    is_one = unit.lower() == "bytes" and len(one) == 1
+    match = re.fullmatch(_RANGE_SPEC, one[0]) if is_one else None
     if match is None:
         return None
     first, last, suffix = (_number(digits) if digits else None for digits in match.groups())
@@ -2631,7 +2633,7 @@ def _step(plan: Response) -> int:
 def _fault_of(plan: Response) -> tuple[str | None, int | None]:
     """What happens, if anything, and where in the body; None: before the status line."""
     size = len(plan._sent)
-    match = _FAULT.fullmatch(plan.fault or "")
+    match = re.fullmatch(_FAULT, plan.fault or "")
     if match is None:
         return None, size
     kind, place, percent, count = match.group("kind", "place", "percent", "bytes")
