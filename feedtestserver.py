@@ -814,8 +814,12 @@ _open_servers: weakref.WeakSet[StoppableHttpServer] = weakref.WeakSet()
 
 
 def _leave_to_the_parent() -> None:
-    """Close a forked child's copies of the connections: while it has one, there is no reset."""
+    """In a forked child, serve no further, and close the copies of the connections.
+
+    While there is a copy, closing the connection does not reset it.
+    """
     for server in _open_servers:
+        server.stopping = server.stopping or server._serving > 0
         for connection in server._connections:
             connection.close()
 
@@ -1083,9 +1087,10 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
             self.server.make_way()
         plan = _plan(request, response, date, persistent and not stopping)
         self.close_connection = plan._closes
-        # It may still be sending, unless it has asked for the end itself and gets it at once.
-        asked = not persistent and "connection" not in response._given
-        self.lingering = plan._closes and not (asked and plan._at_once and not plan.asis)
+        # It may still be sending, unless it has asked for the end itself and gets all in one piece.
+        asked = not persistent and "connection" not in response._given and not plan.asis
+        in_one_piece = plan._at_once and len(plan._sent) <= _SMALL
+        self.lingering = plan._closes and not (asked and in_one_piece)
         return plan
 
     # Send
@@ -1112,10 +1117,10 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         self.server.make_way()
         end = self.now() + seconds
         while (left := end - self.now()) > 0 and not (self.client_left or self.server.stopping):
-            full = len(self.buffer) > _MAX_HEAD
-            if not self.origin._timer.wait(self.connection, left, _LEFT if full else _READABLE):
+            event = _LEFT if len(self.buffer) > _MAX_BODY else _READABLE
+            if not self.origin._timer.wait(self.connection, left, event):
                 return
-            data = b"" if full else self.connection.recv(65536)
+            data = self.connection.recv(65536) if event == _READABLE else b""
             self.buffer += data
             self.client_left = not data
 
@@ -1160,10 +1165,10 @@ def _logger() -> logging.Logger:
     return logging.getLogger("feedtestserver")
 
 
-# What may happen to a connection, for poll(). To have left is to have shut down the sending side;
-# where no event says so, what ends a wait is the end of both sides, as that of the server's own.
+# What may happen to a connection, for poll(): there is something to read, be it the end; the client
+# has shut down its sending side, where that has an event of its own; both sides have ended.
 _READABLE = getattr(select, "POLLIN", 1)
-_LEFT = getattr(select, "POLLRDHUP", 0)
+_LEFT = getattr(select, "POLLRDHUP", _READABLE)
 _ENDED = 0
 #: Seconds that poll() can wait, 23 days: it counts milliseconds in an int.
 _LONGEST = 2_000_000
@@ -2022,7 +2027,7 @@ class Response:
         return {name: getattr(self, name) for name in names}
 
     def _mechanics(self) -> list[str]:
-        """What of it is to be seen neither in its status nor in its fields."""
+        """What happens to it on its way, for who reads a transcript."""
         notes = [f"Delay: {self.delay:g}"] if self.delay else []
         notes += [f"Rate: {self.rate}"] if self.rate else []
         notes += [f"Fault: {self.fault}"] if self.fault else []
@@ -2173,9 +2178,10 @@ def _precondition(request: Request, response: Response) -> Response:
             return _failed(response, "If-Match", asked["if-match"])
     elif _is_newer(modified, asked["if-unmodified-since"]):
         return _failed(response, "If-Unmodified-Since", asked["if-unmodified-since"])
-    if asked["if-none-match"] is not None:
-        if _has_tag(asked["if-none-match"], etag, weakly=True):
-            return _not_modified(response) if reads else _failed(response, "If-None-Match", etag)
+    tags = asked["if-none-match"]
+    if tags is not None:
+        if _has_tag(tags, etag, weakly=True):
+            return _not_modified(response) if reads else _failed(response, "If-None-Match", tags)
     elif reads and _is_newer(modified, asked["if-modified-since"]) is False:
         return _not_modified(response)
     return response
@@ -2325,11 +2331,12 @@ def _complete(request: Request, response: Response, date: str, persistent: bool)
         framing = ("Transfer-Encoding", "chunked")
     bodiless = _has_no_content(response) or request.method == "HEAD"
     headers = [*response.headers, *_unsettled(response, _added(request, response, date, framing))]
-    announced = (
-        not persistent
-        or not (bodiless or _is_framed(headers, framing))
-        or _ends_by_its_own_word(request, response)
-    )
+    if _has_no_content(response):
+        # Some clients believe that chunks come, whatever the status says.
+        framed = "transfer-encoding" not in response._given
+    else:
+        framed = bodiless or _is_framed(headers, framing)
+    announced = not persistent or not framed or _ends_by_its_own_word(request, response)
     if announced or request.version == "1.0":
         connection = "close" if announced else "keep-alive"
         headers += _unsettled(response, [("Connection", connection)])
@@ -2942,10 +2949,10 @@ def _index_row(server: FeedTestServer, fixture: Fixture) -> str:
 
 
 def _shown_status(plan: Response) -> str:
-    if plan.asis:
-        return bytes(plan._sent[:80]).decode("latin-1").partition("\n")[0].rstrip("\r")
     if _fault_of(plan)[1] is None:
         return "no answer"
+    if plan.asis:
+        return bytes(plan._sent[:80]).decode("latin-1").partition("\n")[0].rstrip("\r")
     return f"{plan.status} {_reason(plan)}"
 
 

@@ -906,6 +906,12 @@ class PlanTest(unittest.TestCase):
             self.assertEqual(self.names(plan), ["Date", "Server"])
             self.assertEqual((plan.compress, plan.chunked, plan._sent), (None, None, b""))
 
+    def test_a_transfer_coding_of_nothing_ends_with_the_connection(self):
+        for status in (204, 304):
+            response = Response(status=status, headers={"Transfer-Encoding": "chunked"})
+            self.assertTrue(planned(response)._closes)
+            self.assertFalse(planned(Response(status=status, chunked=5))._closes)
+
     def test_a_fault_is_not_announced(self):
         for fault in ("close", "reset at 50%", "stall at headers"):
             with self.subTest(fault):
@@ -2403,12 +2409,14 @@ class FaultTest(ServerTestCase):
 
     def test_a_close_is_no_reset_though_more_was_sent(self):
         closing = b"GET /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        plain = {"headers": {"ETag": '"1"'}}
         asis = {"body": b"HTTP/1.0 200 OK\r\n\r\n" + bytes(3_000_000), "asis": True}
         for request, arguments in (
             (self.GET, {"fault": "close at 100%"}),
             (closing, {"fault": "close at 100%"}),
             (b"GET /x HTTP/1.0\r\n\r\n", {"fault": "close at 100%"}),
             (b"GET /x HTTP/1.0\r\n\r\n", asis),
+            (b"GET /x HTTP/1.0\r\n\r\n", plain),
         ):
             server = self.serve_one(**{"body": bytes(3_000_000), **arguments})
             with connect(server) as connection:
@@ -2441,14 +2449,15 @@ class FaultTest(ServerTestCase):
         class Timer(NoTimePasses):
             def wait(self, connection, seconds, event):
                 self.waits.append(event)
-                if event == feedtestserver._READABLE:
+                if len(self.waits) < 10_000 and event == feedtestserver._READABLE:
                     return feedtestserver._Timer().wait(connection, PATIENCE, event)
                 self.time += seconds
                 return False
 
         server = self.serve_one(delay=1, headers=CLOSE)
         server._timer = Timer()
-        with connect(server) as connection:
+        limit = mock.patch.object(feedtestserver, "_MAX_BODY", 1_000_000)
+        with limit, connect(server) as connection:
             connection.sendall(self.GET + b"GET /y HTTP/1.1\r\nHost: x\r\n\r\n" * 60_000)
             self.assertEqual(Answer(read_all(connection)).body, self.BODY)
         self.assertEqual(server._timer.waits[-1], feedtestserver._LEFT)
@@ -3148,6 +3157,27 @@ class LifeCycleTest(ServerTestCase):
         )
         done = run([sys.executable, "-c", script, server.directory])
         self.assertEqual((done.stdout, done.stderr), ("b'<rss/>'\nb'<rss/>'\n", ""))
+
+    @unittest.skipUnless(hasattr(os, "fork"), "there is no fork() here")
+    def test_a_child_forked_in_a_callable_serves_nobody(self):
+        script = textwrap.dedent(
+            """
+            import os, sys, warnings
+            warnings.simplefilter("ignore", DeprecationWarning)  # of fork() beside threads
+            import urllib.request, feedtestserver
+            def answer(request):
+                child = os.fork()
+                if not child:
+                    sys.exit()
+                return f"{os.waitpid(child, 0)[1]}".encode()
+            with feedtestserver.FeedTestServer(sys.argv[1]) as server:
+                server.respond("/x", answer)
+                for _ in range(3):
+                    print(urllib.request.urlopen(server.get_url("x"), timeout=20).read())
+            """
+        )
+        done = run([sys.executable, "-c", script, str(self.make_directory())])
+        self.assertEqual((done.stdout, done.stderr), ("b'0'\n" * 3, ""))
 
     def test_an_interpreter_ends_with_a_server_that_was_never_stopped(self):
         script = "import sys, feedtestserver; feedtestserver.FeedTestServer(sys.argv[1]).start()"
@@ -3930,6 +3960,8 @@ class CommandLineTest(ServerTestCase):
                 "slow.xml": comment("Delay: 2", "Rate: 10", "Fault: reset at 50%", "Chunked: 9"),
                 "odd.asis": b"HTTP/1.1 <299> OK\r\n\r\n",
                 "reset.xml": comment("Fault: reset"),
+                "reset.asis": b"HTTP/1.1 298 OK\r\n\r\n",
+                "reset.asis.headers": b"Fault: reset",
             }
         )
         server = self.serve({}, feedtestserver._ShownServer)
@@ -3967,6 +3999,7 @@ class CommandLineTest(ServerTestCase):
         ):
             with self.subTest(text):
                 self.assertIn(text, page)
+        self.assertNotIn("HTTP/1.1 298", page)
         self.assertIn("sub/x y.xml", below)
         self.assertNotIn("gone.xml", below)
 
