@@ -2445,11 +2445,12 @@ class FaultTest(ServerTestCase):
         self.assertEqual(server._timer.waits[:2], [1, 0.75])
         self.assertEqual((first.body, Answer(first.rest).body), (self.BODY, b"y"))
 
+    @unittest.skipIf(feedtestserver._LEFT == feedtestserver._READABLE, "poll() knows no POLLRDHUP")
     def test_no_more_than_so_much_is_kept(self):
         class Timer(NoTimePasses):
             def wait(self, connection, seconds, event):
                 self.waits.append(event)
-                if len(self.waits) < 10_000 and event == feedtestserver._READABLE:
+                if event == feedtestserver._READABLE:
                     return feedtestserver._Timer().wait(connection, PATIENCE, event)
                 self.time += seconds
                 return False
