@@ -1089,8 +1089,9 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         self.close_connection = plan._closes
         # It may still be sending, unless it has asked for the end itself and gets all in one piece.
         asked = not persistent and "connection" not in response._given and not plan.asis
-        in_one_piece = plan._at_once and len(plan._sent) <= _SMALL
-        self.lingering = plan._closes and not (asked and in_one_piece)
+        self.lingering = plan._closes and not (
+            asked and plan._at_once and len(plan._sent) <= _SMALL
+        )
         return plan
 
     # Send
@@ -1355,8 +1356,7 @@ def _number(digits: str) -> int:
 
 def _check_coding(coding: str, length: str | None, version: str) -> None:
     """Refuse what RFC 9112 6.1 says of Transfer-Encoding; what is left is chunked."""
-    names = [name.strip(" \t").lower() for name in coding.split(",")]
-    *others, last = [name for name in names if name] or [""]
+    *others, last = _members(coding) or [""]
     if length is not None:
         raise _Refusal(400, "there are both Content-Length and Transfer-Encoding (RFC 9112 6.1)")
     if version == "1.0":
@@ -1883,6 +1883,22 @@ def _meant(key: str) -> str | None:
 
 # The answer as a value, decided before its first byte
 
+#: All that a response says beside its body, in the order of the constructor's arguments.
+_DEFAULTS = {
+    "status": 200,
+    "reason": None,
+    "headers": (),
+    "without": (),
+    "ignore": (),
+    "compress": None,
+    "chunked": None,
+    "delay": 0,
+    "rate": None,
+    "fault": None,
+    "template": False,
+    "asis": False,
+}
+
 
 class Response:
     """An answer: everything that a fixture can say, in the same words.
@@ -1971,28 +1987,16 @@ class Response:
         self, fields: dict[str, Any], content: bytes | _File, media_type: str | None = None
     ) -> None:
         """Take the fields as the rules of the directives have made them."""
-        headers, without = tuple(fields.get("headers", ())), tuple(fields.get("without", ()))
-        reason, template = fields.get("reason"), fields.get("template", False)
-        texts = (reason or "", *(value for _, value in headers))
+        lists = {name: tuple(fields.get(name, ())) for name in ("headers", "without", "ignore")}
+        self.__dict__.update({**_DEFAULTS, **fields, **lists})
+        texts = (self.reason or "", *(value for _, value in self.headers))
         self.__dict__.update(
-            status=fields.get("status", 200),
-            reason=reason,
-            headers=headers,
-            without=without,
-            ignore=tuple(fields.get("ignore", ())),
-            compress=fields.get("compress"),
-            chunked=fields.get("chunked"),
-            delay=fields.get("delay", 0),
-            rate=fields.get("rate"),
-            fault=fields.get("fault"),
-            template=template,
-            asis=fields.get("asis", False),
             _content=content,
             _codings={},
             _media_type=media_type,
-            _given=frozenset(name.lower() for name, _ in headers),
-            _left_out=frozenset(name.lower() for name in without),
-            _has_expressions=template or any("{{" in text for text in texts),
+            _given=frozenset(name.lower() for name, _ in self.headers),
+            _left_out=frozenset(name.lower() for name in self.without),
+            _has_expressions=self.template or any("{{" in text for text in texts),
             _planned=((), None),
         )
 
@@ -2020,11 +2024,7 @@ class Response:
 
     def _said(self) -> dict[str, Any]:
         """All that is not the body, in the order of the constructor's arguments."""
-        names = (
-            *("status", "reason", "headers", "without", "ignore", "compress", "chunked"),
-            *("delay", "rate", "fault", "template", "asis"),
-        )
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in _DEFAULTS}
 
     def _mechanics(self) -> list[str]:
         """What happens to it on its way, for who reads a transcript."""
@@ -2295,9 +2295,9 @@ def _part(asked: str, size: int) -> range | None:
     So do several parts, other units, and what is malformed (RFC 9110 14.1.2, 14.2).
     """
     unit, _, specs = asked.partition("=")
-    one = [spec for spec in _members(specs) if spec]
-    is_one = unit.lower() == "bytes" and len(one) == 1
-    match = re.fullmatch(_RANGE_SPEC, one[0]) if is_one else None
+    parts = _members(specs)
+    is_one = unit.lower() == "bytes" and len(parts) == 1
+    match = re.fullmatch(_RANGE_SPEC, parts[0]) if is_one else None
     if match is None:
         return None
     first, last, suffix = (_number(digits) if digits else None for digits in match.groups())
@@ -2402,8 +2402,9 @@ def _ends_by_its_own_word(request: Request, response: Response) -> bool:
 
 
 def _members(value: str) -> list[str]:
-    """The members of a list (RFC 9110 5.6.1), in lower case."""
-    return [member.strip(" \t") for member in value.lower().split(",")]
+    """The members of a list, in lower case, without the empty ones (RFC 9110 5.6.1.2)."""
+    members = [member.strip(" \t") for member in value.lower().split(",")]
+    return [member for member in members if member]
 
 
 def _takes_its_time(response: Response) -> bool:
@@ -2624,14 +2625,14 @@ def _write_at_once(plan: Response, send: Callable[[bytes | memoryview], object])
 def _write_body(plan: Response, wire: FeedTestRequestHandler, end: int) -> None:
     """Write the bytes of the body up to an end, dripped and in chunks where that is planned."""
     position, begin = 0, wire.now()
-    for block in _blocks(plan._sent, _step(plan), end):
+    for block in _blocks(plan._sent, _step_size(plan), end):
         if plan.rate:
             wire.pause(begin + (position + len(block)) / plan.rate - wire.now())
         wire.send(_in_chunks(block, position, plan) if plan.chunked else block)
         position += len(block)
 
 
-def _step(plan: Response) -> int:
+def _step_size(plan: Response) -> int:
     """How many bytes of the body are sent at a time: what takes no longer than it may."""
     dripped = max(1, plan.rate // _STEPS) if plan.rate else _BLOCK
     return min(_BLOCK, dripped, plan.chunked * _CHUNKS if plan.chunked else _BLOCK)
