@@ -95,6 +95,7 @@ from wsgiref.headers import Headers
 TYPE_CHECKING = False  # importing typing, and unittest with it, would double the import time
 if TYPE_CHECKING:
     import logging
+    import ssl
     import unittest
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any, NoReturn, TextIO, Union
@@ -2685,6 +2686,388 @@ def _head(status: int, reason: str, headers: Iterable[tuple[str, str]]) -> bytes
     """The status line and the field lines; text goes out as UTF-8, other bytes as they were."""
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
     return f"HTTP/1.1 {status} {reason}\r\n{lines}\r\n".encode("utf-8", "surrogateescape")
+
+
+# TLS, which any connection and any tunnel may begin with
+
+
+class _Tls:
+    """The server's end of TLS, between the bytes that come in and those that go out.
+
+    ``outer`` is the TLS that it is spoken in, if any, by a client that speaks it to proxies, and
+    ``sent`` the beginning of what the client says in that.
+    """
+
+    def __init__(self, context: ssl.SSLContext, outer: _Tls | None, sent: bytes) -> None:
+        import ssl
+
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._incoming.write(sent)
+        self._end = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._outer = outer
+        #: Whether hands are shaken, and whether the client has said that no more will come.
+        self.established, self.ended = False, False
+
+    def open(self, data: bytes) -> bytes:
+        """What the client says in these bytes; raises ssl.SSLError where they are wrong."""
+        import ssl
+
+        self._incoming.write(self._outer.open(data) if self._outer else data)
+        opened = bytearray()
+        with contextlib.suppress(ssl.SSLWantReadError):
+            if not self.established:
+                self._end.do_handshake()
+                self.established = True
+            while plain := self._end.read(65536):
+                opened += plain
+            self.ended = True
+        return bytes(opened)
+
+    def seal(self, data: bytes | memoryview = b"") -> bytes:
+        """The bytes that say this to the client, and what TLS itself has to say."""
+        while data:
+            data = data[self._end.write(data) :]
+        sealed = self._outgoing.read()
+        return self._outer.seal(sealed) if self._outer else sealed
+
+    def close(self) -> bytes:
+        """The bytes that say that no more will come (RFC 8446 6.1)."""
+        import ssl
+
+        with contextlib.suppress(ssl.SSLError):  # it would wait for the client to say the same
+            self._end.unwrap()
+        sealed = self.seal()
+        return sealed + self._outer.close() if self._outer else sealed
+
+
+#: The first byte of a TLS handshake; no request can begin with it.
+_HANDSHAKE = 22
+_CLIENT_HELLO = 1
+#: More than any client says in its first message.
+_MAX_HELLO = 128 * 1024
+_SERVER_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
+#: The alert unrecognized_name, fatal (RFC 6066 3).
+_UNRECOGNIZED_NAME = b"\x15\x03\x03\x00\x02\x02\x70"
+
+
+def _client_hello(sent: bytes | bytearray) -> bytes | None:
+    """The first message of a handshake (RFC 8446 4 and 5.1); None while it is incomplete.
+
+    What is no such message is returned as far as it goes: OpenSSL has the words to refuse it.
+    """
+    message, position = b"", 0
+    while position + 5 <= len(sent):
+        kind, _, size = struct.unpack_from(">BHH", sent, position)
+        if kind != _HANDSHAKE or not 0 < size <= 2**14:
+            return message
+        message += sent[position + 5 : position + 5 + size]
+        position += 5 + size
+        length = int.from_bytes(message[1:4], "big")
+        if message and (message[0] != _CLIENT_HELLO or length > _MAX_HELLO):
+            return message
+        if len(message) >= max(4, 4 + length):
+            return message
+    return None
+
+
+def _server_name(hello: bytes) -> str:
+    """The host that a ClientHello names, "" where it names none (RFC 8446 4.1.2, RFC 6066 3).
+
+    ``ssl`` has a callback for this, which is not called for a name that is not ASCII, but has
+    something printed to stderr.
+    """
+    stream = io.BytesIO(hello)
+    stream.read(4 + 2 + 32)  # the message's type and length, the version, the random
+    for size in (1, 2, 1):  # the session's id, the cipher suites, the compression methods
+        _vector(stream, size)
+    extensions = io.BytesIO(_vector(stream, 2))
+    while kind := extensions.read(2):
+        content = _vector(extensions, 2)
+        if kind == b"\x00\x00":
+            return content[5:].decode("latin-1")  # after two lengths and the type of the name
+    return ""
+
+
+def _vector(stream: io.BytesIO, size: int) -> bytes:
+    """What follows its own length, which is a number of that many bytes (RFC 8446 3.4)."""
+    return stream.read(int.from_bytes(stream.read(size), "big"))
+
+
+# Certificates: a throwaway CA, in Python integers and DER (RFC 5280, RFC 5480, SEC 1). It is for
+# tests only: nothing in it is constant-time, so whoever can measure how long a signature takes
+# learns about the key. The keys are thrown away with the process.
+
+#: What FeedTestServer.certificate may be.
+_CERTIFICATES = ("valid", "expired", "not-yet-valid", "wrong-host", "self-signed")
+_ONE_DAY = 24 * 60 * 60  # in seconds
+_LIFETIME = 397 * _ONE_DAY  # browsers take no certificate of more than 398 days
+#: When a certificate begins to be valid, if not yesterday, in seconds from now.
+_BEGINNINGS = {"expired": -_ONE_DAY - _LIFETIME, "not-yet-valid": _ONE_DAY}
+_WRONG_HOST = "wrong-host.invalid"
+
+# The curve P-256, y**2 = x**3 - 3*x + b: the prime of its field, its base point and the order of
+# that (SEC 2, 2.4.2, where it is called secp256r1).
+_P = 2**256 - 2**224 + 2**192 + 2**96 - 1
+_BASE = (
+    0x6B17D1F2E12C4247F8BCE6E563A440F277037D812DEB33A0F4A13945D898C296,
+    0x4FE342E2FE1A7F9B8EE7EB4A7C0F9E162BCE33576B315ECECBB6406837BF51F5,
+)
+_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+
+# Tags of ASN.1 (X.690 8), and object identifiers.
+_INTEGER, _BIT_STRING, _OCTET_STRING, _OID, _UTF8_STRING = 2, 3, 4, 6, 12
+_UTC_TIME, _GENERALIZED_TIME, _SEQUENCE, _SET = 0x17, 0x18, 0x30, 0x31
+_EC_PUBLIC_KEY, _PRIME256V1 = "1.2.840.10045.2.1", "1.2.840.10045.3.1.7"  # RFC 5480 2.1.1
+_ECDSA_WITH_SHA256 = "1.2.840.10045.4.3.2"  # RFC 5758 3.2
+_ORGANIZATION, _COMMON_NAME = "2.5.4.10", "2.5.4.3"
+_SUBJECT_KEY_IDENTIFIER, _KEY_USAGE, _SUBJECT_ALT_NAME = "2.5.29.14", "2.5.29.15", "2.5.29.17"
+_BASIC_CONSTRAINTS, _AUTHORITY_KEY_IDENTIFIER = "2.5.29.19", "2.5.29.35"
+_EXTENDED_KEY_USAGE, _SERVER_AUTH = "2.5.29.37", "1.3.6.1.5.5.7.3.1"
+_TRUE = b"\x01\x01\xff"
+# Key usages, as bits of a BIT STRING (RFC 5280 4.2.1.3).
+_DIGITAL_SIGNATURE, _KEY_CERT_SIGN = b"\x07\x80", b"\x02\x04"
+
+
+@functools.lru_cache(maxsize=256)
+def _server_context(host: str, kind: str) -> ssl.SSLContext:
+    """The TLS of a server that goes by that name or address, with a certificate of that kind."""
+    import ssl
+
+    authority = _authority()
+    chain = _pem("EC PRIVATE KEY", authority.server_key.der()) + _pem(
+        "CERTIFICATE", authority.certify(host, kind)
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["http/1.1"])
+    path = _temporary_file(chain, "key.pem")
+    try:
+        context.load_cert_chain(path)
+    finally:
+        os.unlink(path)
+    return context
+
+
+def _authority() -> _Authority:
+    """The one CA of this process, made when it is needed."""
+    # Where two threads make one at once, the first that is done counts for both.
+    return _authorities.get("") or _authorities.setdefault("", _Authority())
+
+
+class _Authority:
+    """A CA, with its certificate, and the key that all servers share, as making one takes time."""
+
+    def __init__(self) -> None:
+        self.key, self.server_key = _Key("CA"), _Key("server")
+        extensions = (
+            _extension(_BASIC_CONSTRAINTS, _sequence(_TRUE, _integer(0)), critical=True),
+            _extension(_KEY_USAGE, _der(_BIT_STRING, _KEY_CERT_SIGN), critical=True),
+        )
+        begin = _system_time() - _ONE_DAY
+        self.certificate = _certificate(self.key, self.key, begin, extensions)
+
+    @property
+    def pem(self) -> str:
+        """The certificate of the CA, in PEM."""
+        return _pem("CERTIFICATE", self.certificate)
+
+    def certify(self, host: str, kind: str) -> bytes:
+        """A certificate for a server, in DER, of one of the kinds that _CERTIFICATES names."""
+        begin = _system_time() + _BEGINNINGS.get(kind, -_ONE_DAY)
+        issuer = self.server_key if kind == "self-signed" else self.key
+        name = _general_name(_WRONG_HOST if kind == "wrong-host" else host)
+        extensions = (
+            _extension(_BASIC_CONSTRAINTS, _sequence(), critical=True),
+            _extension(_KEY_USAGE, _der(_BIT_STRING, _DIGITAL_SIGNATURE), critical=True),
+            _extension(_EXTENDED_KEY_USAGE, _sequence(_oid(_SERVER_AUTH))),
+            _extension(_SUBJECT_ALT_NAME, _sequence(name)),
+        )
+        return _certificate(self.server_key, issuer, begin, extensions)
+
+
+_authorities: dict[str, _Authority] = {}
+
+
+class _Key:
+    """A key pair on P-256, and the name of who has it, which no other has."""
+
+    def __init__(self, role: str) -> None:
+        self.secret = _random_below(_ORDER)
+        x, y = _times_base(self.secret)
+        #: The public key (SEC 1, 2.3.3), and the identifier that is made of it (RFC 7093 2).
+        self.point = b"\x04" + x.to_bytes(32, "big") + y.to_bytes(32, "big")
+        self.identifier = _sha256(self.point)[:20]
+        self.name = f"{role} {self.identifier.hex()[:16]}"
+
+    def info(self) -> bytes:
+        """The public key, as a certificate has it (RFC 5480 2)."""
+        algorithm = _sequence(_oid(_EC_PUBLIC_KEY), _oid(_PRIME256V1))
+        return _sequence(algorithm, _der(_BIT_STRING, b"\x00", self.point))
+
+    def der(self) -> bytes:
+        """The private key, as a file has it (SEC 1, C.4)."""
+        secret = _der(_OCTET_STRING, self.secret.to_bytes(32, "big"))
+        public = _der(0xA1, _der(_BIT_STRING, b"\x00", self.point))
+        return _sequence(_integer(1), secret, _der(0xA0, _oid(_PRIME256V1)), public)
+
+    def sign(self, message: bytes) -> bytes:
+        """An ECDSA signature with SHA-256, in DER (SEC 1, 4.1.3; RFC 3279 2.2.3)."""
+        digest = int.from_bytes(_sha256(message), "big")
+        nonce = _random_below(_ORDER)
+        r = _times_base(nonce)[0] % _ORDER
+        s = (digest + r * self.secret) * pow(nonce, -1, _ORDER) % _ORDER
+        return _sequence(_integer(r), _integer(s))
+
+
+def _times_base(scalar: int) -> tuple[int, int]:
+    """The base point of P-256 that many times, once at least and less often than its order.
+
+    Doubling and adding, in coordinates (x/z**2, y/z**3), which need no division until the end. The
+    base is added to an even multiple of itself, so never to itself, and never to its opposite, as
+    the sum is no multiple of the order: either would take another formula.
+    """
+    base_x, base_y = _BASE
+    x, y, z = base_x, base_y, 1
+    for bit in f"{scalar:b}"[1:]:
+        slope, square = 3 * (x - z * z) * (x + z * z) % _P, y * y % _P
+        middle = 4 * x * square % _P
+        x, z = (slope * slope - 2 * middle) % _P, 2 * y * z % _P
+        y = (slope * (middle - x) - 8 * square * square) % _P
+        if bit == "1":
+            width, height = (base_x * z * z - x) % _P, (base_y * z * z * z - y) % _P
+            square = width * width % _P
+            cube, middle = width * square % _P, x * square % _P
+            x, z = (height * height - cube - 2 * middle) % _P, width * z % _P
+            y = (height * (middle - x) - y * cube) % _P
+    inverse = pow(z, -1, _P)
+    return x * inverse**2 % _P, y * inverse**3 % _P
+
+
+def _random_below(limit: int) -> int:
+    """A random number from 1, that cannot be guessed; 64 bits more than needed make it even."""
+    size = limit.bit_length() // 8 + 8
+    return int.from_bytes(os.urandom(size), "big") % (limit - 1) + 1
+
+
+def _sha256(data: bytes) -> bytes:
+    import hashlib
+
+    return hashlib.sha256(data).digest()
+
+
+def _certificate(subject: _Key, issuer: _Key, begin: float, extensions: Sequence[bytes]) -> bytes:
+    """A certificate in DER (RFC 5280 4.1), with the extensions that every one has."""
+    algorithm = _sequence(_oid(_ECDSA_WITH_SHA256))
+    identifier = _sequence(_der(0x80, issuer.identifier))
+    extensions = (
+        *extensions,
+        _extension(_SUBJECT_KEY_IDENTIFIER, _der(_OCTET_STRING, subject.identifier)),
+        _extension(_AUTHORITY_KEY_IDENTIFIER, identifier),
+    )
+    content = _sequence(
+        _der(0xA0, _integer(2)),  # version 3
+        _integer(_random_below(2**127)),
+        algorithm,
+        _name(issuer.name),
+        _sequence(_time_of(begin), _time_of(begin + _LIFETIME)),
+        _name(subject.name),
+        subject.info(),
+        _der(0xA3, _sequence(*extensions)),
+    )
+    signature = _der(_BIT_STRING, b"\x00", issuer.sign(content))
+    return _sequence(content, algorithm, signature)
+
+
+def _name(common_name: str) -> bytes:
+    """A distinguished name (RFC 5280 4.1.2.4); that of the host is a subjectAltName."""
+    parts = ((_ORGANIZATION, "feedtestserver"), (_COMMON_NAME, common_name))
+    return _sequence(
+        *(
+            _der(_SET, _sequence(_oid(kind), _der(_UTF8_STRING, text.encode())))
+            for kind, text in parts
+        )
+    )
+
+
+def _general_name(host: str) -> bytes:
+    """An address, or else a name, as a subjectAltName has it (RFC 5280 4.2.1.6)."""
+    address = _packed(host)
+    return _der(0x87, address) if address else _der(0x82, host.encode("ascii"))
+
+
+def _extension(kind: str, value: bytes, critical: bool = False) -> bytes:
+    return _sequence(_oid(kind), _TRUE if critical else b"", _der(_OCTET_STRING, value))
+
+
+def _time_of(seconds: float) -> bytes:
+    """A point in time: in two digits of its year until 2049 (RFC 5280 4.1.2.5)."""
+    text = time.strftime("%Y%m%d%H%M%SZ", time.gmtime(seconds))
+    if text < "2050":
+        return _der(_UTC_TIME, text[2:].encode())
+    return _der(_GENERALIZED_TIME, text.encode())
+
+
+def _system_time() -> float:
+    """Seconds since the epoch by the clock of the clients' TLS, however a test sets Python's."""
+    import tempfile
+
+    with tempfile.TemporaryFile() as file:
+        return os.fstat(file.fileno()).st_mtime
+
+
+def _der(tag: int, *contents: bytes) -> bytes:
+    """A value in DER: its tag, its length, its contents (X.690 8.1 and 10.1)."""
+    content = b"".join(contents)
+    length = len(content).to_bytes((len(content).bit_length() + 7) // 8 or 1, "big")
+    if len(content) > 127:
+        length = bytes([0x80 + len(length)]) + length
+    return bytes([tag]) + length + content
+
+
+def _sequence(*contents: bytes) -> bytes:
+    return _der(_SEQUENCE, *contents)
+
+
+def _integer(number: int) -> bytes:
+    """A number from 0; its first bit is its sign (X.690 8.3)."""
+    return _der(_INTEGER, number.to_bytes(number.bit_length() // 8 + 1, "big"))
+
+
+def _oid(text: str) -> bytes:
+    """An object identifier, in seven bits a byte (X.690 8.19)."""
+    first, second, *others = map(int, text.split("."))
+    octets = bytearray()
+    for number in (40 * first + second, *others):
+        septets = [number & 127]
+        while number := number >> 7:
+            septets.append(number & 127 | 128)
+        octets += bytes(reversed(septets))
+    return _der(_OID, bytes(octets))
+
+
+def _pem(label: str, der: bytes) -> str:
+    """RFC 7468."""
+    import base64
+
+    lines = textwrap.wrap(base64.b64encode(der).decode(), 64)
+    return "\n".join([f"-----BEGIN {label}-----", *lines, f"-----END {label}-----", ""])
+
+
+def _temporary_file(text: str, name: str) -> str:
+    """The path of a new file for nobody but its owner (mode 0600)."""
+    import tempfile
+
+    descriptor, path = tempfile.mkstemp(f"-{name}", "feedtestserver-")
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    return path
+
+
+def _packed(host: str) -> bytes | None:
+    """An IP address in bytes; None for a name."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError, ValueError):
+            return socket.inet_pton(family, host)
+    return None
 
 
 # The test's side: what is looked for in the record, and the mixin

@@ -20,6 +20,7 @@ import re
 import signal
 import socket
 import socketserver
+import ssl
 import struct
 import subprocess
 import sys
@@ -1976,6 +1977,233 @@ def exchange_end(server, data):
         connection.sendall(data)
         connection.shutdown(socket.SHUT_WR)
         return read_all(connection)
+
+
+# TLS and its certificates
+
+
+def hello_for(name):
+    """What a client says first that asks for a host of that name."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    outgoing = ssl.MemoryBIO()
+    client = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return outgoing.read()
+
+
+class ClientHelloTest(unittest.TestCase):
+    def name_in(self, sent):
+        return feedtestserver._server_name(feedtestserver._client_hello(sent))
+
+    def test_the_host_that_it_names(self):
+        for asked, name in (
+            ("localhost", "localhost"),
+            ("a.example", "a.example"),
+            ("x" * 63 + ".example", "x" * 63 + ".example"),
+            ("127.0.0.1", ""),
+        ):
+            with self.subTest(asked):
+                self.assertEqual(self.name_in(hello_for(asked)), name)
+
+    def test_it_is_incomplete_until_its_last_byte(self):
+        hello = hello_for("a.example")
+        for size in range(len(hello)):
+            self.assertIsNone(feedtestserver._client_hello(hello[:size]))
+        self.assertEqual(self.name_in(hello + b"more"), "a.example")
+
+    def test_it_may_come_in_several_records(self):
+        message = hello_for("a.example")[5:]
+        for size in (1, 3, 4, 5, 100):
+            with self.subTest(size):
+                pieces = [message[at : at + size] for at in range(0, len(message), size)]
+                records = [struct.pack(">BHH", 22, 0x301, len(piece)) + piece for piece in pieces]
+                self.assertEqual(self.name_in(b"".join(records)), "a.example")
+                self.assertIsNone(feedtestserver._client_hello(b"".join(records[:-1])))
+
+    def test_nothing_is_waited_for_after_what_is_no_hello(self):
+        for words, sent in (
+            ("a record of more than 2**14 bytes", b"\x16\x03\x01\x40\x01"),
+            ("a record of none", b"\x16\x03\x01\x00\x00"),
+            ("a ServerHello", b"\x16\x03\x01\x00\x04\x02\x00\x00\x00"),
+            ("a hello of 16 MiB", b"\x16\x03\x01\x00\x04\x01\xff\xff\xff"),
+            ("another type of record", b"\x16\x03\x01\x00\x01\x01\x17\x03\x01\x00\x01x"),
+        ):
+            with self.subTest(words):
+                self.assertEqual(self.name_in(sent), "")
+
+    def test_hellos_that_are_cut_or_changed(self):
+        message = hello_for("a.example")[5:]
+        for size in range(len(message)):
+            with self.subTest(size):
+                self.assertIsInstance(feedtestserver._server_name(message[:size]), str)
+                for byte in (b"\0", b"\xff"):
+                    changed = message[:size] + byte + message[size + 1 :]
+                    self.assertIsInstance(feedtestserver._server_name(changed), str)
+
+
+def asn1(data):
+    """The values in DER: tag and contents of each, which are a list where they are constructed."""
+    values = []
+    while data:
+        tag, start, length = data[0], 2, data[1]
+        if length > 127:
+            start = length - 128 + 2
+            length = int.from_bytes(data[2:start], "big")
+        contents, data = data[start : start + length], data[start + length :]
+        values.append((tag, asn1(contents) if tag & 0x20 else contents))
+    return values
+
+
+class CertificateTest(unittest.TestCase):
+    KEY_USAGE, ALTERNATIVE_NAME, BASIC_CONSTRAINTS = (
+        b"\x55\x1d\x0f",
+        b"\x55\x1d\x11",
+        b"\x55\x1d\x13",
+    )
+    SUBJECT_KEY, AUTHORITY_KEY = b"\x55\x1d\x0e", b"\x55\x1d\x23"
+    EXTENDED_KEY_USAGE = b"\x55\x1d\x25"
+
+    @classmethod
+    def setUpClass(cls):
+        cls.authority = feedtestserver._Authority()
+
+    def parsed(self, certificate):
+        """The parts of a certificate, by name; extensions as {OID: (critical, value)}."""
+        [(_, [(_, content), (_, algorithm), _])] = asn1(certificate)
+        names = ["version", "serial", "algorithm", "issuer", "validity", "subject"]
+        names += ["key", "extensions"]
+        parts = {name: contents for name, (_, contents) in zip(names, content)}
+        self.assertEqual(parts["algorithm"], algorithm)
+        [(_, extensions)] = parts["extensions"]
+        parts["extensions"] = {}
+        for _, ((_, oid), *flag, (_, value)) in extensions:
+            self.assertIn(flag, ([], [(1, b"\xff")]))
+            parts["extensions"][oid] = bool(flag), asn1(value)
+        return parts
+
+    def test_multiples_of_the_base_point(self):
+        x, y = feedtestserver._BASE
+        twice = (
+            0x7CF27B188D034F7E8A52380304B51AC3C08969E277F21B35A60B48FC47669978,
+            0x07775510DB8ED040293D9AC69F7430DBBA7DADE63CE982299E04B79D227873D1,
+        )
+        often = (
+            0x339150844EC15234807FE862A86BE77977DBFB3AE3D96F4C22795513AEAAB82F,
+            0xB1C14DDFDC8EC1B2583F51E85A5EB3A155840F2034730E9B5ADA38B674336A21,
+        )
+        opposite = (x, feedtestserver._P - y)
+        order = feedtestserver._ORDER
+        for scalar, point in (
+            (1, (x, y)),
+            (2, twice),
+            (112233445566778899, often),
+            (order - 1, opposite),
+        ):
+            with self.subTest(scalar):
+                self.assertEqual(feedtestserver._times_base(scalar), point)
+
+    def test_der(self):
+        for value, expected in (
+            (feedtestserver._der(4), "0400"),
+            (feedtestserver._der(4, b"ab", b"c"), "0403616263"),
+            (feedtestserver._der(4, b"x" * 127)[:3], "047f78"),
+            (feedtestserver._der(4, b"x" * 128)[:4], "04818078"),
+            (feedtestserver._der(4, b"x" * 256)[:5], "0482010078"),
+            (feedtestserver._integer(0), "020100"),
+            (feedtestserver._integer(127), "02017f"),
+            (feedtestserver._integer(128), "02020080"),
+            (feedtestserver._integer(256), "02020100"),
+            (feedtestserver._oid("2.5.29.17"), "0603551d11"),
+            (feedtestserver._oid("1.2.840.113549"), "06062a864886f70d"),
+            (feedtestserver._time_of(2524607999), (b"\x17\x0d" + b"491231235959Z").hex()),
+            (feedtestserver._time_of(2524608000), (b"\x18\x0f" + b"20500101000000Z").hex()),
+        ):
+            with self.subTest(expected):
+                self.assertEqual(value.hex(), expected)
+
+    def test_what_the_ca_says_of_itself(self):
+        parts = self.parsed(self.authority.certificate)
+        key = self.authority.key.identifier
+        self.assertEqual(parts["issuer"], parts["subject"])
+        self.assertEqual(parts["version"], [(2, b"\x02")])
+        self.assertEqual(
+            parts["extensions"],
+            {
+                self.BASIC_CONSTRAINTS: (True, [(0x30, [(1, b"\xff"), (2, b"\0")])]),
+                self.KEY_USAGE: (True, [(3, b"\x02\x04")]),  # keyCertSign, the sixth bit
+                self.SUBJECT_KEY: (False, [(4, key)]),
+                self.AUTHORITY_KEY: (False, [(0x30, [(0x80, key)])]),
+            },
+        )
+
+    def test_what_it_says_of_a_server(self):
+        server_auth = bytes.fromhex("2b06010505070301")
+        for host, name in (
+            ("example.com", (0x82, b"example.com")),
+            ("127.0.0.1", (0x87, b"\x7f\0\0\x01")),
+            ("2001:db8::1", (0x87, bytes.fromhex("20010db8" + "0" * 23 + "1"))),
+        ):
+            with self.subTest(host):
+                parts = self.parsed(self.authority.certify(host, "valid"))
+                self.assertNotEqual(parts["issuer"], parts["subject"])
+                self.assertEqual(
+                    parts["extensions"],
+                    {
+                        self.BASIC_CONSTRAINTS: (True, [(0x30, [])]),
+                        self.KEY_USAGE: (True, [(3, b"\x07\x80")]),  # digitalSignature
+                        self.EXTENDED_KEY_USAGE: (False, [(0x30, [(6, server_auth)])]),
+                        self.ALTERNATIVE_NAME: (False, [(0x30, [name])]),
+                        self.SUBJECT_KEY: (False, [(4, self.authority.server_key.identifier)]),
+                        self.AUTHORITY_KEY: (
+                            False,
+                            [(0x30, [(0x80, self.authority.key.identifier)])],
+                        ),
+                    },
+                )
+
+    def test_when_it_is_valid(self):
+        noon = 1_236_427_200  # 2009-03-07 12:00:00
+        for kind, begin, end in (
+            ("valid", b"090306120000Z", b"100407120000Z"),
+            ("wrong-host", b"090306120000Z", b"100407120000Z"),
+            ("self-signed", b"090306120000Z", b"100407120000Z"),
+            ("expired", b"080203120000Z", b"090306120000Z"),
+            ("not-yet-valid", b"090308120000Z", b"100409120000Z"),
+        ):
+            with self.subTest(kind), mock.patch("feedtestserver._system_time", lambda: noon):
+                parts = self.parsed(self.authority.certify("example.com", kind))
+                self.assertEqual(parts["validity"], [(0x17, begin), (0x17, end)])
+
+    def test_who_has_signed_it(self):
+        theirs = self.parsed(self.authority.certificate)["subject"]
+        for kind in feedtestserver._CERTIFICATES:
+            with self.subTest(kind):
+                parts = self.parsed(self.authority.certify("example.com", kind))
+                mine = parts["subject"] == parts["issuer"]
+                self.assertEqual(mine, kind == "self-signed")
+                self.assertEqual(parts["issuer"] == theirs, kind != "self-signed")
+
+    def test_no_two_have_a_serial_number_or_a_ca_in_common(self):
+        certificates = [self.authority.certify("a.example", "valid") for _ in range(3)]
+        certificates.append(feedtestserver._Authority().certify("a.example", "valid"))
+        parsed = [self.parsed(certificate) for certificate in certificates]
+        self.assertEqual(len({parts["serial"] for parts in parsed}), 4)
+        self.assertTrue(all(0 < len(parts["serial"]) <= 20 for parts in parsed))
+        self.assertTrue(all(parts["serial"][0] < 128 for parts in parsed))
+        self.assertNotEqual(parsed[0]["issuer"], parsed[3]["issuer"])
+
+    def test_it_goes_by_the_system_s_clock_whatever_python_s_says(self):
+        begun = self.parsed(self.authority.certificate)["validity"]
+        with mock.patch("time.time", lambda: 0.0):
+            later = self.parsed(feedtestserver._Authority().certificate)["validity"]
+        self.assertEqual(begun[0][1][:4], later[0][1][:4])
+
+    def test_the_lines_of_pem(self):
+        pem = self.authority.pem
+        self.assertEqual(ssl.PEM_cert_to_DER_cert(pem), self.authority.certificate)
+        self.assertLessEqual(max(map(len, pem.splitlines())), 64)
+        self.assertTrue(pem.endswith("-----END CERTIFICATE-----\n"))
 
 
 # End to end
