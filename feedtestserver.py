@@ -167,6 +167,9 @@ class FeedTestServer(threading.Thread):
         self._errors: list[str] = []
         self._scripts: dict[_Address, _Script] = {}
         self._unanswered: dict[Request, None] = {}  # in the order of their arrival
+        self._certificate = "valid"
+        self._files: dict[str, str] = {}  # the paths of temporary files, by their names
+        self._intercepting = 0
 
     # Starting and stopping
 
@@ -226,6 +229,7 @@ class FeedTestServer(threading.Thread):
         if self._httpd is None or self._pid != os.getpid():
             return
         self._httpd.request_shutdown()
+        _remove(self._files, self._pid)
         if not self._httpd.join(self.stop_timeout):
             with self._changed:
                 running = ", ".join(str(request) for request in self._unanswered) or "?"
@@ -264,9 +268,17 @@ class FeedTestServer(threading.Thread):
         host = _ANY_ADDRESS.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
-    def get_url(self, path: str) -> str:
-        """The URL of ``path``, a path as in a URL; blanks and non-ASCII letters are encoded."""
-        return f"{self.base_url}/{_quote(path.lstrip('/'))}"
+    def get_url(self, path: str, scheme: str = "http") -> str:
+        """The URL of ``path``, a path as in a URL; blanks and non-ASCII letters are encoded.
+
+        ``scheme`` is "http" or "https", ValueError else: both are spoken on the one port.
+        """
+        if scheme not in ("http", "https"):
+            raise ValueError(f"scheme: found {scheme!r}; it takes 'http' or 'https'")
+        return f"{self._root_url(scheme)}/{_quote(path.lstrip('/'))}"
+
+    def _root_url(self, scheme: str) -> str:
+        return self.base_url if scheme == "http" else self.base_url.replace("http", scheme, 1)
 
     def fixtures(self, pattern: str = "**/*") -> list[Fixture]:
         """The fixtures whose path below the directory matches a glob pattern, sorted."""
@@ -278,6 +290,69 @@ class FeedTestServer(threading.Thread):
             for name in names
             if not _is_hidden(name) and os.path.isfile(root + name) and _may_be_served(root, name)
         ]
+
+    # HTTPS
+
+    @property
+    def certificate(self) -> str:
+        """What the next TLS handshakes meet: a certificate that is "valid", as all are at first,
+        "expired", "not-yet-valid", for the "wrong-host", or "self-signed".
+
+        Setting it to anything else raises ValueError.
+        """
+        return self._certificate
+
+    @certificate.setter
+    def certificate(self, kind: str) -> None:
+        if kind not in _CERTIFICATES:
+            kinds = ", ".join(map(repr, _CERTIFICATES))
+            raise ValueError(f"certificate: found {kind!r:.80}; it takes one of {kinds}")
+        self._certificate = kind
+
+    @property
+    def ca_file(self) -> str:
+        """The path of a file with the certificate of the CA that clients are to trust, in PEM.
+
+        The file is there until ``stop()``. Raises RuntimeError where the server is not running.
+        """
+        return self._temporary("ca.pem", _authority().pem)
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """A new context for clients, which trusts that CA and no other."""
+        import ssl
+
+        return ssl.create_default_context(cadata=_authority().pem)
+
+    # Any host
+
+    @contextlib.contextmanager
+    def intercept(self) -> Iterator[FeedTestServer]:
+        """A context in which this server is the whole Web, for this process and its children.
+
+        Code that fetches ``https://example.com/feed.xml`` gets ``example.com/feed.xml`` below the
+        directory, or what ``respond()`` says for that URL. Clients are led here by environment
+        variables, which children inherit, and, in this process, by the functions that look names
+        up; TLS contexts trust the server's CA as well. All is put back at the end. Of several
+        contexts the innermost counts. Raises RuntimeError where the server is not running.
+        """
+        if self._httpd is None or not self.ready:
+            raise RuntimeError("intercept() needs a server that is running: call start() first")
+        interception = _Interception(self, self._httpd._own_address())
+        try:
+            yield self
+        finally:
+            interception.end()
+
+    def _temporary(self, name: str, text: str) -> str:
+        """The path of a file of this server's, which is made on first use."""
+        with self._changed:
+            if name not in self._files:
+                if not self.ready:
+                    raise RuntimeError(f"there is no {name} but while the server is running")
+                if not self._files:  # where stop() is forgotten, they go with the process
+                    weakref.finalize(self, _remove, self._files, self._pid)
+                self._files[name] = _temporary_file(text, name)
+            return self._files[name]
 
     # The record, and the script
 
@@ -366,8 +441,9 @@ class FeedTestServer(threading.Thread):
         if on_record:
             self._log(request)
 
-    def _log(self, request: Request) -> None:
-        _logger().info("%s", request)
+    def _log(self, event: object) -> None:
+        """Tell of a request, or of a handshake that failed."""
+        _logger().info("%s", event)
 
     def _now(self) -> float:
         """The time by the server's clock; a clock that fails is an error like any callable's."""
@@ -441,11 +517,12 @@ class FeedTestServer(threading.Thread):
         return scripted or bool(folder and os.path.isdir(f"{self.directory}/{request._host}"))
 
     def _unknown_host(self, request: Request) -> Response:
-        where = os.path.join(self.directory, request._host)
-        words = (
-            f"{request.method} {request.url}: no such host here; the folder {where}"
-            f" or respond({request.url!r}, ...) would answer"
-        )
+        scripted = f"respond({request.url!r}, ...)"
+        folder = os.path.join(self.directory, request._host)
+        answers = f"the folder {folder} or {scripted}"
+        if not _HOST_FOLDER.fullmatch(request._host):
+            answers = scripted  # there is no such folder
+        words = f"{request.method} {request.url}: no such host here; {answers} would answer"
         return self._fail(words)._but(status=502)
 
     def _not_found(self, request: Request, folder: str) -> Response:
@@ -466,7 +543,9 @@ class FeedTestServer(threading.Thread):
     def _address(self, path: str) -> _Address:
         """What a path, or a whole URL, of respond() and the assertions stands for."""
         whole = re.fullmatch("(?is)(https?)://([^/?#]*)(.*)", path)
-        origin, path = (_origin(*whole.group(1, 2)), whole.group(3)) if whole else ("", path)
+        origin = ""
+        if whole:
+            origin, path = _origin(whole.group(1), _sent_authority(whole.group(2))), whole.group(3)
         path, mark, query = path.partition("#")[0].partition("?")
         if path != "*" and not path.startswith("/"):
             path = f"/{path}"
@@ -475,9 +554,12 @@ class FeedTestServer(threading.Thread):
 
     def _is_own(self, origin: str) -> bool:
         """Whether an origin such as ``http://127.0.0.1:8000`` is this server, by any local name."""
-        scheme = origin.partition(":")[0]
-        names = (self.host, f"[{self.host}]", "127.0.0.1", "[::1]", "localhost")
-        return any(origin == _origin(scheme, f"{name}:{self.port}") for name in names)
+        return self._is_local(origin) and _host_and_port(origin)[1] == self.port
+
+    def _is_local(self, origin: str) -> bool:
+        """Whether an origin is on this machine, or names no host at all."""
+        names = (self.host, "127.0.0.1", "::1", "localhost", "")
+        return _host_and_port(origin)[0] in names
 
 
 class Fixture:
@@ -527,6 +609,13 @@ def _require_directory(path: str) -> None:
     if not os.path.isdir(path):
         number = errno.ENOTDIR if os.path.exists(path) else errno.ENOENT
         raise OSError(number, "there is no such directory to serve", path)
+
+
+def _remove(files: dict[str, str], owner: int) -> None:
+    """Remove the temporary files of a server, unless this is a child of the process it is in."""
+    while files and owner == os.getpid():
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(files.popitem()[1])
 
 
 def stop_server(port: int, host: str = "127.0.0.1") -> None:
@@ -857,6 +946,12 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
     server: StoppableHttpServer
     received: Request
     response: Response | None
+    # What is so of most connections: nothing is known yet, there is no tunnel, there is no TLS,
+    # and the end is a proper one.
+    scheme = ""
+    tunnel = ""
+    tls: _Tls | None = None
+    broken_off = False
 
     def __init__(self, origin: FeedTestServer, *args: Any) -> None:
         self.origin = origin
@@ -876,7 +971,10 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         """Answer one request after the other until the connection ends."""
         try:
             while not self.close_connection:
-                self.handle_one_request()
+                if self.scheme:
+                    self.handle_one_request()
+                else:
+                    self.begin()
         except OSError as error:
             if error.filename is None:
                 _logger().info("the client has gone: %s", error)
@@ -900,12 +998,62 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
 
     def finish(self) -> None:
         """Let a client that may still be sending read the answer before the connection closes."""
+        if self.tls and not (self.broken_off or self.server.stopping):
+            with contextlib.suppress(OSError):  # the client was faster
+                self.transmit(self.tls.close())
         if (self.lingering or self.buffer) and not self.server.stopping:  # RFC 9112 9.6
             self.server.make_way()
             with contextlib.suppress(OSError):
                 self.connection.shutdown(socket.SHUT_WR)
                 while self.connection.recv(65536):
                     pass
+
+    # Begin, in plain text or in TLS
+
+    def begin(self) -> None:
+        """Learn the scheme from the first byte of the connection, or of a tunnel (RFC 8446 5.1)."""
+        try:
+            while not self.buffer:
+                self.receive()
+        except EOFError:
+            self.close_connection = True
+            return
+        self.scheme = "https" if self.buffer[0] == _HANDSHAKE else "http"
+        if self.scheme == "https":
+            self.shake_hands()
+
+    def shake_hands(self) -> None:
+        """Begin TLS; a handshake that fails is the client's affair, and logged."""
+        self.server.make_way()  # a certificate takes milliseconds
+        name = ""
+        try:
+            while (hello := _client_hello(self.buffer)) is None:
+                self.receive()
+            name = _server_name(hello)
+            self.tls = _Tls(self.certified(name), self.tls, bytes(self.buffer))
+            self.buffer.clear()
+            self.decipher(b"")
+            while not self.tls.established:
+                self.receive()
+        except (EOFError, OSError, ValueError) as error:
+            self.close_connection = self.lingering = True
+            if not self.server.stopping:
+                host = f" for {name!a:.80}" if name else ""
+                why = str(error) or "the client has left"
+                self.origin._log(f"TLS handshake{host} failed: {why}")
+
+    def certified(self, name: str) -> ssl.SSLContext:
+        """The TLS for a client that asks for the host of that name, or for none."""
+        if name and not _SERVER_NAME.fullmatch(name):
+            self.send(_UNRECOGNIZED_NAME)
+            raise ValueError("that is no name of a host (RFC 6066 3)")
+        own = self.connection.getsockname()[0].removeprefix("::ffff:").partition("%")[0]
+        host = name or _host_and_port(f"https://{self.tunnel}")[0] or own
+        try:
+            return _server_context(host.lower(), self.origin.certificate)
+        except OSError as error:
+            self.origin._fail(f"there is no certificate for {host}: {error}")
+            raise
 
     # Read
 
@@ -919,7 +1067,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         try:
             request = _parse_head(self.read_head())
             request.connection = self.number
-            request._locate(self.origin)
+            request._locate(self.origin, self.scheme, self.tunnel)
             request.body = self.read_body(request)
         except EOFError:
             if self.server.stopping or not (request or self.buffer):
@@ -934,10 +1082,27 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
 
     def receive(self) -> None:
         self.server.wait_alone(self.both)
-        data = self.connection.recv(65536)
-        if not data:
+        if not self.take_in(self.connection.recv(65536)):
             raise EOFError
-        self.buffer += data
+
+    def take_in(self, data: bytes) -> bool:
+        """Add to the buffer what the client says in these bytes; False where it is at its end."""
+        if self.tls is None:
+            self.buffer += data
+            return bool(data)
+        if self.tls.ended or not data:
+            return False
+        self.decipher(data)
+        return True
+
+    def decipher(self, data: bytes) -> None:
+        """Add to the buffer what bytes in TLS say; the handshake, too, is answered here."""
+        assert self.tls is not None
+        try:
+            self.buffer += self.tls.open(data)
+        finally:
+            if sealed := self.tls.seal():  # TLS has something to say itself, maybe an alert
+                self.transmit(sealed)
 
     def read_head(self) -> str:
         """The request line and the field lines, up to the empty line that ends them."""
@@ -1007,7 +1172,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         """What is on record of a request that could not be read."""
         request = refusal.request or Request()
         request.connection, request.time = self.number, self.origin._now()
-        request._locate(self.origin)
+        request._locate(self.origin, self.scheme, self.tunnel)
         return request
 
     # Find who answers
@@ -1058,6 +1223,15 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
     def do_OPTIONS(self) -> None:
         self.reply(Response(status=204, headers=[("Allow", self.allowed())]))
 
+    def do_CONNECT(self) -> None:
+        """Begin a tunnel to whatever host was asked for, which is here (RFC 9110 9.3.6)."""
+        if not self.origin._intercepting:
+            words = "CONNECT is not answered here; inside of server.intercept() it is"
+            self.reply(_refuse(405, words, [("Allow", self.allowed())]))
+            return
+        self.tunnel, self.scheme = self.received.target, ""
+        self.reply(Response(status=200, reason="Connection established"))
+
     def do_QUIT(self) -> None:
         """Stop the server: the port is closed before the answer is sent."""
         if not _is_loopback(self.client_address[0]):
@@ -1069,7 +1243,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
 
     def allowed(self) -> str:
         methods = sorted(name[3:] for name in dir(self) if name.startswith("do_"))
-        return ", ".join(method for method in methods if method != "QUIT")
+        return ", ".join(method for method in methods if method not in _FOR_THE_SERVER)
 
     def not_allowed(self, method: str) -> Response:
         if method not in _METHODS:
@@ -1081,7 +1255,8 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
 
     def plan(self, request: Request, response: Response) -> Response:
         """Decide the answer completely, and whether the connection ends with it."""
-        persistent = request._persists(response.ignore)
+        begins_a_tunnel = not self.scheme
+        persistent = begins_a_tunnel or request._persists(response.ignore)
         stopping: bool = self.server.stopping
         date = _http_date(int(self.origin._now()))
         if response.compress:
@@ -1098,7 +1273,15 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
     # Send
 
     def send(self, data: bytes | memoryview) -> None:
-        """Send it all; where the client does not take it at once, others are not kept waiting."""
+        """Send it all, in TLS where that is spoken."""
+        if self.tls is None:
+            self.transmit(data)
+            return
+        for start in range(0, len(data), _BLOCK):
+            self.transmit(self.tls.seal(memoryview(data)[start : start + _BLOCK]))
+
+    def transmit(self, data: bytes | memoryview) -> None:
+        """Send bytes; where the client does not take them at once, others are not kept waiting."""
         try:
             sent = self.connection.send(data, _DONT_WAIT)
         except BlockingIOError:
@@ -1123,11 +1306,14 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
             if not self.origin._timer.wait(self.connection, left, event):
                 return
             data = self.connection.recv(65536) if event == _READABLE else b""
-            self.buffer += data
-            self.client_left = not data
+            self.client_left = not self.take_in(data)
 
     def break_off(self, fault: str) -> None:
-        """End the connection by a reset, or go on with nothing; a close is what follows anyway."""
+        """End the connection by a reset, or go on with nothing; a close is what follows anyway.
+
+        Who breaks off says no farewell, so that TLS knows that something is missing.
+        """
+        self.broken_off = True
         if fault == "stall":
             self.pause(math.inf)
         elif fault == "reset":
@@ -1228,6 +1414,7 @@ _HEAD = re.compile(rf"{_REQUEST_LINE.pattern}\r\n((?:{_FIELD_LINE.pattern}\r\n)*
 _PORT = "[0-9]{0,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
 _HOST = re.compile(rf"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]*)(?::(?:{_PORT}))?")
 _ABSOLUTE_FORM = re.compile(rf"(https?)://(?![:/?]|\Z)({_HOST.pattern})(/.*)?", re.IGNORECASE)
+_AUTHORITY_FORM = re.compile(rf"(?=[^:].*:0*[1-9][0-9]*\Z){_HOST.pattern}")
 _CHUNK_SIZE = re.compile(
     r"([0-9A-Fa-f]{1,16})"
     rf"(?:[ \t]*;[ \t]*{_TOKEN.pattern}"
@@ -1271,7 +1458,7 @@ def _parse_head(head: str) -> Request:
 def _is_target(request: Request) -> bool:
     """Whether the target has one of the four forms, and one that goes with the method."""
     if request.method == "CONNECT":
-        return bool(_HOST.fullmatch(request.target))
+        return _AUTHORITY_FORM.fullmatch(request.target) is not None
     if request.target == "*":
         return request.method == "OPTIONS"
     return request.target.startswith("/") or bool(request._origin)
@@ -1380,6 +1567,28 @@ def _origin(scheme: str, authority: str) -> str:
     scheme, authority = scheme.lower(), authority.lower()
     default = {"http": ":80", "https": ":443"}.get(scheme, ":")
     return f"{scheme}://{authority.removesuffix(default).removesuffix(':')}"
+
+
+def _sent_authority(authority: str) -> str:
+    """The authority of a URL as clients send it: without a user, in ASCII (RFC 9110 4.2, IDNA).
+
+    Raises ValueError where there is no host in it.
+    """
+    host = authority.rpartition("@")[2]
+    with contextlib.suppress(UnicodeError):
+        host = host if host.isascii() else host.encode("idna").decode()
+    if not _HOST.fullmatch(host) or not host.partition(":")[0]:
+        raise ValueError(f"found {authority!r:.80} in a URL; it takes the name of a host there")
+    return host
+
+
+def _host_and_port(origin: str) -> tuple[str, int]:
+    """The host of an origin, without the brackets of IPv6, and the port, be it the default one."""
+    scheme, _, authority = origin.partition("://")
+    host, colon, port = authority.rpartition(":")
+    if not (colon and port.isdigit()):
+        host, port = authority, {"https": "443"}.get(scheme, "80")
+    return host.strip("[]"), int(port)
 
 
 # Fixture lookup: from a URL to a file, safely, and to what it answers
@@ -2313,15 +2522,16 @@ def _part(asked: str, size: int) -> range | None:
 
 def _possible(request: Request, response: Response) -> Response:
     """The response without what cannot be sent: nothing in a coding, chunks by HTTP/1.0."""
-    if response.compress and _has_no_content(response):
+    if response.compress and _has_no_content(request, response):
         response = response._but(compress=None)
-    if response.chunked and (_has_no_content(response) or request.version == "1.0"):
+    if response.chunked and (_has_no_content(request, response) or request.version == "1.0"):
         response = response._but(chunked=None)
     return response
 
 
-def _has_no_content(response: Response) -> bool:
-    return response.status in (204, 304)
+def _has_no_content(request: Request, response: Response) -> bool:
+    """Whether what follows the head is no body, be it a tunnel (RFC 9112 6.3)."""
+    return response.status in (204, 304) or (request.method == "CONNECT" and response.status == 200)
 
 
 def _complete(request: Request, response: Response, date: str, persistent: bool) -> Response:
@@ -2330,9 +2540,9 @@ def _complete(request: Request, response: Response, date: str, persistent: bool)
     framing = ("Content-Length", str(len(content)))
     if response.chunked:
         framing = ("Transfer-Encoding", "chunked")
-    bodiless = _has_no_content(response) or request.method == "HEAD"
+    bodiless = _has_no_content(request, response) or request.method == "HEAD"
     headers = [*response.headers, *_unsettled(response, _added(request, response, date, framing))]
-    if _has_no_content(response):
+    if _has_no_content(request, response):
         # Some clients believe that chunks come, whatever the status says.
         framed = "transfer-encoding" not in response._given
     else:
@@ -2371,7 +2581,7 @@ def _added(
     """The fields that the server would add."""
     yield "Date", date
     yield "Server", _SERVER
-    if _has_no_content(response):
+    if _has_no_content(request, response):
         return
     yield "Content-Type", response._media_type or _media_type(request._path_as_sent)
     if response.compress:
@@ -2501,9 +2711,17 @@ class Request:
             values[name] = f"{values[name]}, {value}" if name in values else value
         return values
 
-    def _locate(self, server: FeedTestServer) -> None:
-        """Tell a request for the server itself, which any absolute form of its URL is as well."""
-        self._base_url = server.base_url
+    def _locate(self, server: FeedTestServer, scheme: str = "http", tunnel: str = "") -> None:
+        """Find the origin that was asked, by a scheme, maybe in a tunnel; the server's own is "".
+
+        The target tells it, else the tunnel, else, inside of intercept(), the Host field.
+        """
+        self._base_url = server._root_url(scheme)
+        if not self._origin and tunnel:
+            self._origin = _origin(scheme, tunnel)
+        elif not self._origin and server._intercepting:
+            named = _origin(scheme, self._values.get("host", ""))
+            self._origin = "" if server._is_local(named) else named
         if self._origin and server._is_own(self._origin):
             self._origin = ""
 
@@ -2549,7 +2767,7 @@ class Request:
     @property
     def _host(self) -> str:
         """The name of the other host that was asked, without its port; empty for the server."""
-        return re.sub(":[0-9]*$", "", self._origin.partition("://")[2])
+        return _host_and_port(self._origin)[0]
 
     @property
     def _address(self) -> _Address:
@@ -2573,9 +2791,8 @@ class Request:
     def _origin_values(self) -> dict[str, str]:
         """The values of the template expressions."""
         origin = self._origin or self._base_url
-        parts = urllib.parse.urlsplit(origin)
-        port = parts.port or {"https": 443}.get(parts.scheme, 80)
-        return {"base_url": origin, "host": parts.hostname or "", "port": str(port)}
+        host, port = _host_and_port(origin)
+        return {"base_url": origin, "host": host, "port": str(port)}
 
 
 # The bytes on the wire
@@ -3070,6 +3287,201 @@ def _packed(host: str) -> bytes | None:
     return None
 
 
+# Any host: a server in the place of the whole Web, for this process and its children
+
+
+#: Those that have begun, the innermost last.
+_interceptions: list[_Interception] = []
+_interceptions_lock = threading.Lock()
+
+
+class _Interception:
+    """What makes every host lead to a server, from its making to its ``end()``.
+
+    Each keeps what it found in place, and the innermost is in force. One that ends before another
+    inside of it leaves to that one what it had found, so that in the end all is as it was.
+    """
+
+    def __init__(self, server: FeedTestServer, address: tuple[str, int]) -> None:
+        import ssl
+        import urllib.request
+
+        self.server = server
+        self.address = address
+        self.ports: set[int] = set()
+        variables = _variables(server.base_url, server.ca_file)
+        variables["WGETRC"] = server._temporary("wgetrc", f"ca_certificate = {server.ca_file}\n")
+        replaced = (
+            (socket, "getaddrinfo", self.getaddrinfo),
+            (socket, "gethostbyname", self.gethostbyname),
+            (socket, "gethostbyname_ex", self.gethostbyname_ex),
+            (socket, "gethostbyaddr", self.gethostbyname_ex),
+            (socket.socket, "connect", self.connect),
+            (socket.socket, "connect_ex", self.connect),
+            (ssl.SSLContext, "_wrap_socket", self.wrap),
+            (ssl.SSLContext, "_wrap_bio", self.wrap),
+        )
+        with _interceptions_lock:
+            attributes: dict[tuple[Any, str], Any] = {
+                (owner, name): _instead(getattr(owner, name), method)
+                for owner, name, method in replaced
+            }
+            # The opener is made anew, with the proxies of then, when it is needed.
+            attributes[urllib.request, "_opener"] = None
+            self.found = _set_variables(variables), _set_attributes(attributes)
+            _interceptions.append(self)
+            server._intercepting += 1
+
+    def end(self) -> None:
+        """Put back what was found."""
+        with _interceptions_lock:
+            self.server._intercepting -= 1
+            position = _interceptions.index(self)
+            del _interceptions[position]
+            if position < len(_interceptions):
+                _interceptions[position].found = self.found
+            else:
+                variables, attributes = self.found
+                _set_variables(variables)
+                _set_attributes(attributes)
+
+    # What is called in the place of the original, which comes first among the arguments
+
+    def getaddrinfo(
+        self,
+        original: Callable[..., Any],
+        host: Any,
+        port: Any,
+        family: int = 0,
+        type: int = 0,
+        proto: int = 0,
+        flags: int = 0,
+    ) -> Any:
+        """Find the server, with its port, for every name but localhost."""
+        if not _is_elsewhere(host) or flags & socket.AI_NUMERICHOST:
+            return original(host, port, family, type, proto, flags)
+        self.expect(port)
+        return original(*self.address, family, type, proto)
+
+    def gethostbyname(self, original: Callable[..., Any], host: Any) -> Any:
+        if not _is_elsewhere(host):
+            return original(host)
+        self.expect(None)
+        return self.address[0]
+
+    def gethostbyname_ex(self, original: Callable[..., Any], host: Any) -> Any:
+        if not _is_elsewhere(host):
+            return original(host)
+        self.expect(None)
+        return host, [], [self.address[0]]
+
+    def connect(self, original: Callable[..., Any], connection: socket.socket, address: Any) -> Any:
+        """Connect to the server by a name, or by its address and a port that a name stood with.
+
+        Some clients take the address only from what getaddrinfo() finds, and none can take more
+        from gethostbyname().
+        """
+        if connection.family in (socket.AF_INET, socket.AF_INET6) and isinstance(address, tuple):
+            host, port, *more = address
+            if _is_elsewhere(host) or (host == self.address[0] and port in self.ports):
+                address = (*self.address, *more)
+        return original(connection, address)
+
+    def expect(self, port: Any) -> None:
+        """Remember a port that a client may connect to; where none is told, those of the Web."""
+        self.ports |= {int(port)} if f"{port}".isdigit() and int(port) else {80, 443}
+
+    def wrap(
+        self, original: Callable[..., Any], context: ssl.SSLContext, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Begin TLS as the context says, but for what it trusts; the context stays as it is."""
+        tls = original(context, *args, **kwargs)
+        if not tls.server_side and context.verify_mode:
+            tls.context = _trusting(context)
+        return tls
+
+
+_ABSENT = object()
+
+
+def _variables(proxy: str, ca_file: str) -> dict[str, str | None]:
+    """The environment variables that lead clients to a proxy; None for those that lead away."""
+    to_proxy = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+    to_ca = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
+    return {
+        **dict.fromkeys(to_proxy, proxy),
+        **dict.fromkeys(("no_proxy", "NO_PROXY"), "localhost,127.0.0.1,::1"),
+        **dict.fromkeys(("all_proxy", "ALL_PROXY")),
+        **dict.fromkeys(to_ca, ca_file),
+    }
+
+
+def _set_variables(variables: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Set environment variables, or unset them where it says None; returns what they were."""
+    found = {name: os.environ.get(name) for name in variables}
+    for name, value in variables.items():
+        if value is not None:
+            os.environ[name] = value
+        else:
+            os.environ.pop(name, None)
+    return found
+
+
+def _set_attributes(attributes: Mapping[tuple[Any, str], Any]) -> dict[tuple[Any, str], Any]:
+    """Set attributes of modules and classes, or delete them; returns what they were."""
+    found = {(owner, name): vars(owner).get(name, _ABSENT) for owner, name in attributes}
+    for (owner, name), value in attributes.items():
+        if value is not _ABSENT:
+            setattr(owner, name, value)
+        else:
+            delattr(owner, name)
+    return found
+
+
+def _instead(original: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that calls a method, with the original and the arguments."""
+
+    @functools.wraps(original)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        return method(original, *args, **kwargs)
+
+    return function
+
+
+def _is_elsewhere(host: Any) -> bool:
+    """Whether a host is a name that could lead to the network: neither localhost nor an address."""
+    name = bytes(host).decode("latin-1") if isinstance(host, (bytes, bytearray)) else host
+    if not isinstance(name, str) or name.rstrip(".").lower() in ("", "localhost"):
+        return False
+    try:
+        socket.inet_aton(name)  # also 127.1, as connect() and getaddrinfo() read it
+    except (OSError, ValueError):
+        return _packed(name.partition("%")[0]) is None
+    return False
+
+
+#: Stand-ins for contexts, and what the certificates were that those trusted.
+_stand_ins: weakref.WeakKeyDictionary[ssl.SSLContext, tuple[list[bytes], ssl.SSLContext]]
+_stand_ins = weakref.WeakKeyDictionary()
+
+
+def _trusting(context: ssl.SSLContext) -> ssl.SSLContext:
+    """A context that trusts what this one does, and the CA; of it nothing but the trust is used.
+
+    The CA could be added to the context itself, but not taken out again.
+    """
+    import ssl
+
+    certificates = context.get_ca_certs(binary_form=True)
+    known, stand_in = _stand_ins.get(context, ([], None))
+    if stand_in is None or known != certificates:
+        stand_in = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        trusted = b"".join([_authority().certificate, *certificates])
+        stand_in.load_verify_locations(cadata=trusted)
+        _stand_ins[context] = certificates, stand_in
+    return stand_in
+
+
 # The test's side: what is looked for in the record, and the mixin
 
 
@@ -3163,6 +3575,8 @@ class FeedTestServerMixin(_TestCase):
     server_class: type[FeedTestServer] = FeedTestServer
     #: Further keyword arguments for it.
     server_options: Mapping[str, Any] = {}
+    #: Whether each test runs inside of ``self.server.intercept()``.
+    intercept = False
 
     def setUp(self) -> None:
         """Start the server."""
@@ -3179,8 +3593,16 @@ class FeedTestServerMixin(_TestCase):
         directory = os.path.join(folder, self.data_directory)
         server = self.server_class(directory, **self.server_options)
         server.start()
+        self.server = server
         self.addCleanup(self._stop_server)
+        if self.intercept:
+            self._interception = server.intercept()
+            self._interception.__enter__()
+            self.addCleanup(self._end_interception)
         return server
+
+    def _end_interception(self) -> None:
+        self._interception.__exit__(None, None, None)
 
     def _stop_server(self) -> None:
         try:
@@ -3191,16 +3613,17 @@ class FeedTestServerMixin(_TestCase):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a parallel runner sends to another process, where the server cannot go."""
-        return {name: value for name, value in self.__dict__.items() if name != "server"}
+        kept_here = ("server", "_interception")
+        return {name: value for name, value in self.__dict__.items() if name not in kept_here}
 
     @property
     def base_url(self) -> str:
         """The URL of the server's root, without a slash at its end."""
         return self.server.base_url
 
-    def get_url(self, path: str) -> str:
-        """The URL of ``path`` on the server."""
-        return self.server.get_url(path)
+    def get_url(self, path: str, scheme: str = "http") -> str:
+        """The URL of ``path`` on the server, by "http" or "https"."""
+        return self.server.get_url(path, scheme)
 
     def assertRequested(
         self,
@@ -3247,8 +3670,8 @@ class FeedTestServerMixin(_TestCase):
 class _ShownServer(FeedTestServer):
     """The server of the command line: it prints a line per request, and lists its fixtures."""
 
-    def _log(self, request: Request) -> None:
-        _say(request)
+    def _log(self, event: object) -> None:
+        _say(event)
 
     def _fail(self, words: str) -> Response:
         _say(words, sys.stderr)

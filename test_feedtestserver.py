@@ -11,12 +11,15 @@ import gc
 import gzip
 import http.client
 import io
+import itertools
 import json
 import logging
 import os
 import pathlib
 import pickle
+import random
 import re
+import shutil
 import signal
 import socket
 import socketserver
@@ -30,6 +33,7 @@ import threading
 import types
 import unittest
 import urllib.error
+import urllib.parse
 import urllib.request
 import zlib
 from http.server import SimpleHTTPRequestHandler
@@ -1687,6 +1691,7 @@ class LookupTest(ServerTestCase):
 
 
 HEAD = b"GET /feed.xml HTTP/1.1\r\nHost: x\r\n"
+LAST = HEAD + b"Connection: close\r\n\r\n"
 
 
 class ReaderTest(ServerTestCase):
@@ -1705,7 +1710,6 @@ class ReaderTest(ServerTestCase):
             (400, "is no request line", b"GET /feed.xml HTTP/11.1\r\nHost: x\r\n\r\n"),
             (400, "is no request line", b"G(T /feed.xml HTTP/1.1\r\nHost: x\r\n\r\n"),
             (400, "is no request line", b" GET /feed.xml HTTP/1.1\r\nHost: x\r\n\r\n"),
-            (400, "is no request line", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
             (400, "is no request line", b"GET /\x00 HTTP/1.1\r\nHost: x\r\n\r\n"),
             (400, "'feed.xml' is no target of GET", b"GET feed.xml HTTP/1.1\r\nHost: x\r\n\r\n"),
             (400, "'*' is no target of GET", b"GET * HTTP/1.1\r\nHost: x\r\n\r\n"),
@@ -2905,6 +2909,878 @@ class DataTest(FeedTestServerMixin, ServerTestCase):
         self.assertEqual(set(feedtestserver._RULES) - shown, set())
 
 
+# HTTPS
+
+
+class TlsTest(ServerTestCase):
+    FILES = {"feed.xml": comment("Header: X-URL: {{base_url}}")}
+
+    def shake_hands(self, server, name="localhost", context=None):
+        """A connection in TLS to a server."""
+        context, connection = context or server.ssl_context(), connect(server)
+        self.addCleanup(connection.close)
+        return context.wrap_socket(connection, server_hostname=name)
+
+    def exchange(self, server, *parts):
+        with self.shake_hands(server) as connection:
+            for part in parts:
+                connection.sendall(part)
+            return read_all(connection)
+
+    def refused(self, server, sent):
+        """What a client gets for a handshake that fails, and what is logged of it."""
+        with self.assertLogs("feedtestserver", "INFO") as logged:
+            with connect(server) as connection:
+                connection.sendall(sent)
+                connection.shutdown(socket.SHUT_WR)
+                answer = read_all(connection)
+            server.stop()  # so that all is logged
+        [record] = logged.records
+        return answer, record.getMessage()
+
+    def test_the_first_byte_tells_the_scheme(self):
+        server = self.serve(self.FILES)
+        for scheme in ("http", "https", "http", "https"):
+            url = server.get_url("feed.xml", scheme)
+            self.assertEqual(url, f"{scheme}://127.0.0.1:{server.port}/feed.xml")
+            with urllib.request.urlopen(url, context=server.ssl_context()) as answer:
+                self.assertEqual(answer.headers["X-URL"], f"{scheme}://127.0.0.1:{server.port}")
+            self.assertEqual(server.requests[-1].url, url)
+            self.assertEqual(str(server.requests[-1]), "GET /feed.xml -> 200")
+        self.assertEqual(server.requests[0]._address, server.requests[1]._address)
+
+    def test_a_scheme_that_is_not_spoken(self):
+        with self.assertRaisesRegex(ValueError, "scheme: found 'gopher'; it takes 'http' or"):
+            self.serve().get_url("feed.xml", "gopher")
+
+    def test_a_path_or_a_whole_url_is_the_same_script_under_either_scheme(self):
+        server = self.serve()
+        server.respond("/feed.xml", b"1", b"2", b"3")
+        server.respond(server.get_url("v1.xml", "https"), b"4")
+        bodies = []
+        for path, scheme in (("feed.xml", "http"), ("feed.xml", "https"), ("v1.xml", "http")):
+            url = server.get_url(path, scheme)
+            with urllib.request.urlopen(url, context=server.ssl_context()) as answer:
+                bodies.append(answer.read())
+        self.assertEqual(bodies, [b"1", b"2", b"4"])
+        server.wait_for_request(server.get_url("feed.xml", "https"), times=2)
+
+    def test_a_certificate_for_whatever_host_is_asked(self):
+        server = self.serve()
+        context = server.ssl_context()
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        for name, alternative in (
+            ("localhost", ("DNS", "localhost")),
+            ("Example.COM", ("DNS", "example.com")),
+            ("xn--bcher-kva.example", ("DNS", "xn--bcher-kva.example")),
+            ("a_b.example", ("DNS", "a_b.example")),
+            ("x" * 63 + ".example", ("DNS", "x" * 63 + ".example")),
+            ("127.0.0.1", ("IP Address", "127.0.0.1")),
+        ):
+            with self.subTest(name), self.shake_hands(server, name, context) as connection:
+                self.assertEqual(connection.getpeercert()["subjectAltName"], (alternative,))
+
+    def test_an_address_of_version_6(self):
+        try:
+            server = self.serve(self.FILES, host="::1")
+        except OSError as error:
+            self.skipTest(f"no IPv6: {error}")
+        url = server.get_url("feed.xml", "https")
+        with urllib.request.urlopen(url, context=server.ssl_context()) as answer:
+            self.assertEqual(answer.headers["X-URL"], f"https://[::1]:{server.port}")
+
+    def test_http_1_1_is_what_is_agreed_on(self):
+        server = self.serve()
+        context = server.ssl_context()
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        with self.shake_hands(server, context=context) as connection:
+            self.assertEqual(connection.selected_alpn_protocol(), "http/1.1")
+
+    def test_one_handshake_for_many_requests(self):
+        server = self.serve(self.FILES)
+        answer = self.exchange(server, HEAD + b"\r\n", HEAD + b"\r\n" + LAST)
+        self.assertEqual(answer.count(b"HTTP/1.1 200 OK"), 3)
+        self.assertEqual(len({request.connection for request in server.requests}), 1)
+
+    def test_large_bodies_in_both_directions(self):
+        body = bytes(range(251)) * 40_000
+        server = self.serve({"large.bin": body})
+        server.respond("/echo", lambda request: request.body)
+        url = server.get_url("large.bin", "https")
+        with urllib.request.urlopen(url, context=server.ssl_context()) as answer:
+            self.assertEqual(answer.read(), body)
+        url = server.get_url("echo", "https")
+        with urllib.request.urlopen(url, body, context=server.ssl_context()) as answer:
+            self.assertEqual(answer.read(), body)
+
+    def test_the_mechanics_are_those_of_http(self):
+        response = Response(b"0123456789", chunked=4, rate=20, delay=3, compress="gzip")
+        server = self.serve()
+        server._timer = NoTimePasses()
+        server.respond("/feed.xml", response)
+        secret, plain = self.exchange(server, LAST), exchange(server, LAST)
+        self.assertEqual(secret, plain)
+        self.assertEqual(server._timer.waits[0], 3)
+
+    def test_a_proper_end_is_announced_and_a_fault_is_not(self):
+        server = self.serve()
+        context = server.ssl_context()
+        context.maximum_version = ssl.TLSVersion.TLSv1_2  # the types of its records can be seen
+        for fault, end in (
+            (None, (21, "FIN")),  # an alert: close_notify
+            ("close at 5", (23, "FIN")),
+            ("close at 100%", (23, "FIN")),
+            ("reset at 5", (23, "RST")),
+        ):
+            with self.subTest(fault), self.shake_hands(server, context=context) as secure:
+                server.respond("/feed.xml", Response(b"0123456789", fault=fault))
+                secure.sendall(LAST)
+                with socket.socket(fileno=secure.detach()) as connection:
+                    connection.settimeout(PATIENCE)
+                    received, seen = read_to_the_end(connection)
+                types = []
+                while received:
+                    types.append(received[0])
+                    received = received[5 + int.from_bytes(received[3:5], "big") :]
+                self.assertEqual((types[-1], seen), end)
+                self.assertEqual(set(types[:-1]) - {23}, set())
+
+    def test_who_is_made_to_wait_may_leave(self):
+        server = self.serve()
+        server.respond("/feed.xml", Response(delay=999_999_999))
+        finished = self.finished(server)
+        with self.shake_hands(server) as connection:
+            connection.sendall(LAST)
+            server.wait_for_request("/feed.xml")
+        self.assertTrue(finished.wait(PATIENCE))
+
+    def finished(self, server):
+        """An event that comes when a connection has ended on the server's side."""
+        finished = threading.Event()
+        end = server._httpd.shutdown_request
+
+        def end_and_tell(connection):
+            end(connection)
+            finished.set()
+
+        server._httpd.shutdown_request = end_and_tell
+        return finished
+
+    def test_a_request_that_ends_with_the_client_s_farewell(self):
+        server = self.serve(self.FILES)
+        with self.shake_hands(server) as connection:
+            connection.sendall(LAST)
+            with contextlib.suppress(ssl.SSLError):
+                connection.unwrap()
+        server.wait_for_request("/feed.xml")
+
+    def test_bad_certificates(self):
+        server = self.serve(self.FILES)
+        self.assertEqual(server.certificate, "valid")
+        for kind, words in (
+            ("expired", "certificate has expired"),
+            ("not-yet-valid", "certificate is not yet valid"),
+            ("wrong-host", "Hostname mismatch, certificate is not valid for 'localhost'"),
+            ("self-signed", "self.signed certificate"),
+        ):
+            with self.subTest(kind):
+                server.certificate = kind
+                self.assertEqual(server.certificate, kind)
+                with self.assertRaisesRegex(ssl.SSLCertVerificationError, words):
+                    self.shake_hands(server)
+        server.certificate = "valid"
+        self.assertIn(b"200 OK", self.exchange(server, LAST))
+        self.assertEqual(server.errors, [])
+
+    def test_a_kind_of_certificate_that_there_is_not(self):
+        server = self.serve()
+        for kind in ("revoked", "", None, ["valid"]):
+            with (
+                self.subTest(kind),
+                self.assertRaisesRegex(
+                    ValueError,
+                    r"certificate: found .*; it takes one of 'valid', 'expired', 'not-yet",
+                ),
+            ):
+                server.certificate = kind
+        self.assertEqual(server.certificate, "valid")
+
+    def test_a_client_that_does_not_know_the_ca(self):
+        server = self.serve()
+        words = "unable to get local issuer certificate"
+        with self.assertRaisesRegex(ssl.SSLCertVerificationError, words):
+            self.shake_hands(server, context=ssl.create_default_context())
+        self.assertEqual(server.errors, [])
+
+    def test_handshakes_that_fail_are_refused_and_logged(self):
+        hello = hello_for("a.example")
+        for words, sent, answer in (
+            ("TLS handshake failed: ", b"\x16\xff\xff\x00\x02ab", b""),
+            ("TLS handshake failed: ", b"\x16\x03\x01\x00\x04\x02\x00\x00\x00", b"\x15"),
+            ("TLS handshake failed: the client has left", b"\x16", b""),
+            ("TLS handshake failed: the client has left", hello[:-1], b""),
+            ("TLS handshake for 'a.example' failed: the client has left", hello, b"\x16"),
+            (
+                "TLS handshake for '../etc.no' failed: that is no name of a host",
+                hello.replace(b"a.example", b"../etc.no"),
+                b"\x15\x03\x03\x00\x02\x02\x70",
+            ),
+            (
+                r"TLS handshake for 'a.examp\\xe9\\xff' failed: that is no name of a host",
+                hello.replace(b"a.example", b"a.examp\xe9\xff"),
+                b"\x15\x03\x03\x00\x02\x02\x70",
+            ),
+            (
+                r"TLS handshake for 'a.ex\\x00mple' failed: that is no name of a host",
+                hello.replace(b"a.example", b"a.ex\0mple"),
+                b"\x15\x03\x03\x00\x02\x02\x70",
+            ),
+        ):
+            with self.subTest(words, sent=sent[:60]):
+                server = self.serve()
+                got, logged = self.refused(server, sent)
+                self.assertRegex(logged, words)
+                self.assertTrue(got.startswith(answer), got)
+                self.assertEqual((server.errors, server.requests), ([], []))
+
+    def test_what_a_client_refuses_is_logged_with_its_alert(self):
+        server = self.serve()
+        with self.assertLogs("feedtestserver", "INFO") as logged:
+            outgoing, incoming = ssl.MemoryBIO(), ssl.MemoryBIO()
+            client = ssl.create_default_context().wrap_bio(
+                incoming, outgoing, server_hostname="localhost"
+            )
+            with connect(server) as connection:
+                with self.assertRaises(ssl.SSLCertVerificationError):
+                    while True:
+                        with contextlib.suppress(ssl.SSLWantReadError):
+                            client.do_handshake()
+                        connection.sendall(outgoing.read())
+                        incoming.write(connection.recv(65536))
+                connection.sendall(outgoing.read())
+                connection.shutdown(socket.SHUT_WR)
+                read_all(connection)
+            server.stop()
+        self.assertRegex(
+            logged.records[0].getMessage(), "TLS handshake for 'localhost' failed: .*unknown ca"
+        )
+
+    def test_a_certificate_that_cannot_be_made_is_an_error(self):
+        server = self.serve()
+        feedtestserver._server_context.cache_clear()
+        no_room = mock.patch("tempfile.mkstemp", side_effect=OSError(errno.ENOSPC, "no room"))
+        with no_room, connect(server) as connection:
+            connection.sendall(hello_for("a.example"))
+            self.assertEqual(read_all(connection), b"")
+        error = f"there is no certificate for a.example: [Errno {errno.ENOSPC}] no room"
+        self.assertEqual(server.errors, [error])
+
+    def test_first_bytes_of_any_kind(self):
+        random_bytes = random.Random(2009)
+        server = self.serve()
+        hello = bytearray(hello_for("a.example"))
+        feedtestserver._server_context("a.example", "valid")
+        descriptors = len(os.listdir("/dev/fd")) if os.path.isdir("/dev/fd") else 0
+        finished = self.finished(server)
+        for number in range(500):
+            sent = bytearray(hello if number % 2 else random_bytes.randbytes(40))
+            for _ in range(random_bytes.randrange(4)):
+                sent[random_bytes.randrange(len(sent))] = random_bytes.randrange(256)
+            del sent[random_bytes.randrange(1, len(sent) + 1) :]
+            with connect(server) as connection:
+                connection.sendall(sent)
+                connection.shutdown(socket.SHUT_WR)
+                read_to_the_end(connection)
+            self.assertTrue(finished.wait(PATIENCE))
+            finished.clear()
+        self.assertEqual(self.get(server, "/").status, 404)
+        self.assertIn(b"404", self.exchange(server, LAST))
+        self.assertTrue(finished.wait(PATIENCE))
+        if descriptors:
+            self.assertEqual(len(os.listdir("/dev/fd")), descriptors)
+        server.stop()
+        self.assertEqual(server._httpd._serving, 0)
+        self.assertEqual(server.errors, [])
+
+    def test_stop_ends_handshakes_that_are_half_done(self):
+        server = self.serve()
+        with contextlib.ExitStack() as stack:
+            for size in (1, 5, 100, None):
+                connection = stack.enter_context(connect(server))
+                connection.sendall(hello_for("a.example")[:size])
+            stack.enter_context(self.shake_hands(server))
+            server.stop()
+            self.assertEqual(server._httpd._serving, 0)
+
+    def test_the_file_of_the_ca(self):
+        server = self.serve(self.FILES)
+        path = server.ca_file
+        self.assertEqual(server.ca_file, path)
+        if os.name == "posix":
+            self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
+        context = ssl.create_default_context(cafile=path)
+        with urllib.request.urlopen(server.get_url("feed.xml", "https"), context=context) as answer:
+            self.assertEqual(answer.status, 200)
+        server.stop()
+        self.assertFalse(os.path.exists(path))
+        with self.assertRaisesRegex(RuntimeError, "no ca.pem but while the server is running"):
+            _ = server.ca_file
+        with self.assertRaises(RuntimeError):
+            _ = FeedTestServer(HERE).ca_file
+
+    def test_no_file_is_left(self):
+        folder, server = self.make_directory(), self.serve(self.FILES)
+        with mock.patch("tempfile.tempdir", str(folder)):
+            feedtestserver._server_context.cache_clear()
+            self.exchange(server, LAST)  # the key is in a file for as long as it is read
+            self.assertEqual(list(folder.iterdir()), [])
+            self.assertEqual([server.ca_file], [str(path) for path in folder.iterdir()])
+            server.stop()
+        self.assertEqual(list(folder.iterdir()), [])
+
+    def test_the_file_goes_with_a_process_that_forgets_to_stop(self):
+        code = (
+            "import feedtestserver, os, sys\n"
+            "server = feedtestserver.FeedTestServer('data'); server.start()\n"
+            "print(server.ca_file, flush=True)\n"
+            "if hasattr(os, 'fork'):\n"
+            "    child = os.fork()\n"
+            "    if not child: sys.exit()\n"
+            "    os.waitpid(child, 0)\n"
+            "assert os.path.exists(server.ca_file)\n"
+        )
+        # From 3.12 on, a fork beside threads is warned of.
+        done = run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", code])
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertFalse(os.path.exists(done.stdout.strip()))
+
+    def test_nothing_is_made_for_who_does_not_need_it(self):
+        code = (
+            "import feedtestserver, sys, urllib.request\n"
+            "with feedtestserver.FeedTestServer('data') as server:\n"
+            "    url = server.fixtures('*/*.xml')[0].url\n"
+            "    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url).close()\n"
+            "print(feedtestserver._authorities, server._files)"
+        )
+        done = run([sys.executable, "-B", "-c", code])
+        self.assertEqual((done.stdout, done.stderr), ("{} {}\n", ""))
+
+
+# Any host
+
+
+class InterceptionTest(ServerTestCase):
+    FILES = {
+        "example.com/feed.xml": comment("Header: X-URL: {{base_url}}"),
+        "example.com/moved.xml": comment("Status: 301", "Header: Location: //example.org/new.xml"),
+        "example.com/secure.xml": comment(
+            "Status: 301", "Header: Location: https://{{host}}/feed.xml"
+        ),
+        "example.com/index.html": b'<link rel="alternate" href="/feed.xml">',
+        "example.org/new.xml": b"<new/>",
+        "feed.xml": b"<own/>",
+    }
+    URL = "https://example.com/feed.xml"
+
+    def fetch(self, url, **options):
+        with urllib.request.urlopen(url, timeout=PATIENCE, **options) as answer:
+            return answer.read()
+
+    def fetch_directly(self, url, context=None):
+        """By http.client, which knows of no proxy."""
+        parts = urllib.parse.urlsplit(url)
+        connection = http.client.HTTPConnection(parts.netloc, timeout=PATIENCE)
+        if parts.scheme == "https":
+            connection = http.client.HTTPSConnection(
+                parts.netloc, timeout=PATIENCE, context=context
+            )
+        with contextlib.closing(connection):
+            connection.request("GET", parts.path)
+            return connection.getresponse().read()
+
+    def places(self):
+        """All that intercept() may change."""
+        names = ("getaddrinfo", "gethostbyname", "gethostbyname_ex", "gethostbyaddr")
+        return (
+            dict(os.environ),
+            [getattr(socket, name) for name in names],
+            [dict(vars(owner)) for owner in (socket.socket, ssl.SSLContext)],
+            urllib.request._opener,
+        )
+
+    def test_code_with_the_url_written_into_it(self):
+        server = self.serve(self.FILES)
+        with server.intercept() as entered:
+            self.assertIs(entered, server)
+            for fetch in (self.fetch, self.fetch_directly):
+                for scheme in ("http", "https"):
+                    with self.subTest(fetch.__name__, scheme=scheme):
+                        url = f"{scheme}://example.com/feed.xml"
+                        self.assertIn(b"<rss/>", fetch(url))
+                        request = server.requests[-1]
+                        self.assertEqual(request.url, url)
+                        self.assertEqual(str(request), f"GET {url} -> 200")
+                        given = request.response.headers[0]
+                        self.assertEqual(given, ("X-URL", f"{scheme}://example.com"))
+        self.assertEqual([request.method for request in server.requests], ["GET"] * 4)
+        self.assertEqual(server.errors, [])
+
+    def test_other_ports_of_a_host(self):
+        server = self.serve(self.FILES)
+        server.respond("http://example.com:8080/only", b"8080")
+        with server.intercept():
+            for fetch in (self.fetch, self.fetch_directly):
+                self.assertEqual(fetch("http://example.com:8080/only"), b"8080")
+                self.assertIn(b"<rss/>", fetch("https://example.com:8443/feed.xml"))
+                self.assertEqual(server.requests[-1].url, "https://example.com:8443/feed.xml")
+            with self.assertRaises(urllib.error.HTTPError) as caught:
+                self.fetch("http://example.com/only")
+            caught.exception.close()
+            self.assertEqual(caught.exception.code, 404)
+
+    def test_an_index_for_autodiscovery(self):
+        with self.serve(self.FILES).intercept():
+            self.assertIn(b'rel="alternate"', self.fetch("https://example.com/"))
+            self.assertIn(b'rel="alternate"', self.fetch("https://example.com"))
+
+    def test_redirects_from_host_to_host_and_to_https(self):
+        server = self.serve(self.FILES)
+        with server.intercept():
+            self.assertEqual(self.fetch("https://example.com/moved.xml"), b"<new/>")
+            self.assertIn(b"<rss/>", self.fetch("http://example.com/secure.xml"))
+        self.assertEqual(
+            [str(request) for request in server.requests],
+            [
+                "GET https://example.com/moved.xml -> 301",
+                "GET https://example.org/new.xml -> 200",
+                "GET http://example.com/secure.xml -> 301",
+                "GET https://example.com/feed.xml -> 200",
+            ],
+        )
+
+    def test_whole_urls_in_respond_and_in_what_is_waited_for(self):
+        server = self.serve()
+        server.respond("https://example.com/feed.xml", b"1", b"2")
+        server.respond("http://example.com/feed.xml", 410)
+        server.respond("https://b\u00fccher.example/", b"3")
+        server.respond("https://me:secret@192.0.2.1/", b"4")
+        server.respond("http://[2001:db8::1]/", b"5")
+        with server.intercept():
+            self.assertEqual(self.fetch("https://EXAMPLE.com:443/feed.xml"), b"1")
+            self.assertEqual(self.fetch("https://example.com/feed.xml"), b"2")
+            with self.assertRaises(urllib.error.HTTPError) as caught:
+                self.fetch("http://example.com/feed.xml")
+            caught.exception.close()
+            self.assertEqual(self.fetch("https://xn--bcher-kva.example/"), b"3")
+            self.assertEqual(self.fetch("https://192.0.2.1/"), b"4")
+            self.assertEqual(self.fetch("http://[2001:db8::1]/"), b"5")
+        server.wait_for_request("https://example.com/feed.xml", times=2)
+        server.wait_for_request("https://b\u00fccher.example/")
+
+    def test_urls_without_a_host(self):
+        for url in ("https://", "http:///x", "http://:80/", "http://exa mple/", "https://a:b/"):
+            with (
+                self.subTest(url),
+                self.assertRaisesRegex(
+                    ValueError, "found '.*' in a URL; it takes the name of a host there"
+                ),
+            ):
+                self.serve().respond(url, 200)
+
+    def test_contexts_from_before_are_trusted_with_it_and_stay_as_they_are(self):
+        server = self.serve(self.FILES)
+        context = ssl.create_default_context()
+        before = context.get_ca_certs()
+        with server.intercept():
+            self.assertIn(b"<rss/>", self.fetch_directly(self.URL, context))
+            self.assertIn(b"<rss/>", self.fetch(self.URL, context=context))
+            self.assertEqual(context.get_ca_certs(), before)
+        with connect(server) as connection, self.assertRaises(ssl.SSLCertVerificationError):
+            context.wrap_socket(connection, server_hostname="example.com")
+
+    def test_contexts_go_on_trusting_what_they_did(self):
+        """A local service with a certificate of its own is verified as ever."""
+        authority = feedtestserver._Authority()
+        mine = mock.patch.object(feedtestserver, "_authority", lambda: authority)
+        feedtestserver._server_context.cache_clear()
+        self.addCleanup(feedtestserver._server_context.cache_clear)
+        with mine:
+            service = self.serve(self.FILES)
+            context = service.ssl_context()
+            self.fetch(service.get_url("feed.xml", "https"), context=context)
+        server = self.serve(self.FILES)
+        with server.intercept():
+            url = service.get_url("feed.xml", "https")
+            self.assertEqual(self.fetch(url, context=context), b"<own/>")
+            context.load_verify_locations(cafile=server.ca_file)
+            self.assertEqual(self.fetch(url, context=context), b"<own/>")
+        self.assertEqual(server.requests, [])
+
+    def test_what_a_context_demands_is_still_demanded(self):
+        server = self.serve(self.FILES)
+        strict = ssl.create_default_context()
+        strict.verify_flags |= ssl.VERIFY_X509_STRICT
+        lax = ssl.create_default_context()
+        lax.check_hostname, lax.verify_mode = False, ssl.CERT_NONE
+        with server.intercept():
+            self.assertIn(b"<rss/>", self.fetch_directly(self.URL, strict))
+            for kind in ("expired", "wrong-host", "self-signed"):
+                server.certificate = kind
+                with self.assertRaises(ssl.SSLCertVerificationError):
+                    self.fetch_directly(self.URL, strict)
+                self.assertIn(b"<rss/>", self.fetch_directly(self.URL, lax))
+
+    def test_sockets_that_are_connected_after_they_were_wrapped(self):
+        server = self.serve(self.FILES)
+        context = ssl.create_default_context()
+        connection = context.wrap_socket(socket.socket(), server_hostname="example.com")
+        with server.intercept(), connection:
+            connection.connect(("example.com", 443))
+            connection.sendall(b"GET /feed.xml HTTP/1.0\r\nHost: example.com\r\n\r\n")
+            self.assertIn(b"<rss/>", read_all(connection))
+
+    def test_asyncio(self):
+        server = self.serve(self.FILES)
+        context = ssl.create_default_context()
+
+        async def fetch():
+            reader, writer = await asyncio.open_connection("example.com", 443, ssl=context)
+            writer.write(b"GET /feed.xml HTTP/1.0\r\nHost: example.com\r\n\r\n")
+            answer = await reader.read()
+            writer.close()
+            await writer.wait_closed()
+            return answer
+
+        with server.intercept():
+            self.assertIn(b"<rss/>", asyncio.run(fetch()))
+        self.assertEqual(server.requests[0].url, self.URL)
+
+    def test_names_are_at_the_server(self):
+        server = self.serve()
+        here = ("127.0.0.1", server.port)
+        with server.intercept():
+            for name in ("example.com", "EXAMPLE.com.", b"example.com", "a.localhost", "a\0b"):
+                found = socket.getaddrinfo(name, 443, type=socket.SOCK_STREAM)
+                self.assertEqual([address for *_, address in found], [here])
+            self.assertEqual(socket.gethostbyname("example.com"), "127.0.0.1")
+            for find in (socket.gethostbyname_ex, socket.gethostbyaddr):
+                self.assertEqual(find("example.com"), ("example.com", [], ["127.0.0.1"]))
+            with self.assertRaises(socket.gaierror):
+                socket.getaddrinfo("example.com", 80, socket.AF_INET6)
+            with self.assertRaises(socket.gaierror):
+                socket.getaddrinfo("example.com", 80, flags=socket.AI_NUMERICHOST)
+
+    def test_localhost_and_addresses_are_left_alone(self):
+        names = (
+            "localhost",
+            "LOCALHOST",
+            "127.0.0.1",
+            "192.0.2.1",
+            "127.1",
+            b"192.0.2.1",
+            None,
+        )
+        with self.serve().intercept():
+            for name in names:
+                with self.subTest(name):
+                    found = socket.getaddrinfo(name, 8, type=socket.SOCK_STREAM)
+                    self.assertEqual({address[1] for *_, address in found}, {8})
+            self.assertEqual(socket.gethostbyname("192.0.2.1"), "192.0.2.1")
+
+    def test_whichever_port_a_client_takes_for_a_name(self):
+        server = self.serve(self.FILES)
+        other = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(other.close)
+        asked = b"GET /feed.xml HTTP/1.0\r\nHost: example.com\r\n\r\n"
+        for name, find, address in (
+            ("a name", lambda: None, ("example.com", 80)),
+            ("a port", lambda: socket.getaddrinfo("example.com", 8080), ("127.0.0.1", 8080)),
+            ("its name", lambda: socket.getaddrinfo("example.com", "81"), ("127.0.0.1", 81)),
+            ("none", lambda: socket.getaddrinfo("example.com", None), ("127.0.0.1", 443)),
+            ("no port", lambda: socket.gethostbyname("example.com"), ("127.0.0.1", 80)),
+        ):
+            with self.subTest(name), server.intercept():
+                find()
+                for connect_by in ("connect", "connect_ex"):
+                    with socket.socket() as connection:
+                        self.assertFalse(getattr(connection, connect_by)(address))
+                        connection.sendall(asked)
+                        self.assertIn(b"<rss/>", read_all(connection))
+                with socket.create_connection(other.getsockname()) as connection:
+                    self.assertEqual(connection.getpeername(), other.getsockname())
+
+    @unittest.skipUnless(hasattr(socket, "AF_UNIX"), "no sockets in files here")
+    def test_connections_of_other_kinds_are_left_alone(self):
+        path = str(self.make_directory() / "x")
+        with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as client:
+            listening.bind(path)
+            listening.listen()
+            with self.serve().intercept():
+                client.connect(path)
+
+    def test_all_is_put_back(self):
+        variables = {"http_proxy": "http://192.0.2.1:1", "NO_PROXY": "", "ALL_PROXY": "socks5://x"}
+        with mock.patch.dict(os.environ, variables):
+            for name in ("https_proxy", "SSL_CERT_FILE", "WGETRC"):
+                os.environ.pop(name, None)
+            urllib.request.install_opener(urllib.request.build_opener())
+            self.addCleanup(urllib.request.install_opener, None)
+            before, server = self.places(), self.serve(self.FILES)
+            with self.assertRaises(ZeroDivisionError), server.intercept():
+                self.assertNotIn("ALL_PROXY", os.environ)
+                self.assertIn(b"<rss/>", self.fetch(self.URL))
+                os.environ["http_proxy"] = "changed"
+                os.environ.pop("SSL_CERT_FILE")
+                raise ZeroDivisionError
+            self.assertEqual(self.places(), before)
+            self.assertEqual(server._intercepting, 0)
+
+    def test_the_environment_that_children_inherit(self):
+        server = self.serve()
+        with server.intercept():
+            for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+                self.assertEqual(os.environ[name], server.base_url)
+            for name in ("no_proxy", "NO_PROXY"):
+                self.assertEqual(os.environ[name], "localhost,127.0.0.1,::1")
+            for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+                self.assertEqual(os.environ[name], server.ca_file)
+            self.assertEqual(os.environ["NODE_EXTRA_CA_CERTS"], server.ca_file)
+            wgetrc = pathlib.Path(os.environ["WGETRC"])
+            self.assertEqual(wgetrc.read_text(), f"ca_certificate = {server.ca_file}\n")
+        server.stop()
+        self.assertFalse(wgetrc.exists())
+
+    def test_children(self):
+        server = self.serve(self.FILES)
+        code = f"import urllib.request as r; print(r.urlopen({self.URL!r}).read())"
+        commands = [[sys.executable, "-c", code]]
+        commands += [["curl", "-sSL", "https://example.com/moved.xml"]] * bool(shutil.which("curl"))
+        with server.intercept():
+            for command in commands:
+                with self.subTest(command):
+                    done = run(command)
+                    self.assertRegex(done.stdout, "<rss/>|<new/>", done.stderr)
+
+    def test_the_innermost_counts(self):
+        before = self.places()
+        outer, inner = self.serve({"a.example/x": b"outer"}), self.serve({"a.example/x": b"inner"})
+        with outer.intercept():
+            self.assertEqual(self.fetch("https://a.example/x"), b"outer")
+            within = self.places()
+            with inner.intercept():
+                for fetch in (self.fetch, self.fetch_directly):
+                    self.assertEqual(fetch("http://a.example/x"), b"inner")
+                with outer.intercept():
+                    self.assertEqual(self.fetch_directly("https://a.example/x"), b"outer")
+            self.assertEqual(self.places()[:3], within[:3])
+            self.assertEqual(self.fetch("https://a.example/x"), b"outer")
+            self.assertEqual(self.fetch_directly("https://a.example/x"), b"outer")
+        self.assertEqual(self.places(), before)
+
+    def test_they_may_end_in_any_order(self):
+        before = self.places()
+        for order in itertools.permutations(range(3)):
+            servers = [self.serve({"a.example/x": b"%d" % number}) for number in range(3)]
+            contexts = [server.intercept() for server in servers]
+            for context in contexts:
+                context.__enter__()
+            begun = list(range(3))
+            for number in order:
+                contexts[number].__exit__(None, None, None)
+                begun.remove(number)
+                with self.subTest(order, begun=begun):
+                    counts = [server._intercepting for server in servers]
+                    self.assertEqual(counts, [number in begun for number in range(3)])
+                    if begun:
+                        self.assertEqual(self.fetch("http://a.example/x"), b"%d" % begun[-1])
+            self.assertEqual(self.places(), before)
+
+    def test_it_needs_a_server_that_is_running(self):
+        before, server = self.places(), FeedTestServer(self.make_directory())
+        words = r"intercept\(\) needs a server that is running: call start\(\) first"
+        for change in (lambda: None, server.start, server.stop):
+            change()
+            if not server.ready:
+                with self.assertRaisesRegex(RuntimeError, words), server.intercept():
+                    self.fail("it was entered")
+        self.assertEqual(self.places(), before)
+
+    def test_a_host_that_is_not_known(self):
+        server = self.serve(self.FILES)
+        server.respond("http://example.net/feed.xml", b"")
+        directory = os.path.join(server.directory, "")
+        with server.intercept():
+            for url, answers in (
+                ("https://unknown.example/a?b", f"the folder {directory}unknown.example or "),
+                ("http://unknown.example/a", f"the folder {directory}unknown.example or "),
+                ("https://example.net/a", f"the folder {directory}example.net or "),
+                ("http://[2001:db8::1]/a", ""),
+            ):
+                with self.subTest(url), self.assertRaises(urllib.error.HTTPError) as caught:
+                    self.fetch(url)
+                words = f"GET {url}: no such host here; {answers}respond('{url}', ...) would answer"
+                with caught.exception as error:
+                    self.assertEqual((error.code, error.read().decode()), (502, words + "\n"))
+                self.assertEqual(server.errors[-1], words)
+        self.assertEqual(len(server.errors), 4)
+
+    def test_connect_is_a_405_outside(self):
+        server = self.serve(self.FILES)
+        for _ in range(2):
+            answer = Answer(exchange(server, b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n"))
+            self.assertEqual(answer.status, 405)
+            self.assertEqual(answer.headers["Allow"], "GET, HEAD, OPTIONS")
+            self.assertIn(b"inside of server.intercept() it is", answer.body)
+            with server.intercept():
+                pass
+        self.assertEqual(server.requests, [])
+
+    def test_tunnels(self):
+        server = self.serve(self.FILES)
+        get = b"GET /feed.xml HTTP/1.1\r\nHost: other.example\r\nConnection: close\r\n\r\n"
+        with server.intercept():
+            for version, more in (("1.1", ""), ("1.0", ""), ("1.1", "Connection: close\r\n")):
+                request = f"CONNECT example.com:80 HTTP/{version}\r\nHost: a\r\n{more}\r\n".encode()
+                for parts in ((request + get,), (request, get)):
+                    with self.subTest(parts):
+                        head, _, rest = exchange(server, *parts).partition(b"\r\n\r\n")
+                        self.assertTrue(head.startswith(b"HTTP/1.1 200 Connection established\r\n"))
+                        self.assertNotRegex(head.lower(), b"content-|transfer-|: close")
+                        self.assertEqual(Answer(rest).headers["X-URL"], "http://example.com")
+            own = f"CONNECT 127.0.0.1:{server.port} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
+            self.assertIn(b"<own/>", exchange(server, own, get))
+        self.assertEqual([request.method for request in server.requests], ["GET"] * 7)
+        self.assertEqual(server.requests[0].url, "http://example.com/feed.xml")
+        self.assertEqual(server.errors, [])
+
+    def test_tls_in_tls(self):
+        """As a client does that speaks TLS to the proxy as well."""
+        server = self.serve(self.FILES)
+        context = server.ssl_context()
+        connection = context.wrap_socket(connect(server), server_hostname="localhost")
+        with server.intercept(), connection as outer:
+            outer.sendall(b"CONNECT example.com:443 HTTP/1.1\r\nHost: a\r\n\r\n")
+            self.assertIn(b"200 Connection established", outer.recv(65536))
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            inner = context.wrap_bio(incoming, outgoing, server_hostname="example.com")
+
+            def done(function, *arguments):
+                while True:
+                    try:
+                        return function(*arguments)
+                    except ssl.SSLWantReadError:
+                        outer.sendall(outgoing.read())
+                        incoming.write(outer.recv(65536))
+
+            done(inner.do_handshake)
+            inner.write(LAST)
+            answer = b""
+            while data := done(inner.read, 65536):
+                answer += data
+        self.assertIn(b"<rss/>", answer)
+        self.assertEqual(server.requests[0].url, self.URL)
+
+    def test_where_a_tunnel_may_not_lead(self):
+        server = self.serve(self.FILES)
+        with server.intercept():
+            for target in (
+                *("example.com", "example.com:", "example.com:0", "example.com:65536", ":443"),
+                *("example.com:https", "../:443", "a/b:443", "me@example.com:443", "a:1:2", "*"),
+                *("[::1]", "[::1:443", "::1:443", "/feed.xml", "https://example.com/feed.xml"),
+                *("b\u00fccher.example:443", "a\0b:443"),
+            ):
+                request = f"CONNECT {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+                with self.subTest(target):
+                    self.assertEqual(Answer(exchange(server, request)).status, 400)
+        self.assertEqual(server.errors, [])
+
+    def test_odd_hosts_in_tunnels(self):
+        server = self.serve({"secret.xml": b"", **self.FILES})
+        get = b"GET /secret.xml HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        with server.intercept():
+            for host in (b"..", b".", b"a%2f..", b"%2e%2e", b"x" * 300, b"[::1]", b"a&b", b"..."):
+                request = b"CONNECT %s:22 HTTP/1.1\r\nHost: x\r\n\r\n" % host
+                with self.subTest(host):
+                    wire = exchange(server, request, get)
+                    answer = Answer(wire.partition(b"\r\n\r\n")[2])
+                    self.assertEqual(answer.status, 502)
+                    self.assertIn(b"no such host here", answer.body)
+
+    def test_the_host_field(self):
+        server = self.serve({"a.example/x": b"theirs", "x": b"ours"})
+        for host, body in (
+            ("a.example", b"theirs"),
+            ("A.EXAMPLE:80", b"theirs"),
+            ("a.example:8080", b"theirs"),
+            (f"127.0.0.1:{server.port}", b"ours"),
+            ("127.0.0.1", b"ours"),
+            ("localhost", b"ours"),
+            ("[::1]:1", b"ours"),
+            ("", b"ours"),
+        ):
+            request = f"GET /x HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+            with self.subTest(host):
+                self.assertEqual(Answer(exchange(server, request)).body, b"ours")
+                with server.intercept():
+                    self.assertEqual(Answer(exchange(server, request)).body, body)
+        old = exchange(server, b"GET /x HTTP/1.0\r\n\r\n")
+        self.assertTrue(old.endswith(b"ours"))
+
+    def test_the_target_counts_more_than_the_tunnel_and_the_tunnel_more_than_the_host(self):
+        server = self.serve({f"{name}.example/x": name.encode() for name in "abc"})
+        tunnel = b"CONNECT b.example:80 HTTP/1.1\r\nHost: c.example\r\n\r\n"
+        rest = b" HTTP/1.1\r\nHost: c.example\r\nConnection: close\r\n\r\n"
+        with server.intercept():
+            for sent, body in (
+                (tunnel + b"GET http://a.example/x" + rest, b"a"),
+                (tunnel + b"GET /x" + rest, b"b"),
+                (b"GET /x" + rest, b"c"),
+            ):
+                self.assertTrue(exchange(server, sent).endswith(b"\r\n\r\n" + body))
+
+    def test_nothing_leaves_the_machine(self):
+        """No name is looked up, and nothing is connected to but the loopback interface."""
+        folder = self.make_directory(self.FILES)
+        code = (
+            "import ipaddress, socket, sys, urllib.request, http.client, asyncio, feedtestserver\n"
+            "def hook(event, arguments):\n"
+            "    if event == 'socket.connect':\n"
+            "        events.append((event, arguments[1][0]))\n"
+            "    elif event in ('socket.getaddrinfo', 'socket.gethostbyname'):\n"
+            "        events.append((event, arguments[0]))\n"
+            "    elif event in ('socket.gethostbyaddr', 'socket.getnameinfo'):\n"
+            "        events.append((event, 'a name'))\n"
+            "events = []\n"
+            "sys.addaudithook(hook)\n"
+            "def fetch_directly(kind):\n"
+            "    connection = kind('example.com')\n"
+            "    connection.request('GET', '/feed.xml')\n"
+            "    assert b'<rss/>' in connection.getresponse().read()\n"
+            "    connection.close()\n"
+            "async def stream():\n"
+            "    reader, writer = await asyncio.open_connection('example.com', 80)\n"
+            "    writer.close()\n"
+            "with feedtestserver.FeedTestServer(sys.argv[1]) as server, server.intercept():\n"
+            "    for url in ('http://example.com/feed.xml', 'https://example.com/moved.xml'):\n"
+            "        urllib.request.urlopen(url).close()\n"
+            "    try: urllib.request.urlopen('https://unknown.example/')\n"
+            "    except urllib.request.HTTPError as error: error.close()\n"
+            "    fetch_directly(http.client.HTTPConnection)\n"
+            "    fetch_directly(http.client.HTTPSConnection)\n"
+            "    asyncio.run(stream())\n"
+            "    socket.gethostbyname('example.com')\n"
+            "    socket.create_connection(('example.net', 80)).close()\n"
+            "    connection = socket.socket()\n"
+            "    connection.connect(('example.net', 80))\n"
+            "    connection.close()\n"
+            "assert len(events) > 10, events\n"
+            "for event, host in events:\n"
+            "    assert ipaddress.ip_address(host).is_loopback, (event, host)\n"
+        )
+        done = run([sys.executable, "-X", "dev", "-W", "error", "-c", code, str(folder)])
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+
+
 # Life cycle
 
 
@@ -4086,7 +4962,81 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
         self.assertTrue(test.pickled)
 
 
+class InterceptingMixinTest(FeedTestServerMixin, ServerTestCase):
+    intercept = True
+
+    def test_the_whole_test_runs_inside(self):
+        self.server.respond("https://example.com/feed.xml", b"<rss/>")
+        with urllib.request.urlopen("https://example.com/feed.xml") as answer:
+            self.assertEqual(answer.read(), b"<rss/>")
+        self.assertRequested("https://example.com/feed.xml", times=1)
+        self.assertNotRequested("/feed.xml")
+
+    def test_an_unknown_host_fails_the_test(self):
+        class Test(FeedTestServerMixin, unittest.TestCase):
+            __module__ = __name__
+            intercept = True
+
+            def runTest(self):
+                with self.assertRaises(urllib.error.HTTPError) as caught:
+                    urllib.request.urlopen("https://unknown.example/feed.xml")
+                caught.exception.close()
+
+        result = Test().run()
+        [(_, words)] = result.failures
+        self.assertIn("GET https://unknown.example/feed.xml: no such host here; the folder", words)
+        self.assertIn("respond('https://unknown.example/feed.xml', ...) would answer", words)
+
+    def test_all_is_put_back_before_the_server_stops(self):
+        events = []
+
+        class Server(FeedTestServer):
+            @contextlib.contextmanager
+            def intercept(self):
+                with super().intercept():
+                    events.append("begin")
+                    yield self
+                events.append("end")
+
+            def stop(self):
+                events.append("stop")
+                super().stop()
+
+        class Test(FeedTestServerMixin, unittest.TestCase):
+            __module__ = __name__
+            server_class = Server
+            intercept = True
+
+            def setUp(self):
+                pass  # the server is started on first use
+
+            def runTest(self):
+                events.append(self.server.ready)
+
+        before = dict(os.environ)
+        result = Test().run()
+        self.assertTrue(result.wasSuccessful(), result.errors)
+        self.assertEqual(events, ["begin", True, "end", "stop"])
+        self.assertEqual(dict(os.environ), before)
+
+    def test_what_keeps_it_from_beginning_fails_the_test_and_leaves_nothing(self):
+        class Test(FeedTestServerMixin, unittest.TestCase):
+            __module__ = __name__
+            intercept = True
+
+            def runTest(self):
+                raise AssertionError("it was not to be run")
+
+        threads = threading.active_count()
+        with mock.patch("tempfile.mkstemp", side_effect=OSError("no room")):
+            result = Test().run()
+        last_lines = [words.splitlines()[-1] for _, words in result.errors]
+        self.assertEqual(last_lines, ["OSError: no room"])
+        self.assertEqual(threading.active_count(), threads)
+
+
 class PickledTest(FeedTestServerMixin, unittest.TestCase):
+    intercept = True
     pickled = b""
 
     def test(self):
