@@ -46,6 +46,10 @@ say, ``Response`` can say, in the same words, and a test can say when::
 
     self.server.respond("/feed.xml", "v1.xml", 503, Response(delay=2, fault="reset at 50%"))
 
+HTTPS is spoken on the same port, ``self.get_url("feed.xml", "https")``, with certificates that are
+made when they are needed. Inside of ``with self.server.intercept():`` the server is the whole Web:
+what fetches ``https://example.com/feed.xml`` gets ``data/example.com/feed.xml``.
+
 The life of a request, which is also the order of this file:
 
     FeedTestServer           the thread that a test starts and stops
@@ -56,6 +60,9 @@ The life of a request, which is also the order of this file:
     Response, _plan          the answer as a value, decided before its first byte
     Request                  what came in, as it is kept on record
     _write                   the bytes on the wire
+    _Tls                     the same bytes in TLS
+    _Authority               the certificates that TLS needs
+    _Interception            what makes every host lead to the server
     FeedTestServerMixin      a server for each test, and assertions on its record
     main                     the command line: python feedtestserver.py [DIRECTORY]
 """
