@@ -1051,7 +1051,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
 
     def certified(self, name: str) -> ssl.SSLContext:
         """The TLS for a client that asks for the host of that name, or for none."""
-        if name and not _SERVER_NAME.fullmatch(name):
+        if name and not re.fullmatch(_SERVER_NAME, name):
             self.send(_UNRECOGNIZED_NAME)
             raise ValueError("that is no name of a host (RFC 6066 3)")
         own = self.connection.getsockname()[0].removeprefix("::ffff:").partition("%")[0]
@@ -1421,7 +1421,7 @@ _HEAD = re.compile(rf"{_REQUEST_LINE.pattern}\r\n((?:{_FIELD_LINE.pattern}\r\n)*
 _PORT = "[0-9]{0,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
 _HOST = re.compile(rf"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]*)(?::(?:{_PORT}))?")
 _ABSOLUTE_FORM = re.compile(rf"(https?)://(?![:/?]|\Z)({_HOST.pattern})(/.*)?", re.IGNORECASE)
-_AUTHORITY_FORM = re.compile(rf"(?=[^:].*:0*[1-9][0-9]*\Z){_HOST.pattern}")
+_AUTHORITY_FORM = rf"(?=[^:].*:0*[1-9][0-9]*\Z){_HOST.pattern}"
 _CHUNK_SIZE = re.compile(
     r"([0-9A-Fa-f]{1,16})"
     rf"(?:[ \t]*;[ \t]*{_TOKEN.pattern}"
@@ -1465,7 +1465,7 @@ def _parse_head(head: str) -> Request:
 def _is_target(request: Request) -> bool:
     """Whether the target has one of the four forms, and one that goes with the method."""
     if request.method == "CONNECT":
-        return _AUTHORITY_FORM.fullmatch(request.target) is not None
+        return bool(re.fullmatch(_AUTHORITY_FORM, request.target))
     if request.target == "*":
         return request.method == "OPTIONS"
     return request.target.startswith("/") or bool(request._origin)
@@ -2727,7 +2727,8 @@ class Request:
         if not self._origin and tunnel:
             self._origin = _origin(scheme, tunnel)
         elif not self._origin and server._intercepting:
-            named = _origin(scheme, self._values.get("host", ""))
+            host = self._values.get("host", "")
+            named = _origin(scheme, host if _HOST.fullmatch(host) else "")
             self._origin = "" if server._is_local(named) else named
         if self._origin and server._is_own(self._origin):
             self._origin = ""
@@ -2969,7 +2970,7 @@ _HANDSHAKE = 22
 _CLIENT_HELLO = 1
 #: More than any client says in its first message.
 _MAX_HELLO = 128 * 1024
-_SERVER_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
+_SERVER_NAME = "[A-Za-z0-9._-]{1,253}"
 #: The alert unrecognized_name, fatal (RFC 6066 3).
 _UNRECOGNIZED_NAME = b"\x15\x03\x03\x00\x02\x02\x70"
 

@@ -3723,6 +3723,12 @@ class InterceptionTest(ServerTestCase):
                 self.assertEqual(Answer(exchange(server, request)).body, b"ours")
                 with server.intercept():
                     self.assertEqual(Answer(exchange(server, request)).body, body)
+        with server.intercept():
+            for host in (b"a.example:\xb343", b"a.example:99999", b"a b", b"a, b"):
+                wire = exchange(server, b"GET /x HTTP/1.1\r\nHost: %s\r\n\r\n" % host)
+                self.assertEqual(Answer(wire).status, 400)
+                self.assertEqual(server.requests[-1].url, f"{server.base_url}/x")
+        self.assertEqual(server.errors, [])
         old = exchange(server, b"GET /x HTTP/1.0\r\n\r\n")
         self.assertTrue(old.endswith(b"ours"))
 
