@@ -177,6 +177,7 @@ class FeedTestServer(threading.Thread):
         self._certificate = "valid"
         self._files: dict[str, str] = {}  # the paths of temporary files, by their names
         self._intercepting = 0
+        self._led_here: set[socket.socket] = set()  # connections that came for other hosts
 
     # Starting and stopping
 
@@ -325,9 +326,14 @@ class FeedTestServer(threading.Thread):
         return self._temporary("ca.pem", _authority().pem)
 
     def ssl_context(self) -> ssl.SSLContext:
-        """A new context for clients, which trusts that CA and no other."""
+        """A new context for clients, which trusts that CA and no other.
+
+        Raises RuntimeError in a forked child whose parent has made no CA before.
+        """
         import ssl
 
+        if not _authorities and self._pid != os.getpid():
+            raise RuntimeError("the CA was not made before the fork: use ca_file or this before it")
         return ssl.create_default_context(cadata=_authority().pem)
 
     # Any host
@@ -349,6 +355,14 @@ class FeedTestServer(threading.Thread):
             yield self
         finally:
             interception.end()
+
+    def _release(self) -> None:
+        """End an interception, and hang up on who came by it and might come again."""
+        with self._changed:
+            self._intercepting -= 1
+            if not self._intercepting:
+                for connection in self._led_here:
+                    _hang_up(connection)
 
     def _temporary(self, name: str, text: str) -> str:
         """The path of a file of this server's, which is made on first use."""
@@ -431,10 +445,17 @@ class FeedTestServer(threading.Thread):
             raise AssertionError(wanted.missed(arrived, f"at least {_times(times)} {limit}"))
         return found[-1]
 
-    def _receive(self, request: Request) -> None:
+    def _receive(self, request: Request, connection: socket.socket) -> None:
         """Remember a request that is being answered, so that stop() can name it."""
         with self._changed:
             self._unanswered[request] = None
+            if request._origin:
+                self._led_here.add(connection)
+
+    def _forget(self, connection: socket.socket) -> None:
+        if self._led_here:
+            with self._changed:
+                self._led_here.discard(connection)
 
     def _record(self, request: Request) -> None:
         """Put a request on record, whose answer is planned."""
@@ -564,7 +585,10 @@ class FeedTestServer(threading.Thread):
         return self._is_local(origin) and _host_and_port(origin)[1] == self.port
 
     def _is_local(self, origin: str) -> bool:
-        """Whether an origin is on this machine, or names no host at all."""
+        """Whether an origin is on this machine, at whatever port, or names no host at all.
+
+        Who has come here with such a Host field has come to this server.
+        """
         names = (self.host, "127.0.0.1", "::1", "localhost", "")
         return _host_and_port(origin)[0] in names
 
@@ -953,11 +977,11 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
     server: StoppableHttpServer
     received: Request
     response: Response | None
-    # What is so of most connections: nothing is known yet, there is no tunnel, there is no TLS,
-    # and the end is a proper one.
+    # What is so of a connection at first, and of most for ever.
     scheme = ""
     tunnel = ""
     tls: _Tls | None = None
+    client_left = False
     broken_off = False
 
     def __init__(self, origin: FeedTestServer, *args: Any) -> None:
@@ -971,7 +995,6 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         self.number = next(self.origin._connection_numbers)
         self.close_connection = False
         self.lingering = False
-        self.client_left = False
         self.buffer = bytearray()
 
     def handle(self) -> None:
@@ -1005,6 +1028,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
 
     def finish(self) -> None:
         """Let a client that may still be sending read the answer before the connection closes."""
+        self.origin._forget(self.connection)
         if self.tls and not (self.broken_off or self.server.stopping):
             with contextlib.suppress(OSError):  # the client was faster
                 self.transmit(self.tls.close())
@@ -1084,23 +1108,24 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
             refusal.request = refusal.request or request
             raise
         request.time = self.origin._now()
-        self.origin._receive(request)
+        self.origin._receive(request, self.connection)
         return request
 
     def receive(self) -> None:
-        self.server.wait_alone(self.both)
-        if not self.take_in(self.connection.recv(65536)):
+        """Wait for more of what the client says; raises EOFError where no more comes."""
+        if self.client_left:
             raise EOFError
+        self.server.wait_alone(self.both)
+        self.take_in(self.connection.recv(65536))
 
-    def take_in(self, data: bytes) -> bool:
-        """Add to the buffer what the client says in these bytes; False where it is at its end."""
+    def take_in(self, data: bytes) -> None:
+        """Add to the buffer what the client says in these bytes; none are its end."""
         if self.tls is None:
             self.buffer += data
-            return bool(data)
-        if self.tls.ended or not data:
-            return False
-        self.decipher(data)
-        return True
+            self.client_left = not data
+        else:
+            self.decipher(data)
+            self.client_left = self.tls.ended or not data
 
     def decipher(self, data: bytes) -> None:
         """Add to the buffer what bytes in TLS say; the handshake, too, is answered here."""
@@ -1313,7 +1338,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
             if not self.origin._timer.wait(self.connection, left, event):
                 return
             data = self.connection.recv(65536) if event == _READABLE else b""
-            self.client_left = not self.take_in(data)
+            self.take_in(data)
 
     def break_off(self, fault: str) -> None:
         """End the connection by a reset, or go on with nothing; a close is what follows anyway.
@@ -1570,10 +1595,13 @@ def _chunk_size(line: str) -> int:
 
 
 def _origin(scheme: str, authority: str) -> str:
-    """An origin in the one form that is compared: lower case, no default port (RFC 9110 4.2.3)."""
-    scheme, authority = scheme.lower(), authority.lower()
+    """An origin in the one form that is compared (RFC 9110 4.2.3).
+
+    It is in lower case, without a default port, and without the dot that ends a name.
+    """
+    scheme, authority = scheme.lower(), authority.lower().replace(".:", ":")
     default = {"http": ":80", "https": ":443"}.get(scheme, ":")
-    return f"{scheme}://{authority.removesuffix(default).removesuffix(':')}"
+    return f"{scheme}://{authority.removesuffix(default).removesuffix(':').removesuffix('.')}"
 
 
 def _sent_authority(authority: str) -> str:
@@ -2968,8 +2996,8 @@ class _Tls:
 #: The first byte of a TLS handshake; no request can begin with it.
 _HANDSHAKE = 22
 _CLIENT_HELLO = 1
-#: More than any client says in its first message.
-_MAX_HELLO = 128 * 1024
+#: More than any client says in its first message, in bytes and in records.
+_MAX_HELLO, _MAX_RECORDS = 128 * 1024, 64
 _SERVER_NAME = "[A-Za-z0-9._-]{1,253}"
 #: The alert unrecognized_name, fatal (RFC 6066 3).
 _UNRECOGNIZED_NAME = b"\x15\x03\x03\x00\x02\x02\x70"
@@ -2980,10 +3008,11 @@ def _client_hello(sent: bytes | bytearray) -> bytes | None:
 
     What is no such message is returned as far as it goes: OpenSSL has the words to refuse it.
     """
-    message, position = b"", 0
+    message, position, records = b"", 0, 0
     while position + 5 <= len(sent):
         kind, _, size = struct.unpack_from(">BHH", sent, position)
-        if kind != _HANDSHAKE or not 0 < size <= 2**14:
+        records += 1
+        if kind != _HANDSHAKE or not 0 < size <= 2**14 or records > _MAX_RECORDS:
             return message
         message += sent[position + 5 : position + 5 + size]
         position += 5 + size
@@ -3319,20 +3348,22 @@ class _Interception:
         self.ports: set[int] = set()
         variables = _variables(server.base_url, server.ca_file)
         variables["WGETRC"] = server._temporary("wgetrc", f"ca_certificate = {server.ca_file}\n")
-        replaced = (
+        replaced: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
             (socket, "getaddrinfo", self.getaddrinfo),
             (socket, "gethostbyname", self.gethostbyname),
             (socket, "gethostbyname_ex", self.gethostbyname_ex),
             (socket, "gethostbyaddr", self.gethostbyname_ex),
-            (socket.socket, "connect", self.connect),
-            (socket.socket, "connect_ex", self.connect),
-            (ssl.SSLContext, "_wrap_socket", self.wrap),
-            (ssl.SSLContext, "_wrap_bio", self.wrap),
+            *((socket.socket, name, self.connect) for name in ("connect", "connect_ex")),
+            *((socket.socket, name, self.connect) for name in ("sendto", "sendmsg")),
+            (socket.socket, "bind", self.bind),
+            (ssl.SSLContext, "_wrap_socket", self.wrap_socket),
+            (ssl.SSLContext, "_wrap_bio", self.wrap_bio),
         )
         with _interceptions_lock:
             attributes: dict[tuple[Any, str], Any] = {
                 (owner, name): _instead(getattr(owner, name), method)
                 for owner, name, method in replaced
+                if hasattr(owner, name)  # Windows has no sendmsg()
             }
             # The opener is made anew, with the proxies of then, when it is needed.
             attributes[urllib.request, "_opener"] = None
@@ -3343,7 +3374,7 @@ class _Interception:
     def end(self) -> None:
         """Put back what was found."""
         with _interceptions_lock:
-            self.server._intercepting -= 1
+            self.server._release()
             position = _interceptions.index(self)
             del _interceptions[position]
             if position < len(_interceptions):
@@ -3368,6 +3399,8 @@ class _Interception:
         """Find the server, with its port, for every name but localhost."""
         if not _is_elsewhere(host) or flags & socket.AI_NUMERICHOST:
             return original(host, port, family, type, proto, flags)
+        if flags & socket.AI_PASSIVE:  # to listen at, not to connect to
+            return original(self.address[0], port, family, type, proto)
         self.expect(port)
         return original(*self.address, family, type, proto)
 
@@ -3383,29 +3416,73 @@ class _Interception:
         self.expect(None)
         return host, [], [self.address[0]]
 
-    def connect(self, original: Callable[..., Any], connection: socket.socket, address: Any) -> Any:
-        """Connect to the server by a name, or by its address and a port that a name stood with.
+    def connect(
+        self, original: Callable[..., Any], connection: socket.socket, *arguments: Any
+    ) -> Any:
+        """Connect or send to the server where the address, the last argument, is by a name."""
+        *others, address = arguments
+        if _is_internet(connection, address) and (
+            _is_elsewhere(address[0]) or self.is_meant(connection, address)
+        ):
+            address = (*self.address, *address[2:])
+        return original(connection, *others, address)
 
-        Some clients take the address only from what getaddrinfo() finds, and none can take more
-        from gethostbyname().
-        """
-        if connection.family in (socket.AF_INET, socket.AF_INET6) and isinstance(address, tuple):
-            host, port, *more = address
-            if _is_elsewhere(host) or (host == self.address[0] and port in self.ports):
-                address = (*self.address, *more)
+    def bind(self, original: Callable[..., Any], connection: socket.socket, address: Any) -> Any:
+        if _is_internet(connection, address) and _is_elsewhere(address[0]):
+            address = (self.address[0], *address[1:])
         return original(connection, address)
 
     def expect(self, port: Any) -> None:
-        """Remember a port that a client may connect to; where none is told, those of the Web."""
-        self.ports |= {int(port)} if f"{port}".isdigit() and int(port) else {80, 443}
+        """Remember a port that was asked for with a name; where none was told, those of the Web."""
+        try:
+            self.ports |= {int(port)} if port else {80, 443}
+        except (TypeError, ValueError):  # the name of a service
+            self.ports |= {80, 443}
 
-    def wrap(
+    def is_meant(self, connection: socket.socket, address: tuple[Any, ...]) -> bool:
+        """Whether the server is meant by its address and a port that stood with a name.
+
+        Some clients take no more than the address from what getaddrinfo() finds. Where a service on
+        this machine has that port, it is left alone.
+        """
+        host, port = self.address
+        is_stream = connection.type == socket.SOCK_STREAM
+        if address[0] != host or address[1] not in self.ports - {port} or not is_stream:
+            return False
+        with socket.socket(connection.family) as probe:
+            probe.settimeout(1)
+            # What socket.socket has this from: connect_ex itself leads to this method.
+            return super(socket.socket, probe).connect_ex(address) != 0
+
+    def wrap_socket(
+        self,
+        original: Callable[..., Any],
+        context: ssl.SSLContext,
+        connection: socket.socket,
+        server_side: bool,
+        server_hostname: str | None = None,
+        **others: Any,
+    ) -> Any:
+        """Begin TLS as the context says, but trust the CA as well where it leads to the server."""
+        try:
+            is_here = connection.getpeername()[:2] == self.address
+        except OSError:  # it is yet to be connected
+            is_here = _is_elsewhere(server_hostname)
+        if server_side or not is_here:
+            return original(context, connection, server_side, server_hostname, **others)
+        others["session"] = None  # it would be of the other context
+        tls = original(context, connection, server_side, server_hostname, **others)
+        tls.context = _trusting()
+        return tls
+
+    def wrap_bio(
         self, original: Callable[..., Any], context: ssl.SSLContext, *args: Any, **kwargs: Any
     ) -> Any:
-        """Begin TLS as the context says, but for what it trusts; the context stays as it is."""
+        """The same where nothing but a name may tell where the bytes lead to."""
         tls = original(context, *args, **kwargs)
-        if not tls.server_side and context.verify_mode:
-            tls.context = _trusting(context)
+        if not tls.server_side:
+            own = () if _is_elsewhere(tls.server_hostname) else context.get_ca_certs(True)
+            tls.context = _trusting(*own)
         return tls
 
 
@@ -3421,6 +3498,7 @@ def _variables(proxy: str, ca_file: str) -> dict[str, str | None]:
         **dict.fromkeys(("no_proxy", "NO_PROXY"), "localhost,127.0.0.1,::1"),
         **dict.fromkeys(("all_proxy", "ALL_PROXY")),
         **dict.fromkeys(to_ca, ca_file),
+        "NODE_USE_ENV_PROXY": "1",  # else Node does not look at the others
     }
 
 
@@ -3456,10 +3534,17 @@ def _instead(original: Callable[..., Any], method: Callable[..., Any]) -> Callab
     return function
 
 
+def _is_internet(connection: socket.socket, address: Any) -> bool:
+    """Whether an address, as methods of sockets take it, is one of a host and a port."""
+    families = (socket.AF_INET, socket.AF_INET6)
+    is_pair = isinstance(address, tuple) and len(address) > 1 and isinstance(address[1], int)
+    return connection.family in families and is_pair
+
+
 def _is_elsewhere(host: Any) -> bool:
     """Whether a host is a name that could lead to the network: neither localhost nor an address."""
     name = bytes(host).decode("latin-1") if isinstance(host, (bytes, bytearray)) else host
-    if not isinstance(name, str) or name.rstrip(".").lower() in ("", "localhost"):
+    if not isinstance(name, str) or name.lower() in ("", "localhost"):
         return False
     try:
         socket.inet_aton(name)  # also 127.1, as connect() and getaddrinfo() read it
@@ -3468,26 +3553,18 @@ def _is_elsewhere(host: Any) -> bool:
     return False
 
 
-#: Stand-ins for contexts, and what the certificates were that those trusted.
-_stand_ins: weakref.WeakKeyDictionary[ssl.SSLContext, tuple[list[bytes], ssl.SSLContext]]
-_stand_ins = weakref.WeakKeyDictionary()
+@functools.lru_cache(maxsize=64)
+def _trusting(*certificates: bytes) -> ssl.SSLContext:
+    """A context that trusts the CA and these others, to stand in for one that does not.
 
-
-def _trusting(context: ssl.SSLContext) -> ssl.SSLContext:
-    """A context that trusts what this one does, and the CA; of it nothing but the trust is used.
-
-    The CA could be added to the context itself, but not taken out again.
+    What is demanded of a certificate, and of its host, is not taken from it but from the other. To
+    that the CA could be added, but it could not be taken out again.
     """
     import ssl
 
-    certificates = context.get_ca_certs(binary_form=True)
-    known, stand_in = _stand_ins.get(context, ([], None))
-    if stand_in is None or known != certificates:
-        stand_in = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        trusted = b"".join([_authority().certificate, *certificates])
-        stand_in.load_verify_locations(cadata=trusted)
-        _stand_ins[context] = certificates, stand_in
-    return stand_in
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=b"".join([_authority().certificate, *certificates]))
+    return context
 
 
 # The test's side: what is looked for in the record, and the mixin

@@ -2018,7 +2018,7 @@ class ClientHelloTest(unittest.TestCase):
 
     def test_it_may_come_in_several_records(self):
         message = hello_for("a.example")[5:]
-        for size in (1, 3, 4, 5, 100):
+        for size in (len(message) // 60, 50, 100):
             with self.subTest(size):
                 pieces = [message[at : at + size] for at in range(0, len(message), size)]
                 records = [struct.pack(">BHH", 22, 0x301, len(piece)) + piece for piece in pieces]
@@ -2027,6 +2027,7 @@ class ClientHelloTest(unittest.TestCase):
 
     def test_nothing_is_waited_for_after_what_is_no_hello(self):
         for words, sent in (
+            ("many records", b"\x16\x03\x01\x00\x01\x01" * 65),
             ("a record of more than 2**14 bytes", b"\x16\x03\x01\x40\x01"),
             ("a record of none", b"\x16\x03\x01\x00\x00"),
             ("a ServerHello", b"\x16\x03\x01\x00\x04\x02\x00\x00\x00"),
@@ -2129,6 +2130,7 @@ class CertificateTest(unittest.TestCase):
     def test_what_the_ca_says_of_itself(self):
         parts = self.parsed(self.authority.certificate)
         key = self.authority.key.identifier
+        self.assertEqual(len(key), 20)
         self.assertEqual(parts["issuer"], parts["subject"])
         self.assertEqual(parts["version"], [(2, b"\x02")])
         self.assertEqual(
@@ -2989,6 +2991,16 @@ class TlsTest(ServerTestCase):
         with urllib.request.urlopen(url, context=server.ssl_context()) as answer:
             self.assertEqual(answer.headers["X-URL"], f"https://[::1]:{server.port}")
 
+    def test_an_address_of_version_4_in_one_of_version_6(self):
+        try:
+            server = self.serve(self.FILES, host="::")
+            connect(server).close()
+        except OSError as error:
+            self.skipTest(f"no address stands for both: {error}")
+        url = f"https://127.0.0.1:{server.port}/feed.xml"
+        with urllib.request.urlopen(url, context=server.ssl_context()) as answer:
+            self.assertEqual(answer.status, 200)
+
     def test_http_1_1_is_what_is_agreed_on(self):
         server = self.serve()
         context = server.ssl_context()
@@ -3066,13 +3078,29 @@ class TlsTest(ServerTestCase):
         server._httpd.shutdown_request = end_and_tell
         return finished
 
-    def test_a_request_that_ends_with_the_client_s_farewell(self):
+    def read_after_farewell(self, connection):
+        """Say in TLS that no more will come, while TCP goes on; what comes then, as it is."""
+        connection.setblocking(False)
+        with contextlib.suppress(ssl.SSLError):  # it would wait for the server to say the same
+            connection.unwrap()
+        with socket.socket(fileno=connection.detach()) as beneath:
+            beneath.settimeout(PATIENCE)
+            return read_all(beneath)
+
+    def test_a_farewell_ends_the_connection_after_the_answer(self):
         server = self.serve(self.FILES)
         with self.shake_hands(server) as connection:
-            connection.sendall(LAST)
-            with contextlib.suppress(ssl.SSLError):
-                connection.unwrap()
+            connection.sendall(HEAD + b"\r\n")
+            self.read_after_farewell(connection)
         server.wait_for_request("/feed.xml")
+
+    def test_a_farewell_ends_a_delay(self):
+        server = self.serve()
+        server.respond("/feed.xml", Response(bytes(1000), delay=999_999_999))
+        with self.shake_hands(server) as connection:
+            connection.sendall(HEAD + b"\r\n")
+            server.wait_for_request("/feed.xml")
+            self.assertGreater(len(self.read_after_farewell(connection)), 1000)
 
     def test_bad_certificates(self):
         server = self.serve(self.FILES)
@@ -3201,7 +3229,11 @@ class TlsTest(ServerTestCase):
 
     def test_stop_ends_handshakes_that_are_half_done(self):
         server = self.serve()
+        server.respond("/feed.xml", bytes(20_000_000))
         with contextlib.ExitStack() as stack:
+            unread = stack.enter_context(self.shake_hands(server))
+            unread.sendall(LAST)
+            server.wait_for_request("/feed.xml")
             for size in (1, 5, 100, None):
                 connection = stack.enter_context(connect(server))
                 connection.sendall(hello_for("a.example")[:size])
@@ -3250,6 +3282,25 @@ class TlsTest(ServerTestCase):
         done = run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", code])
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         self.assertFalse(os.path.exists(done.stdout.strip()))
+
+    @unittest.skipUnless(hasattr(os, "fork"), "no fork here")
+    def test_a_child_has_the_ca_of_its_parent_or_none(self):
+        code = (
+            "import feedtestserver, os, sys\n"
+            "server = feedtestserver.FeedTestServer('data'); server.start()\n"
+            "for _ in range(2):\n"
+            "    child = os.fork()\n"
+            "    if not child:\n"
+            "        try: server.ssl_context()\n"
+            "        except RuntimeError as error: print(error, flush=True)\n"
+            "        os._exit(0)\n"
+            "    os.waitpid(child, 0)\n"
+            "    server.ssl_context()\n"
+            "server.stop()\n"
+        )
+        done = run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", code])
+        words = "the CA was not made before the fork: use ca_file or this before it\n"
+        self.assertEqual((done.stdout, done.stderr), (words, ""))
 
     def test_nothing_is_made_for_who_does_not_need_it(self):
         code = (
@@ -3339,6 +3390,9 @@ class InterceptionTest(ServerTestCase):
         with self.serve(self.FILES).intercept():
             self.assertIn(b'rel="alternate"', self.fetch("https://example.com/"))
             self.assertIn(b'rel="alternate"', self.fetch("https://example.com"))
+            for fetch in (self.fetch, self.fetch_directly):
+                self.assertIn(b'rel="alternate"', fetch("https://example.com./"))
+                self.assertIn(b'rel="alternate"', fetch("https://example.com.:8443/"))
 
     def test_redirects_from_host_to_host_and_to_https(self):
         server = self.serve(self.FILES)
@@ -3395,23 +3449,82 @@ class InterceptionTest(ServerTestCase):
         with connect(server) as connection, self.assertRaises(ssl.SSLCertVerificationError):
             context.wrap_socket(connection, server_hostname="example.com")
 
-    def test_contexts_go_on_trusting_what_they_did(self):
-        """A local service with a certificate of its own is verified as ever."""
+    def service(self):
+        """A server with a CA of its own, and a context that trusts it."""
         authority = feedtestserver._Authority()
-        mine = mock.patch.object(feedtestserver, "_authority", lambda: authority)
-        feedtestserver._server_context.cache_clear()
-        self.addCleanup(feedtestserver._server_context.cache_clear)
-        with mine:
+        with mock.patch.object(feedtestserver, "_authority", lambda: authority):
             service = self.serve(self.FILES)
             context = service.ssl_context()
+            feedtestserver._server_context.cache_clear()
+            self.addCleanup(feedtestserver._server_context.cache_clear)
             self.fetch(service.get_url("feed.xml", "https"), context=context)
+        return service, context
+
+    def test_services_with_certificates_of_their_own(self):
+        service, context = self.service()
+        mine = ssl.create_default_context()
+        url = service.get_url("feed.xml", "https")
+
+        async def read(context, hostname):
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", service.port, ssl=context, server_hostname=hostname
+            )
+            writer.write(LAST)
+            answer = await reader.read()
+            writer.close()
+            await writer.wait_closed()
+            return answer
+
         server = self.serve(self.FILES)
         with server.intercept():
-            url = service.get_url("feed.xml", "https")
             self.assertEqual(self.fetch(url, context=context), b"<own/>")
-            context.load_verify_locations(cafile=server.ca_file)
-            self.assertEqual(self.fetch(url, context=context), b"<own/>")
+            self.assertIn(b"<own/>", asyncio.run(read(context, "127.0.0.1")))
+            mine.load_verify_locations(cadata=context.get_ca_certs(True)[0])
+            self.assertIn(b"<own/>", asyncio.run(read(mine, "127.0.0.1")))
+            with self.assertRaises(ssl.SSLCertVerificationError):
+                asyncio.run(read(ssl.create_default_context(), "127.0.0.1"))
         self.assertEqual(server.requests, [])
+
+    def test_contexts_of_servers_and_for_services_are_not_touched(self):
+        service, context = self.service()
+        seen = []
+        wrap_socket = ssl.SSLContext._wrap_socket
+
+        def note(*arguments, **others):
+            seen.append(wrap_socket(*arguments, **others))
+            return seen[-1]
+
+        stub = mock.patch.object(ssl.SSLContext, "_wrap_socket", note)
+        server = self.serve(self.FILES)
+        with stub, server.intercept():
+            self.fetch(service.get_url("feed.xml", "https"), context=context)
+            self.assertIs(seen[-1].context, context)
+            self.fetch_directly(self.URL, context)
+            self.assertIsNot(seen[-1].context, context)
+            listening = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls = listening.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
+            self.assertIs(tls.context, listening)
+            with contextlib.closing(connect(server)) as connection:
+                tls = listening.wrap_socket(
+                    connection, server_side=True, do_handshake_on_connect=False
+                )
+                self.assertIs(seen[-1].context, listening)
+                tls.close()
+
+    def test_sessions(self):
+        server = self.serve(self.FILES)
+        context = ssl.create_default_context()
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        session = None
+        with server.intercept():
+            for _ in range(2):
+                connection = context.wrap_socket(
+                    connect(server), server_hostname="example.com", session=session
+                )
+                with connection:
+                    session = connection.session
+                    connection.sendall(LAST.replace(b"Host: x", b"Host: example.com"))
+                    self.assertIn(b"<rss/>", read_all(connection))
 
     def test_what_a_context_demands_is_still_demanded(self):
         server = self.serve(self.FILES)
@@ -3459,6 +3572,11 @@ class InterceptionTest(ServerTestCase):
             for name in ("example.com", "EXAMPLE.com.", b"example.com", "a.localhost", "a\0b"):
                 found = socket.getaddrinfo(name, 443, type=socket.SOCK_STREAM)
                 self.assertEqual([address for *_, address in found], [here])
+            for port in (None, "http", "\u00b2"):
+                found = socket.getaddrinfo("example.com", port, type=socket.SOCK_STREAM)
+                self.assertEqual([address for *_, address in found], [here])
+            found = socket.getaddrinfo("x", 81, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            self.assertEqual([address for *_, address in found], [("127.0.0.1", 81)])
             self.assertEqual(socket.gethostbyname("example.com"), "127.0.0.1")
             for find in (socket.gethostbyname_ex, socket.gethostbyaddr):
                 self.assertEqual(find("example.com"), ("example.com", [], ["127.0.0.1"]))
@@ -3484,27 +3602,101 @@ class InterceptionTest(ServerTestCase):
                     self.assertEqual({address[1] for *_, address in found}, {8})
             self.assertEqual(socket.gethostbyname("192.0.2.1"), "192.0.2.1")
 
+    def unused_port(self):
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            return listening.getsockname()[1]
+
     def test_whichever_port_a_client_takes_for_a_name(self):
-        server = self.serve(self.FILES)
-        other = socket.create_server(("127.0.0.1", 0))
-        self.addCleanup(other.close)
-        asked = b"GET /feed.xml HTTP/1.0\r\nHost: example.com\r\n\r\n"
-        for name, find, address in (
+        server, port = self.serve(self.FILES), self.unused_port()
+        for words, find, address in (
             ("a name", lambda: None, ("example.com", 80)),
-            ("a port", lambda: socket.getaddrinfo("example.com", 8080), ("127.0.0.1", 8080)),
-            ("its name", lambda: socket.getaddrinfo("example.com", "81"), ("127.0.0.1", 81)),
-            ("none", lambda: socket.getaddrinfo("example.com", None), ("127.0.0.1", 443)),
-            ("no port", lambda: socket.gethostbyname("example.com"), ("127.0.0.1", 80)),
+            ("a port", lambda: socket.getaddrinfo("example.com", port), ("127.0.0.1", port)),
+            ("digits", lambda: socket.getaddrinfo("example.com", f"{port}"), ("127.0.0.1", port)),
         ):
-            with self.subTest(name), server.intercept():
+            with self.subTest(words), server.intercept():
                 find()
                 for connect_by in ("connect", "connect_ex"):
                     with socket.socket() as connection:
                         self.assertFalse(getattr(connection, connect_by)(address))
-                        connection.sendall(asked)
+                        connection.sendall(b"GET /feed.xml HTTP/1.0\r\nHost: example.com\r\n\r\n")
                         self.assertIn(b"<rss/>", read_all(connection))
-                with socket.create_connection(other.getsockname()) as connection:
-                    self.assertEqual(connection.getpeername(), other.getsockname())
+
+    def test_the_ports_of_the_web_where_none_was_told(self):
+        server = self.serve(self.FILES)
+        for find in (
+            lambda: socket.getaddrinfo("example.com", None),
+            lambda: socket.getaddrinfo("example.com", "http"),
+            lambda: socket.gethostbyname("example.com"),
+            lambda: socket.gethostbyname_ex("example.com"),
+        ):
+            with server.intercept():
+                find()
+                self.assertEqual(feedtestserver._interceptions[-1].ports, {80, 443})
+
+    def test_services_on_this_machine_are_left_alone(self):
+        """Also at the port that a host was asked for."""
+        with socket.create_server(("127.0.0.1", 0)) as service, self.serve().intercept():
+            for name in ("localhost", "example.com"):
+                socket.getaddrinfo(name, service.getsockname()[1])
+                with socket.create_connection(service.getsockname()) as connection:
+                    self.assertEqual(connection.getpeername(), service.getsockname())
+
+    def called(self, name):
+        """The addresses that a method of sockets gets, and a context in which it does no more."""
+        called = []
+
+        def note(connection, address):
+            called.append(address)
+
+        return called, mock.patch.object(socket.socket, name, note)
+
+    def test_addresses_are_connected_to_as_they_are(self):
+        called, stub = self.called("connect")
+        with stub, self.serve().intercept(), socket.socket() as client:
+            socket.gethostbyname("example.com")
+            for address in (("192.0.2.1", 80), ("192.0.2.1", 443), ("localhost", 80), "x", ()):
+                client.connect(address)
+                self.assertEqual(called.pop(), address)
+
+    def test_datagrams_and_listening_sockets(self):
+        server = self.serve()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver, server.intercept():
+            receiver.bind(("example.com", 0))
+            self.assertEqual(receiver.getsockname()[0], "127.0.0.1")
+            receiver.settimeout(PATIENCE)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                sender.sendto(b"1", receiver.getsockname())
+                self.assertEqual(receiver.recv(9), b"1")
+                for send in (
+                    lambda: sender.sendto(b"2", ("example.com", 9)),
+                    lambda: sender.sendto(b"2", 0, ("example.com", 9)),
+                    lambda: sender.sendmsg([b"2"], [], 0, ("example.com", 9)),
+                ):
+                    with contextlib.suppress(ConnectionRefusedError):  # nobody is there
+                        self.assertEqual(send(), 1)
+                sender.connect(receiver.getsockname())
+                self.assertEqual(sender.sendmsg((b"3", b"4")), 2)
+
+    @unittest.skipUnless(socket.has_ipv6, "no IPv6 here")
+    def test_more_than_host_and_port(self):
+        called, stub = self.called("connect")
+        with stub, self.serve().intercept(), socket.socket(socket.AF_INET6) as client:
+            client.connect(("example.com", 80, 1, 2))
+        self.assertEqual(called[0][2:], (1, 2))
+
+    def test_who_stays_connected_is_hung_up_on_in_the_end(self):
+        server = self.serve(self.FILES)
+        own, pooled = connect(server), connect(server)
+        with own, pooled:
+            with server.intercept():
+                for connection, host in ((own, b"localhost"), (pooled, b"example.com")):
+                    connection.sendall(b"GET /feed.xml HTTP/1.1\r\nHost: %s\r\n\r\n" % host)
+                    self.assertIn(b" 200 OK", connection.recv(65536))
+            while data := pooled.recv(65536):
+                self.assertNotIn(b"HTTP/", data)
+            own.sendall(LAST)
+            self.assertIn(b"<own/>", read_all(own))
+        self.assertEqual(server._led_here, set())
 
     @unittest.skipUnless(hasattr(socket, "AF_UNIX"), "no sockets in files here")
     def test_connections_of_other_kinds_are_left_alone(self):
@@ -3516,7 +3708,8 @@ class InterceptionTest(ServerTestCase):
                 client.connect(path)
 
     def test_all_is_put_back(self):
-        variables = {"http_proxy": "http://192.0.2.1:1", "NO_PROXY": "", "ALL_PROXY": "socks5://x"}
+        variables = {"http_proxy": "http://192.0.2.1:1", "NO_PROXY": ""}
+        variables.update(dict.fromkeys(("all_proxy", "ALL_PROXY"), "socks5://x"))
         with mock.patch.dict(os.environ, variables):
             for name in ("https_proxy", "SSL_CERT_FILE", "WGETRC"):
                 os.environ.pop(name, None)
@@ -3524,7 +3717,7 @@ class InterceptionTest(ServerTestCase):
             self.addCleanup(urllib.request.install_opener, None)
             before, server = self.places(), self.serve(self.FILES)
             with self.assertRaises(ZeroDivisionError), server.intercept():
-                self.assertNotIn("ALL_PROXY", os.environ)
+                self.assertFalse({"all_proxy", "ALL_PROXY"} & set(os.environ))
                 self.assertIn(b"<rss/>", self.fetch(self.URL))
                 os.environ["http_proxy"] = "changed"
                 os.environ.pop("SSL_CERT_FILE")
@@ -3542,6 +3735,7 @@ class InterceptionTest(ServerTestCase):
             for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
                 self.assertEqual(os.environ[name], server.ca_file)
             self.assertEqual(os.environ["NODE_EXTRA_CA_CERTS"], server.ca_file)
+            self.assertEqual(os.environ["NODE_USE_ENV_PROXY"], "1")
             wgetrc = pathlib.Path(os.environ["WGETRC"])
             self.assertEqual(wgetrc.read_text(), f"ca_certificate = {server.ca_file}\n")
         server.stop()
@@ -3747,7 +3941,7 @@ class InterceptionTest(ServerTestCase):
         code = (
             "import ipaddress, socket, sys, urllib.request, http.client, asyncio, feedtestserver\n"
             "def hook(event, arguments):\n"
-            "    if event == 'socket.connect':\n"
+            "    if event in ('socket.connect', 'socket.sendto', 'socket.bind'):\n"
             "        events.append((event, arguments[1][0]))\n"
             "    elif event in ('socket.getaddrinfo', 'socket.gethostbyname'):\n"
             "        events.append((event, arguments[0]))\n"
@@ -3776,6 +3970,9 @@ class InterceptionTest(ServerTestCase):
             "    connection = socket.socket()\n"
             "    connection.connect(('example.net', 80))\n"
             "    connection.close()\n"
+            "    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:\n"
+            "        datagrams.bind(('example.net', 0))\n"
+            "        datagrams.sendto(b'x', ('example.net', 9))\n"
             "assert len(events) > 10, events\n"
             "for event, host in events:\n"
             "    assert ipaddress.ip_address(host).is_loopback, (event, host)\n"
