@@ -279,7 +279,7 @@ class FeedTestServer(threading.Thread):
     def get_url(self, path: str, scheme: str = "http") -> str:
         """The URL of ``path``, a path as in a URL; blanks and non-ASCII letters are encoded.
 
-        ``scheme`` is "http" or "https", ValueError else: both are spoken on the one port.
+        ``scheme`` is "http" or "https", which are spoken on the one port; ValueError otherwise.
         """
         if scheme not in ("http", "https"):
             raise ValueError(f"scheme: found {scheme!r}; it takes 'http' or 'https'")
@@ -303,10 +303,10 @@ class FeedTestServer(threading.Thread):
 
     @property
     def certificate(self) -> str:
-        """What the next TLS handshakes meet: a certificate that is "valid", as all are at first,
-        "expired", "not-yet-valid", for the "wrong-host", or "self-signed".
+        """Which certificate the next TLS handshakes meet; "valid" at first.
 
-        Setting it to anything else raises ValueError.
+        The others are "expired", "not-yet-valid", "wrong-host" and "self-signed". Setting it to
+        anything else raises ValueError.
         """
         return self._certificate
 
