@@ -3696,6 +3696,7 @@ class InterceptionTest(ServerTestCase):
                 self.assertNotIn(b"HTTP/", data)
             own.sendall(LAST)
             self.assertIn(b"<own/>", read_all(own))
+        server.stop()
         self.assertEqual(server._led_here, set())
 
     @unittest.skipUnless(hasattr(socket, "AF_UNIX"), "no sockets in files here")
