@@ -3978,7 +3978,7 @@ class InterceptionTest(ServerTestCase):
             "for event, host in events:\n"
             "    assert ipaddress.ip_address(host).is_loopback, (event, host)\n"
         )
-        done = run([sys.executable, "-X", "dev", "-W", "error", "-c", code, str(folder)])
+        done = run([sys.executable, "-W", "error", "-c", code, str(folder)])
         self.assertEqual((done.returncode, done.stderr), (0, ""))
 
 
