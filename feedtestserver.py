@@ -177,7 +177,7 @@ class FeedTestServer(threading.Thread):
         self._certificate = "valid"
         self._files: dict[str, str] = {}  # the paths of temporary files, by their names
         self._intercepting = 0
-        self._led_here: set[socket.socket] = set()  # connections that came for other hosts
+        self._led_here: set[socket.socket] = set()  # connections that intercept() has led here
 
     # Starting and stopping
 
@@ -330,7 +330,7 @@ class FeedTestServer(threading.Thread):
 
         Raises RuntimeError in a forked child whose parent has made no CA before.
         """
-        import ssl
+        import ssl  # not every Python has it
 
         if not _authorities and self._pid != os.getpid():
             raise RuntimeError("the CA was not made before the fork: use ca_file or this before it")
@@ -345,8 +345,9 @@ class FeedTestServer(threading.Thread):
         Code that fetches ``https://example.com/feed.xml`` gets ``example.com/feed.xml`` below the
         directory, or what ``respond()`` says for that URL. Clients are led here by environment
         variables, which children inherit, and, in this process, by the functions that look names
-        up; TLS contexts trust the server's CA as well. All is put back at the end. Of several
-        contexts the innermost counts. Raises RuntimeError where the server is not running.
+        up; TLS contexts trust the server's CA as well. At the end all is put back, and connections
+        for other hosts are closed. Of several contexts the innermost counts. Raises RuntimeError
+        where the server is not running.
         """
         if self._httpd is None or not self.ready:
             raise RuntimeError("intercept() needs a server that is running: call start() first")
@@ -357,7 +358,10 @@ class FeedTestServer(threading.Thread):
             interception.end()
 
     def _release(self) -> None:
-        """End an interception, and hang up on who came by it and might come again."""
+        """End an interception, and with the last one the connections that it has led here.
+
+        Clients would keep them, and come back for hosts that are elsewhere by then.
+        """
         with self._changed:
             self._intercepting -= 1
             if not self._intercepting:
@@ -449,7 +453,7 @@ class FeedTestServer(threading.Thread):
         """Remember a request that is being answered, so that stop() can name it."""
         with self._changed:
             self._unanswered[request] = None
-            if request._origin:
+            if request._origin and self._intercepting:
                 self._led_here.add(connection)
 
     def _forget(self, connection: socket.socket) -> None:
@@ -529,8 +533,6 @@ class FeedTestServer(threading.Thread):
 
     def _fixture_for(self, request: Request) -> Response:
         folder = f"{request._host}/" if request._origin else ""
-        if folder and not self._knows(request):
-            return self._unknown_host(request)
         for name in _file_names(request._path_as_sent):
             found = _load(self.directory, folder + name)
             if found is not None:
@@ -587,10 +589,13 @@ class FeedTestServer(threading.Thread):
     def _is_local(self, origin: str) -> bool:
         """Whether an origin is on this machine, at whatever port, or names no host at all.
 
-        Who has come here with such a Host field has come to this server.
+        Whoever has come here with such a Host field has come to this server. One that listens on
+        all addresses has any of them.
         """
-        names = (self.host, "127.0.0.1", "::1", "localhost", "")
-        return _host_and_port(origin)[0] in names
+        host, port = _host_and_port(origin)
+        if self.host in _ANY_ADDRESS and port == self.port and _packed(host):
+            return True
+        return host in (self.host, "127.0.0.1", "::1", "localhost", "")
 
 
 class Fixture:
@@ -977,7 +982,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
     server: StoppableHttpServer
     received: Request
     response: Response | None
-    # What is so of a connection at first, and of most for ever.
+    # How a connection begins.
     scheme = ""
     tunnel = ""
     tls: _Tls | None = None
@@ -1217,11 +1222,12 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
             return self.plan(request, self.origin._fail(_explain(error, request)))
 
     def find(self, request: Request) -> Response:
-        """The response of the step, the do_ method or the fixture for a request."""
+        """The response of the step or of the do_ method for a request, whose host is known."""
         mine = request.method in _FOR_THE_SERVER
         step = None if mine else self.origin._next_step(request)
         if step is None:
-            return self.dispatch(request)
+            known = mine or not request._origin or self.origin._knows(request)
+            return self.dispatch(request) if known else self.origin._unknown_host(request)
         if callable(step):
             self.server.make_way()
         return self.origin._perform(step, request)
@@ -3356,6 +3362,8 @@ class _Interception:
             *((socket.socket, name, self.connect) for name in ("connect", "connect_ex")),
             *((socket.socket, name, self.connect) for name in ("sendto", "sendmsg")),
             (socket.socket, "bind", self.bind),
+            # Private, but what all Pythons have and all that begins TLS goes through; after
+            # wrap_socket() itself hands would be shaken already.
             (ssl.SSLContext, "_wrap_socket", self.wrap_socket),
             (ssl.SSLContext, "_wrap_bio", self.wrap_bio),
         )
@@ -3420,12 +3428,11 @@ class _Interception:
         self, original: Callable[..., Any], connection: socket.socket, *arguments: Any
     ) -> Any:
         """Connect or send to the server where the address, the last argument, is by a name."""
-        *others, address = arguments
-        if _is_internet(connection, address) and (
-            _is_elsewhere(address[0]) or self.is_meant(connection, address)
-        ):
-            address = (*self.address, *address[2:])
-        return original(connection, *others, address)
+        if arguments and _is_internet(connection, arguments[-1]):
+            *others, address = arguments
+            if _is_elsewhere(address[0]) or self.is_meant(connection, address):
+                arguments = (*others, (*self.address, *address[2:]))
+        return original(connection, *arguments)
 
     def bind(self, original: Callable[..., Any], connection: socket.socket, address: Any) -> Any:
         if _is_internet(connection, address) and _is_elsewhere(address[0]):
@@ -3443,16 +3450,16 @@ class _Interception:
         """Whether the server is meant by its address and a port that stood with a name.
 
         Some clients take no more than the address from what getaddrinfo() finds. Where a service on
-        this machine has that port, it is left alone.
+        this machine has that port, the service is.
         """
         host, port = self.address
         is_stream = connection.type == socket.SOCK_STREAM
         if address[0] != host or address[1] not in self.ports - {port} or not is_stream:
             return False
         with socket.socket(connection.family) as probe:
-            probe.settimeout(1)
+            probe.settimeout(0.1)
             # What socket.socket has this from: connect_ex itself leads to this method.
-            return super(socket.socket, probe).connect_ex(address) != 0
+            return super(socket.socket, probe).connect_ex(address) == errno.ECONNREFUSED
 
     def wrap_socket(
         self,
@@ -3478,11 +3485,13 @@ class _Interception:
     def wrap_bio(
         self, original: Callable[..., Any], context: ssl.SSLContext, *args: Any, **kwargs: Any
     ) -> Any:
-        """The same where nothing but a name may tell where the bytes lead to."""
+        """The same where nothing tells whether the bytes lead to the server: trust both.
+
+        A certificate of the client's, for a service on this machine, is not sent then.
+        """
         tls = original(context, *args, **kwargs)
         if not tls.server_side:
-            own = () if _is_elsewhere(tls.server_hostname) else context.get_ca_certs(True)
-            tls.context = _trusting(*own)
+            tls.context = _trusting(*context.get_ca_certs(binary_form=True))
         return tls
 
 

@@ -3585,6 +3585,11 @@ class InterceptionTest(ServerTestCase):
             with self.assertRaises(socket.gaierror):
                 socket.getaddrinfo("example.com", 80, flags=socket.AI_NUMERICHOST)
 
+    def test_addresses_that_a_name_could_be_taken_for(self):
+        for host in ("fe80::1%eth0", "::1", "1", "127.1", "0x7f.1", b"::1", "", None, 1):
+            with self.subTest(host):
+                self.assertFalse(feedtestserver._is_elsewhere(host))
+
     def test_localhost_and_addresses_are_left_alone(self):
         names = (
             "localhost",
@@ -3674,6 +3679,9 @@ class InterceptionTest(ServerTestCase):
                 ):
                     with contextlib.suppress(ConnectionRefusedError):  # nobody is there
                         self.assertEqual(send(), 1)
+                socket.getaddrinfo("example.com", receiver.getsockname()[1])
+                sender.sendto(b"5", receiver.getsockname())
+                self.assertEqual(receiver.recv(9), b"5")
                 sender.connect(receiver.getsockname())
                 self.assertEqual(sender.sendmsg((b"3", b"4")), 2)
 
@@ -3683,6 +3691,28 @@ class InterceptionTest(ServerTestCase):
         with stub, self.serve().intercept(), socket.socket(socket.AF_INET6) as client:
             client.connect(("example.com", 80, 1, 2))
         self.assertEqual(called[0][2:], (1, 2))
+
+    def test_who_comes_to_a_proxy_stays_connected(self):
+        server = self.serve(self.FILES)
+        request = b"GET http://example.com/feed.xml HTTP/1.1\r\nHost: example.com\r\n"
+        with connect(server) as connection:
+            connection.sendall(request + b"\r\n")
+            self.assertIn(b"<rss/>", connection.recv(65536))
+            with server.intercept():
+                pass
+            connection.sendall(request + b"Connection: close\r\n\r\n")
+            self.assertIn(b"<rss/>", read_all(connection))
+
+    def test_the_end_of_an_inner_one_hangs_up_on_nobody(self):
+        server = self.serve(self.FILES)
+        request = b"GET /feed.xml HTTP/1.1\r\nHost: example.com\r\n"
+        with connect(server) as connection, server.intercept():
+            connection.sendall(request + b"\r\n")
+            self.assertIn(b"<rss/>", connection.recv(65536))
+            with server.intercept():
+                pass
+            connection.sendall(request + b"Connection: close\r\n\r\n")
+            self.assertIn(b"<rss/>", read_all(connection))
 
     def test_who_stays_connected_is_hung_up_on_in_the_end(self):
         server = self.serve(self.FILES)
@@ -3816,6 +3846,24 @@ class InterceptionTest(ServerTestCase):
                 self.assertEqual(server.errors[-1], words)
         self.assertEqual(len(server.errors), 4)
 
+    def test_a_host_that_is_not_known_whatever_the_method(self):
+        server = self.serve(self.FILES)
+        with server.intercept():
+            for method in ("GET", "HEAD", "POST", "PUT", "OPTIONS", "BREW"):
+                for host, status in ((b"unknown.example", 502), (b"example.com", None)):
+                    request = b"%s / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n"
+                    wire = exchange(server, request % (method.encode(), host))
+                    with self.subTest(method, host=host):
+                        self.assertEqual(Answer(wire, method).status == 502, status == 502)
+        self.assertEqual(len(server.errors), 6)
+
+    def test_a_server_on_all_addresses_is_itself_by_any_of_them(self):
+        server = self.serve({"x": b"ours", "192.0.2.1/x": b"theirs"}, host="0.0.0.0")
+        with server.intercept():
+            for host, body in ((f"192.0.2.1:{server.port}", b"ours"), ("192.0.2.1", b"theirs")):
+                request = f"GET /x HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+                self.assertEqual(Answer(exchange(server, request.encode())).body, body)
+
     def test_connect_is_a_405_outside(self):
         server = self.serve(self.FILES)
         for _ in range(2):
@@ -3849,7 +3897,9 @@ class InterceptionTest(ServerTestCase):
         """As a client does that speaks TLS to the proxy as well."""
         server = self.serve(self.FILES)
         context = server.ssl_context()
-        connection = context.wrap_socket(connect(server), server_hostname="localhost")
+        connection = context.wrap_socket(
+            connect(server), server_hostname="localhost", suppress_ragged_eofs=False
+        )
         with server.intercept(), connection as outer:
             outer.sendall(b"CONNECT example.com:443 HTTP/1.1\r\nHost: a\r\n\r\n")
             self.assertIn(b"200 Connection established", outer.recv(65536))
@@ -3869,6 +3919,7 @@ class InterceptionTest(ServerTestCase):
             answer = b""
             while data := done(inner.read, 65536):
                 answer += data
+            self.assertEqual(outer.recv(9), b"")
         self.assertIn(b"<rss/>", answer)
         self.assertEqual(server.requests[0].url, self.URL)
 
