@@ -3382,7 +3382,6 @@ class _Interception:
     def end(self) -> None:
         """Put back what was found."""
         with _interceptions_lock:
-            self.server._release()
             position = _interceptions.index(self)
             del _interceptions[position]
             if position < len(_interceptions):
@@ -3391,6 +3390,7 @@ class _Interception:
                 variables, attributes = self.found
                 _set_variables(variables)
                 _set_attributes(attributes)
+            self.server._release()  # who comes back now goes elsewhere
 
     # What is called in the place of the original, which comes first among the arguments
 
