@@ -3084,8 +3084,8 @@ _SUBJECT_KEY_IDENTIFIER, _KEY_USAGE, _SUBJECT_ALT_NAME = "2.5.29.14", "2.5.29.15
 _BASIC_CONSTRAINTS, _AUTHORITY_KEY_IDENTIFIER = "2.5.29.19", "2.5.29.35"
 _EXTENDED_KEY_USAGE, _SERVER_AUTH = "2.5.29.37", "1.3.6.1.5.5.7.3.1"
 _TRUE = b"\x01\x01\xff"
-# Key usages, as bits of a BIT STRING (RFC 5280 4.2.1.3).
-_DIGITAL_SIGNATURE, _KEY_CERT_SIGN = b"\x07\x80", b"\x02\x04"
+# Key usages, the first bit and the sixth, and how many bits come after (RFC 5280 4.2.1.3).
+_DIGITAL_SIGNATURE, _KEY_CERT_SIGN = (b"\x80", 7), (b"\x04", 2)
 
 
 @functools.lru_cache(maxsize=256)
@@ -3120,7 +3120,7 @@ class _Authority:
         self.key, self.server_key = _Key("CA"), _Key("server")
         extensions = (
             _extension(_BASIC_CONSTRAINTS, _sequence(_TRUE, _integer(0)), critical=True),
-            _extension(_KEY_USAGE, _der(_BIT_STRING, _KEY_CERT_SIGN), critical=True),
+            _extension(_KEY_USAGE, _bit_string(*_KEY_CERT_SIGN), critical=True),
         )
         begin = _system_time() - _ONE_DAY
         self.certificate = _certificate(self.key, self.key, begin, extensions)
@@ -3137,7 +3137,7 @@ class _Authority:
         name = _general_name(_WRONG_HOST if kind == "wrong-host" else host)
         extensions = (
             _extension(_BASIC_CONSTRAINTS, _sequence(), critical=True),
-            _extension(_KEY_USAGE, _der(_BIT_STRING, _DIGITAL_SIGNATURE), critical=True),
+            _extension(_KEY_USAGE, _bit_string(*_DIGITAL_SIGNATURE), critical=True),
             _extension(_EXTENDED_KEY_USAGE, _sequence(_oid(_SERVER_AUTH))),
             _extension(_SUBJECT_ALT_NAME, _sequence(name)),
         )
@@ -3161,12 +3161,12 @@ class _Key:
     def info(self) -> bytes:
         """The public key, as a certificate has it (RFC 5480 2)."""
         algorithm = _sequence(_oid(_EC_PUBLIC_KEY), _oid(_PRIME256V1))
-        return _sequence(algorithm, _der(_BIT_STRING, b"\x00", self.point))
+        return _sequence(algorithm, _bit_string(self.point))
 
     def der(self) -> bytes:
         """The private key, as a file has it (SEC 1, C.4)."""
         secret = _der(_OCTET_STRING, self.secret.to_bytes(32, "big"))
-        public = _der(0xA1, _der(_BIT_STRING, b"\x00", self.point))
+        public = _der(0xA1, _bit_string(self.point))
         return _sequence(_integer(1), secret, _der(0xA0, _oid(_PRIME256V1)), public)
 
     def sign(self, message: bytes) -> bytes:
@@ -3233,8 +3233,7 @@ def _certificate(subject: _Key, issuer: _Key, begin: float, extensions: Sequence
         subject.info(),
         _der(0xA3, _sequence(*extensions)),
     )
-    signature = _der(_BIT_STRING, b"\x00", issuer.sign(content))
-    return _sequence(content, algorithm, signature)
+    return _sequence(content, algorithm, _bit_string(issuer.sign(content)))
 
 
 def _name(common_name: str) -> bytes:
@@ -3285,6 +3284,11 @@ def _der(tag: int, *contents: bytes) -> bytes:
 
 def _sequence(*contents: bytes) -> bytes:
     return _der(_SEQUENCE, *contents)
+
+
+def _bit_string(octets: bytes, unused: int = 0) -> bytes:
+    """Bits, but for some at the end of the last byte (X.690 8.6)."""
+    return _der(_BIT_STRING, bytes([unused]), octets)
 
 
 def _integer(number: int) -> bytes:

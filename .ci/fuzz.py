@@ -15,7 +15,6 @@ import pathlib
 import random
 import resource
 import socket
-import ssl
 import sys
 import threading
 import time
@@ -25,26 +24,18 @@ HERE = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(HERE))
 
 from feedtestserver import FeedTestServer  # noqa: E402
+from test_feedtestserver import hello_for  # noqa: E402
 
 CONNECTIONS, CLIENTS = 10_000, 8
 PATIENCE = 30.0  # seconds; only a broken server makes a client wait for it
 
 
-def hello() -> bytes:
-    """What a client says first in TLS."""
-    outgoing = ssl.MemoryBIO()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="example.com")
-    with contextlib.suppress(ssl.SSLWantReadError):
-        client.do_handshake()
-    return outgoing.read()
-
-
+HELLO = hello_for("example.com")
 TUNNEL = b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n"
 BEGINNINGS = [
-    hello(),
+    HELLO,
     TUNNEL,
-    TUNNEL + hello(),
+    TUNNEL + HELLO,
     TUNNEL + b"GET / HTTP/1.1\r\nHost: example.com\r\n\r\n",
     b"GET http://example.com/feed.xml HTTP/1.1\r\nHost: example.com\r\n\r\n",
     b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",

@@ -10,6 +10,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import errno
+import functools
 import http.client
 import os
 import pathlib
@@ -51,7 +52,7 @@ def fetch_by_requests(url: str, timeout: float) -> bytes:
 
 
 def fetch_by_httpx(url: str, timeout: float) -> bytes:
-    return httpx.get(url, timeout=timeout).content
+    return httpx.get(url, follow_redirects=True, timeout=timeout).content
 
 
 def fetch_by_aiohttp(url: str, timeout: float) -> bytes:
@@ -63,9 +64,12 @@ def fetch_by_aiohttp(url: str, timeout: float) -> bytes:
     return asyncio.run(fetch())
 
 
-def fetch_by_curl(url: str, timeout: float) -> bytes:
-    command = ["curl", "--silent", "--max-time", f"{timeout}", url]
+def fetch_by_command(*command: str) -> bytes:
     return subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE).stdout
+
+
+def fetch_by_curl(url: str, timeout: float) -> bytes:
+    return fetch_by_command("curl", "-sSL", "--max-time", f"{timeout}", url)
 
 
 CLIENTS = {
@@ -192,10 +196,6 @@ def get_by_requests_send(url: str) -> bytes:
         return session.send(request, timeout=PATIENCE).content
 
 
-def get_by_httpx(url: str) -> bytes:
-    return httpx.get(url, follow_redirects=True, timeout=PATIENCE).content
-
-
 def get_by_early_httpx(url: str) -> bytes:
     return EARLY.get(url, headers={"Connection": "close"}, timeout=PATIENCE).content
 
@@ -220,21 +220,13 @@ def get_by_feedparser(url: str) -> bytes:
     return f"<title>{feed.feed.title}</title>".encode()
 
 
-def get_by_command(*command: str) -> bytes:
-    return subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE).stdout
-
-
-def get_by_curl(url: str) -> bytes:
-    return get_by_command("curl", "-sSL", url)
-
-
 def get_by_wget(url: str) -> bytes:
-    return get_by_command("wget", "-nv", "-O-", url)
+    return fetch_by_command("wget", "-nv", "-O-", url)
 
 
 def get_by_child(url: str) -> bytes:
     code = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1]).read().decode())"
-    return get_by_command(sys.executable, "-c", code, url)
+    return fetch_by_command(sys.executable, "-c", code, url)
 
 
 def get_by_newsboat(url: str) -> bytes:
@@ -259,19 +251,15 @@ def get_by_newsboat(url: str) -> bytes:
 
 
 GETTERS = {
-    "urllib": lambda url: fetch_by_urllib(url, PATIENCE),
+    **{name: functools.partial(fetch, timeout=PATIENCE) for name, fetch in CLIENTS.items()},
     "http.client": get_by_http_client,
     "urllib3": get_by_urllib3,
-    "requests": lambda url: fetch_by_requests(url, PATIENCE),
     "requests send()": get_by_requests_send,
-    "httpx": get_by_httpx,
     "httpx, early": get_by_early_httpx,
     "httpx async": get_by_async_httpx,
     "httpx direct": get_by_direct_httpx,
-    "aiohttp": lambda url: fetch_by_aiohttp(url, PATIENCE),
     "feedparser": get_by_feedparser,
     "a child": get_by_child,
-    "curl": get_by_curl,
     "wget": get_by_wget,
     "newsboat": get_by_newsboat,
 }
