@@ -46,6 +46,8 @@ say, ``Response`` can say, in the same words, and a test can say when::
 
     self.server.respond("/feed.xml", "v1.xml", 503, Response(delay=2, fault="reset at 50%"))
 
+What the client did wrong, as the owner of a feed would see it, ``self.assertPolite()`` tells.
+
 HTTPS is spoken on the same port, ``self.get_url("feed.xml", "https")``, with certificates that are
 made when they are needed. Inside of ``with self.server.intercept():`` the server is the whole Web:
 what fetches ``https://example.com/feed.xml`` gets ``data/example.com/feed.xml``.
@@ -60,6 +62,7 @@ The life of a request, which is also the order of this file:
     Response, _plan          the answer as a value, decided before its first byte
     Request                  what came in, as it is kept on record
     _write                   the bytes on the wire
+    audit                    what the client did wrong, by the record
     _Tls                     the same bytes in TLS
     _Authority               the certificates that TLS needs
     _Interception            what makes every host lead to the server
@@ -120,9 +123,11 @@ __all__ = [
     "FeedTestRequestHandler",
     "FeedTestServer",
     "FeedTestServerMixin",
+    "Finding",
     "Request",
     "Response",
     "StoppableHttpServer",
+    "audit",
     "parse_directives",
     "stop_server",
 ]
@@ -466,6 +471,7 @@ class FeedTestServer(threading.Thread):
         on_record = request.method not in _FOR_THE_SERVER
         with self._changed:
             self._unanswered.pop(request, None)
+            request._answered_at = self._timer.now()
             request._values = {}  # they are most of its memory, and there may be many requests
             if on_record:
                 self._requests.append(request)
@@ -1029,7 +1035,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
             plan = self.plan(request, _refuse(refusal.status, str(refusal)))
         request.response = plan
         self.origin._record(request)
-        _write(plan, self)
+        self.write(request)
 
     def finish(self) -> None:
         """Let a client that may still be sending read the answer before the connection closes."""
@@ -1112,7 +1118,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         except _Refusal as refusal:
             refusal.request = refusal.request or request
             raise
-        request.time = self.origin._now()
+        request.time, request._read_at = self.origin._now(), self.now()
         self.origin._receive(request, self.connection)
         return request
 
@@ -1208,6 +1214,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
     def refused(self, refusal: _Refusal) -> Request:
         """What is on record of a request that could not be read."""
         request = refusal.request or Request()
+        request._refused = True
         request.connection, request.time = self.number, self.origin._now()
         request._locate(self.origin, self.scheme, self.tunnel)
         return request
@@ -1309,6 +1316,17 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         return plan
 
     # Send
+
+    def write(self, request: Request) -> None:
+        """Write the planned answer, and note where the client has not stayed for all of it."""
+        assert request.response is not None
+        stayed = False
+        try:
+            _write(request.response, self)
+            stayed = not self.client_left
+        finally:
+            if not stayed:
+                request._answered_at = math.inf
 
     def send(self, data: bytes | memoryview) -> None:
         """Send it all, in TLS where that is spoken."""
@@ -2307,7 +2325,12 @@ class Response:
     def _value(self, name: str) -> str | None:
         """The value of a field as a client would send it back."""
         values = self._all(name)
-        return values[0].encode("utf-8", "surrogateescape").decode("latin-1") if values else None
+        return _as_sent(values[0]) if values else None
+
+
+def _as_sent(text: str) -> str:
+    """The bytes of a field's value as a client may read them: in Latin-1."""
+    return text.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 def _header_texts(headers: HeaderFields) -> Iterator[str]:
@@ -2693,11 +2716,14 @@ class Request:
     """What a client sent; what could not be read of it is empty."""
 
     __slots__ = (
+        "_answered_at",
         "_base_url",
         "_lines",
         "_origin",
         "_path_as_sent",
         "_query_string",
+        "_read_at",
+        "_refused",
         "_step",
         "_values",
         "body",
@@ -2734,6 +2760,10 @@ class Request:
         self._base_url = ""
         self._origin = ""
         self._step = ""
+        self._refused = False
+        # By the server's timer, since its clock may stand still: which answer was before a request.
+        self._read_at = 0.0
+        self._answered_at = 0.0
         self._values = self._read_values()
         if not target.isascii():  # raw UTF-8, read as Latin-1
             target = target.encode("latin-1").decode("utf-8", "surrogateescape")
@@ -2777,11 +2807,8 @@ class Request:
     @property
     def headers(self) -> Headers:
         """The fields, case-insensitive, with repeats kept; Latin-1, as wsgiref has them."""
-        pairs: list[tuple[str, str]] = []
-        headers = Headers(pairs)
         lines = _FIELD_LINE.findall(self._lines)
-        pairs.extend((name, value.strip(" \t")) for name, value in lines)
-        return headers
+        return _headers((name, value.strip(" \t")) for name, value in lines)
 
     @property
     def url(self) -> str:
@@ -2835,6 +2862,14 @@ class Request:
         origin = self._origin or self._base_url
         host, port = _host_and_port(origin)
         return {"base_url": origin, "host": host, "port": str(port)}
+
+
+def _headers(pairs: Iterable[tuple[str, str]]) -> Headers:
+    """Fields with whatever values; some Pythons refuse what they would not send themselves."""
+    fields: list[tuple[str, str]] = []
+    headers = Headers(fields)
+    fields.extend(pairs)
+    return headers
 
 
 # The bytes on the wire
@@ -2945,6 +2980,482 @@ def _head(status: int, reason: str, headers: Iterable[tuple[str, str]]) -> bytes
     """The status line and the field lines; text goes out as UTF-8, other bytes as they were."""
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
     return f"HTTP/1.1 {status} {reason}\r\n{lines}\r\n".encode("utf-8", "surrogateescape")
+
+
+# The audit: what a client did wrong, as the feed's owner would see it
+
+
+class Finding(str):
+    """What a client did wrong, in a sentence: which request, what was sent, and what was due.
+
+    ``rule`` is the name of the rule that was broken, ``request`` the Request that broke it.
+    """
+
+    rule: str
+    request: Request
+
+    def __new__(cls, sentence: str, rule: str, request: Request) -> Finding:
+        finding = super().__new__(cls, sentence)
+        finding.rule, finding.request = rule, request
+        return finding
+
+    def __getnewargs__(self) -> tuple[str, str, Request]:  # type: ignore[override]
+        return str(self), self.rule, self.request
+
+
+def audit(requests: Iterable[Request]) -> list[Finding]:
+    """What the client that sent these requests did wrong, in their order.
+
+    The rules, which the README lists, are those by which the owners of feeds judge readers. Each
+    GET is judged by what the client could know of its URL: the answers that had come whole before
+    it asked. Time is that of ``request.time``. Requests that were refused are not audited.
+    """
+    client = _Client()
+    in_order = sorted(requests, key=lambda request: request._read_at)
+    answered = [request for request in in_order if request.response and not request._refused]
+    return [finding for request in answered for finding in client.ask(request)]
+
+
+# The audit: the rules
+
+#: The rules by their names; each tells what is wrong with a GET, or None.
+_POLITENESS: dict[str, Callable[[_Exchange], str | None]] = {}
+#: The validators that answers give, and the conditions that send them back (RFC 9110 13.1).
+_VALIDATORS = {"ETag": "If-None-Match", "Last-Modified": "If-Modified-Since"}
+_NO_VALIDATORS: dict[str, tuple[str, ...]] = dict.fromkeys(_VALIDATORS, ())
+_REDIRECTS = (301, 302, 303, 307, 308)
+#: How long these are fresh says nothing: they ask for another request at once.
+_ASK_FOR_MORE = (*_REDIRECTS, 206, 401, 407)
+#: Findings of each rule that a person is shown.
+_SHOWN = 5
+_PAGE = "text/html"
+#: Types that no feed is served as, and those and the wildcards that an Accept for feeds may name.
+_NO_FEED = f"(?:audio|font|image|video)/.*|text/(?:css|javascript)|{_PAGE}"
+_FEED = r".*(?:atom|json|rdf|rss|xml).*|(?:\*|application|text)/\*|\*"
+
+
+def _polite(rule: Callable[[_Exchange], str | None]) -> Callable[[_Exchange], str | None]:
+    _POLITENESS[rule.__name__.strip("_").replace("_", "-")] = rule
+    return rule
+
+
+@_polite
+def _no_validator(get: _Exchange) -> str | None:
+    known = get.known
+    if get.is_another_variant or not known.must_validate or "if-range" in get.sent:
+        return None
+    if any(condition.lower() in get.sent for condition in _VALIDATORS.values()):
+        return None
+    for etag in filter(_ENTITY_TAG.fullmatch, known.validators["ETag"]):
+        return _neither_sent("ETag", etag, "13.1.2")
+    for date in filter(email.utils.parsedate_tz, known.validators["Last-Modified"]):
+        return _neither_sent("Last-Modified", date, "13.1.3")
+    return None
+
+
+def _neither_sent(name: str, value: str, section: str) -> str:
+    return (
+        "neither If-None-Match nor If-Modified-Since was sent, but the last"
+        f" {name} given was {value:.200} (RFC 9110 {section})"
+    )
+
+
+@_polite
+def _wrong_etag(get: _Exchange) -> str | None:
+    # Commas part the members of the list, unless they are in an entity tag.
+    members = re.findall('(?:[^",]|"[^"]*"?)+', get.sent.get("if-none-match", ""))
+    return _wrong_validator(get, "ETag", [member.strip(" \t") for member in members], "13.1.2")
+
+
+@_polite
+def _wrong_date(get: _Exchange) -> str | None:
+    return _wrong_validator(get, "Last-Modified", [], "13.1.3")
+
+
+def _wrong_validator(get: _Exchange, name: str, members: list[str], section: str) -> str | None:
+    condition = _VALIDATORS[name]
+    sent = get.sent.get(condition.lower())
+    right = get.may_send(name)
+    if sent is None or get.status in _REDIRECTS or get.is_another_variant:
+        return None
+    if not {sent, *members}.isdisjoint(right):
+        return None
+    last = get.known.validators[name][:1] or right[-1:]
+    given = f"the last {name} given was {last[0]:.200}" if last else f"no {name} was given"
+    return f"{condition} was {sent:.200}, but {given} (RFC 9110 {section})"
+
+
+@_polite
+def _too_early(get: _Exchange) -> str | None:
+    last = get.known.last
+    if last is None or get.is_another_variant:
+        return None
+    for end, said in (_end_of_wait(last), _end_of_freshness(last)):
+        if last.time <= get.time < end:  # an earlier one has a clock that was set back
+            passed, left = math.floor(get.time - last.time), math.ceil(end - get.time)
+            return f"asked again after {passed} s, {left} s too early, as {said}"
+    return None
+
+
+@_polite
+def _moved(get: _Exchange) -> str | None:
+    redirect = get.known.moved
+    if redirect is None or redirect.was_in_vain or get.led_by:
+        return None
+    section = {301: "15.4.2", 308: "15.4.9"}[redirect.status]
+    where = f"{redirect.location:.200} (RFC 9110 {section})"
+    return f"asked at the old URL again, but a {redirect.status} had moved it to {where}"
+
+
+@_polite
+def _gone(get: _Exchange) -> str | None:
+    if get.known.gone is None:
+        return None
+    return "asked again, but a 410 had said that it is gone for good (RFC 9110 15.5.11)"
+
+
+@_polite
+def _no_user_agent(get: _Exchange) -> str | None:
+    if get.sent.get("user-agent"):
+        return None
+    return "no User-Agent was sent, which should name the program and its version (RFC 9110 10.1.5)"
+
+
+@_polite
+def _no_compression(get: _Exchange) -> str | None:
+    accepted = _accepted(get.sent.get("accept-encoding", ""))
+    if accepted.get("gzip", accepted.get("x-gzip", accepted.get("*"))):
+        return None
+    return f"{get.said('Accept-Encoding')}, which should accept gzip (RFC 9110 12.5.3)"
+
+
+@_polite
+def _no_feed_type(get: _Exchange) -> str | None:
+    accepted = _accepted(get.sent.get("accept", ""))
+    names_one = any(accepted[name] and re.fullmatch(_FEED, name) for name in accepted)
+    if names_one or get.is_another_variant or re.fullmatch(_NO_FEED, get.media_type):
+        return None
+    types = "application/atom+xml, application/rss+xml or another type of feeds"
+    return f"{get.said('Accept')}, which should name {types} (RFC 9110 12.5.1)"
+
+
+@_polite
+def _referer(get: _Exchange) -> str | None:
+    if "referer" not in get.sent:
+        return None
+    return f"{get.said('Referer')}, but nobody has followed a link (RFC 9110 10.1.3)"
+
+
+@_polite
+def _cookie(get: _Exchange) -> str | None:
+    sent = "; ".join(get.request.headers.get_all("Cookie"))
+    pairs = [pair for pair in _cookies(sent) if not pair.startswith("$")]  # RFC 2965
+    unknown = "; ".join(pair for pair in pairs if pair not in get.cookies)
+    if not unknown:
+        return None
+    return f"Cookie was {sent:.200}, but no answer had set {unknown:.200} (RFC 6265 5.4)"
+
+
+def _rules_named(names: Iterable[str]) -> list[str]:
+    """The names, which are to be those of rules; ValueError for what is no sequence of them."""
+    found = [] if isinstance(names, str) else list(names)
+    if isinstance(names, str) or not set(found) <= _POLITENESS.keys():
+        rules = ", ".join(map(repr, _POLITENESS))
+        raise ValueError(f"ignore: found {names!r:.80}; it takes a sequence of the rules {rules}")
+    return found
+
+
+def _judgement(client: str, findings: Sequence[Finding]) -> str:
+    """What a person reads of the findings: rule by rule, the first ones of each."""
+    lines = [f"{client} was not polite:" if findings else f"{client} was polite"]
+    for rule in _POLITENESS:
+        broken = [finding for finding in findings if finding.rule == rule]
+        lines += [f"  {finding} [{rule}]" for finding in broken[:_SHOWN]]
+        if len(broken) > _SHOWN:
+            lines.append(f"  and {len(broken) - _SHOWN} more [{rule}]")
+    return "\n".join(lines)
+
+
+# The audit: what the client knows
+
+
+class _Client:
+    """The client, as it goes from one request to the next and learns from the answers."""
+
+    def __init__(self) -> None:
+        self.urls: dict[str, _Known] = {}
+        self.cookies: set[str] = set()
+        self.redirects: dict[str, _Exchange] = {}  # by the URL that they lead to
+        self.on_their_way: list[_Exchange] = []
+
+    def ask(self, request: Request) -> list[Finding]:
+        """The findings about the next request, whose answer it knows later on."""
+        self.catch_up(request._read_at)
+        exchange = _Exchange(request, self)
+        findings = exchange.findings() if request.method == "GET" else []
+        self.hear(exchange)
+        return findings
+
+    def catch_up(self, now: float) -> None:
+        """Learn from the answers that have come whole by now, in the order in which they came."""
+        for exchange in sorted(self.on_their_way, key=lambda exchange: exchange.arrival):
+            if exchange.arrival <= now:
+                self.on_their_way.remove(exchange)
+                exchange.known.learn(exchange)
+
+    def hear(self, exchange: _Exchange) -> None:
+        """Note what the head of an answer tells at once, be the rest lost."""
+        for value in exchange.given.get_all("Set-Cookie"):
+            self.cookies.update(_cookies(value.partition(";")[0]))
+        if exchange.request.method not in ("GET", "HEAD"):
+            return
+        exchange.known.add(exchange.validators)
+        if exchange.location:
+            self.redirects[_comparable(exchange.location)] = exchange
+        if exchange.request.method == "GET" and exchange.arrival < math.inf:
+            self.on_their_way.append(exchange)
+
+
+class _Known:
+    """What the client knows of one URL."""
+
+    def __init__(self) -> None:
+        self.gets = 0
+        #: The last answer that came whole; a 301 or 308, and a 410, that still hold.
+        self.last: _Exchange | None = None
+        self.moved: _Exchange | None = None
+        self.gone: _Exchange | None = None
+        #: Of the copy: its type, its validators, and whether they are to be sent back.
+        self.media_type = ""
+        self.validators = _NO_VALIDATORS
+        self.must_validate = False
+        #: Others that were given since: by HEAD, with half a body, where a redirect has led.
+        self.others = _NO_VALIDATORS
+
+    def add(self, validators: dict[str, tuple[str, ...]]) -> None:
+        self.others = {name: self.others[name] + validators[name] for name in _VALIDATORS}
+
+    def learn(self, exchange: _Exchange) -> None:
+        """Learn from an answer that has come whole."""
+        self.last = exchange
+        if exchange.status < 400 or exchange.status == 410:
+            self.moved = self.gone = None
+        if exchange.status in (301, 308) and exchange.location:
+            self.moved = exchange
+        elif exchange.status == 410:
+            self.gone = exchange
+        # A page in the place of a feed replaces no copy, unless the client thinks so.
+        is_page = exchange.media_type == _PAGE and self.media_type not in ("", _PAGE)
+        if exchange.status == 304 or (exchange.status == 200 and not is_page):
+            self.copy(exchange)
+
+    def copy(self, exchange: _Exchange) -> None:
+        """Take the validators of a 200, or those that a 304 carries (RFC 9111 4.3.4)."""
+        given = exchange.validators
+        if exchange.status == 304:
+            given = {name: given[name] or self.validators[name] for name in given}
+        if exchange.status == 200 or any(exchange.validators.values()):
+            self.must_validate = "no-store" not in _members(exchange.value("Cache-Control"))
+        self.media_type, self.validators, self.others = exchange.media_type, given, _NO_VALIDATORS
+        for redirect in exchange.redirects():
+            redirect.known.others = given
+
+    def suppose(self, exchange: _Exchange) -> None:
+        """Take what a first 304 confirms for given, before the record began."""
+        sent = {name: exchange.sent.get(_VALIDATORS[name].lower()) for name in _VALIDATORS}
+        self.validators = {
+            name: exchange.validators[name] or ((value,) if value else ())
+            for name, value in sent.items()
+        }
+
+
+class _Exchange:
+    """A request and its answer, with what the client knew when it asked."""
+
+    def __init__(self, request: Request, client: _Client) -> None:
+        assert request.response is not None
+        self.request, self.plan = request, request.response
+        self.time, self.status = request.time, self.plan.status
+        self.sent = request._read_values()
+        self.given = _fields_of(self.plan)
+        self.validators = {name: self.spellings(name) for name in _VALIDATORS}
+        self.location = self.find_location()
+        self.arrival = self.find_arrival()
+        self.cookies = client.cookies
+        self.known = client.urls.setdefault(request.url, _Known())
+        self.media_type = self.find_media_type()
+        self.followed_by: _Exchange | None = None
+        self.led_by = client.redirects.pop(_comparable(request.url), None)
+        if self.led_by:
+            self.led_by.followed_by = self
+
+    def findings(self) -> list[Finding]:
+        """What is wrong with the request, which is a GET."""
+        self.known.gets += 1
+        if self.known.last is None and self.status == 304:
+            self.known.suppose(self)
+        which = f"GET {self.request._shown} ({_ordinal(self.known.gets)} request)"
+        wrongs = ((name, rule(self)) for name, rule in _POLITENESS.items())
+        return [Finding(f"{which}: {wrong}", name, self.request) for name, wrong in wrongs if wrong]
+
+    # What was asked
+
+    def said(self, name: str) -> str:
+        """A sentence's beginning: what was sent in a field, if anything."""
+        value = self.sent.get(name.lower())
+        return f"no {name} was sent" if value is None else f"{name} was {value:.200}"
+
+    def redirects(self) -> Iterator[_Exchange]:
+        """The redirects that have led here, the last one first."""
+        redirect = self.led_by
+        while redirect:
+            yield redirect
+            redirect = redirect.led_by
+
+    def may_send(self, name: str) -> tuple[str, ...]:
+        """The validators that were given here, or where a redirect has come from."""
+        known = [exchange.known for exchange in (*self.redirects(), self)]
+        return sum((each.validators[name] + each.others[name] for each in known), ())
+
+    @property
+    def is_another_variant(self) -> bool:
+        """Whether the last answer was to a request for another representation (RFC 9111 4.1)."""
+        last = self.known.last
+        names = _members(last.value("Vary")) if last else []
+        return any(last and last.sent.get(name) != self.sent.get(name) for name in names)
+
+    # What was answered
+
+    def value(self, name: str) -> str:
+        """The value of a field of the answer, that of repeated ones as a list; empty for none."""
+        return ", ".join(self.given.get_all(name))
+
+    def spellings(self, name: str) -> tuple[str, ...]:
+        """The values of a field; clients may read one that is given twice as a list."""
+        values = tuple(filter(None, self.given.get_all(name)))
+        return (*values, ", ".join(values)) if values else ()
+
+    def find_location(self) -> str:
+        """Where a redirect leads to; empty for other answers, and where it leads nowhere."""
+        location = self.given["Location"] if self.status in _REDIRECTS else None
+        if not location:
+            return ""
+        try:
+            as_text = location.encode("latin-1").decode("utf-8", "surrogateescape")
+            return urllib.parse.urljoin(self.request.url, as_text)
+        except ValueError:
+            return ""
+
+    def find_arrival(self) -> float:
+        """When the answer can have come whole, at the earliest; infinity where it never did."""
+        plan = self.plan
+        size = len(plan._sent)
+        fault, end = _fault_of(plan)
+        promised = (
+            0 if _has_no_content(self.request, plan) else _delta(self.value("Content-Length"))
+        )
+        broken_off = fault and (end is None or end < size or plan.chunked)
+        if broken_off or promised > size or plan.asis:
+            return math.inf
+        return self.request._answered_at + plan.delay + (size / plan.rate if plan.rate else 0)
+
+    def find_media_type(self) -> str:
+        """The type of what the URL is known to have, or may have by its name."""
+        said = self.value("Content-Type").partition(";")[0].strip(" \t").lower()
+        if said and 200 <= self.status < 300:
+            return said
+        return self.known.media_type or _media_type(self.request._path_as_sent)
+
+    @property
+    def was_in_vain(self) -> bool:
+        """Whether who has followed this redirect met an error; nobody is to remember it then."""
+        end = self
+        while end.followed_by:
+            end = end.followed_by
+        return end is not self and (end.status >= 400 or end.arrival == math.inf)
+
+
+def _end_of_wait(last: _Exchange) -> tuple[float, str]:
+    """Until when an answer says to wait, and by which words (RFC 9110 10.2.3)."""
+    value = last.given["Retry-After"] if last.status in (429, 503) else None
+    if value is None:
+        return -math.inf, ""
+    end = _seconds(value)
+    if re.fullmatch("[0-9]+", value):
+        end = math.floor(last.time) + _delta(value)
+    return -math.inf if end is None else end, f"Retry-After was {value} (RFC 9110 10.2.3)"
+
+
+def _end_of_freshness(last: _Exchange) -> tuple[float, str]:
+    """Until when an answer is fresh, and by which words (RFC 9111 4.2).
+
+    Clients that count from Date have whole seconds only, so it begins with one.
+    """
+    directives = _members(last.value("Cache-Control"))
+    no_use = any(directive.startswith(("no-cache", "no-store")) for directive in directives)
+    if no_use or last.status in _ASK_FOR_MORE or "*" in _members(last.value("Vary")):
+        return -math.inf, ""
+    now, age = math.floor(last.time), _delta(last.value("Age"))
+    date = _seconds(last.value("Date")) or now
+    lifetime: float
+    max_ages = [directive[8:] for directive in directives if directive.startswith("max-age=")]
+    expires = last.given["Expires"]
+    if max_ages:
+        lifetime = min(_delta(max_age.strip('"')) for max_age in max_ages)
+        said = f"Cache-Control was {last.value('Cache-Control'):.200}"
+    elif expires is not None:
+        lifetime = (_seconds(expires) or 0) - date
+        said = f"Expires was {expires}"
+    else:
+        return -math.inf, ""
+    said += f" and Age was {age}" if age else ""
+    return now + lifetime - max(age, now - date), f"{said} (RFC 9111 4.2)"
+
+
+def _delta(seconds: str) -> int:
+    """A number of seconds or bytes; 0 for what is none."""
+    return _number(seconds) if re.fullmatch("[0-9]+", seconds) else 0
+
+
+def _accepted(value: str) -> dict[str, bool]:
+    """The members of an Accept field, and whether they are accepted (RFC 9110 12.4.2)."""
+    members = (member.partition(";") for member in _members(value))
+    not_at_all = r"[ \t]*q[ \t]*=[ \t]*0(?:\.0*)?[ \t]*"
+    return {
+        name.strip(" \t"): not any(re.fullmatch(not_at_all, each) for each in parameters.split(";"))
+        for name, _, parameters in members
+    }
+
+
+def _cookies(value: str) -> list[str]:
+    """The pairs of a Cookie field, alike whether or not their values are quoted (RFC 6265 4.1)."""
+    pairs = ([part.strip() for part in pair.split("=", 1)] for pair in value.split(";"))
+    return ["=".join(part.strip('"') for part in pair) for pair in pairs if pair[0]]
+
+
+def _fields_of(plan: Response) -> Headers:
+    """The fields of an answer as clients see them, in Latin-1."""
+    if plan.asis:
+        head = re.split(b"\r?\n\r?\n", bytes(plan._content[:_MAX_LINE]), maxsplit=1)[0]
+        lines = (line.partition(":") for line in head.decode("latin-1").split("\n"))
+        return _headers((name.strip(), value.strip()) for name, _, value in lines)
+    return _headers((name, _as_sent(value)) for name, value in plan.headers)
+
+
+def _comparable(url: str) -> str:
+    """A URL in the one form that is compared (RFC 3986 6.2)."""
+    match = re.fullmatch("(?is)(https?)://([^/?#]*)/?([^#]*).*", url)
+    if match is None:
+        return url
+    scheme, authority, path = match.groups()
+    with contextlib.suppress(ValueError):
+        authority = _sent_authority(authority)
+    return f"{_origin(scheme, authority)}/{_unquote(path)}"
+
+
+def _ordinal(number: int) -> str:
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{'th' if number % 100 in (11, 12, 13) else ending}"
 
 
 # TLS, which any connection and any tunnel may begin with
@@ -3638,22 +4149,24 @@ class _Wanted:
     def missed(self, requests: Sequence[Request], expected: str) -> str:
         """What to say where it was not requested as often as expected."""
         found = _times(len(self.among(requests)))
-        return f"{self} was requested {found}, expected {expected}\n{self.transcript(requests)}"
+        transcript = _transcript(requests, self.headers, with_bodies=self.body is not None)
+        return f"{self} was requested {found}, expected {expected}\n{transcript}"
 
-    def transcript(self, requests: Sequence[Request]) -> str:
-        """What did arrive, with the fields and the body that were asked for."""
-        if not requests:
-            return "The server got no request."
-        lines = ["The server got:"]
-        for request in requests:
-            notes = [request._step] if request._step else []
-            notes += request.response._mechanics() if request.response else []
-            lines.append(f"  {request} ({'; '.join(notes)})" if notes else f"  {request}")
-            for name in self.headers:
-                lines += [f"      {name}: {value}" for value in request.headers.get_all(name)]
-            if self.body is not None:
-                lines.append(f"      {request.body!r:.200}")
-        return "\n".join(lines)
+
+def _transcript(
+    requests: Iterable[Request], fields: Iterable[str] = (), with_bodies: bool = False
+) -> str:
+    """What did arrive, with the fields and the bodies that were asked for."""
+    lines = []
+    for request in requests:
+        notes = [request._step] if request._step else []
+        notes += request.response._mechanics() if request.response else []
+        lines.append(f"  {request} ({'; '.join(notes)})" if notes else f"  {request}")
+        for name in fields:
+            lines += [f"      {name}: {value}" for value in request.headers.get_all(name)]
+        if with_bodies:
+            lines.append(f"      {request.body!r:.200}")
+    return "\n".join(["The server got:", *lines]) if lines else "The server got no request."
 
 
 def _times(number: int) -> str:
@@ -3761,6 +4274,18 @@ class FeedTestServerMixin(_TestCase):
         if wanted.among(requests):
             self.fail(self._formatMessage(msg, wanted.missed(requests, _times(0))))
 
+    def assertPolite(self, msg: Any = None, *, ignore: Sequence[str] = ()) -> None:
+        """Fail where ``audit()`` finds that the client has broken a rule that is not ignored.
+
+        Raises ValueError where one to ignore is no rule.
+        """
+        ignored = _rules_named(ignore)
+        requests = self.server.requests
+        findings = [finding for finding in audit(requests) if finding.rule not in ignored]
+        if findings:
+            message = f"{_judgement('the client', findings)}\n{_transcript(requests)}"
+            self.fail(self._formatMessage(msg, message))
+
 
 # The command line
 
@@ -3802,6 +4327,7 @@ _INDEX_PAGE = """\
 <html lang="en">
 <meta charset="utf-8">
 <meta name="color-scheme" content="light dark">
+<meta name="referrer" content="no-referrer">
 <meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>
@@ -3897,15 +4423,16 @@ def _options(arguments: Sequence[str] | None) -> Any:
 
 
 def _serve(directory: str, host: str, port: int) -> int:
-    """Serve until Ctrl-C, SIGTERM or QUIT."""
+    """Serve until Ctrl-C, SIGTERM or QUIT; then say what the clients did wrong."""
     import signal
 
     def terminate(number: int, frame: object) -> NoReturn:
         raise KeyboardInterrupt
 
+    server = _ShownServer(directory, host=host, port=port, bind_timeout=0)
     before = signal.signal(signal.SIGTERM, terminate)
     try:
-        with _ShownServer(directory, host=host, port=port, bind_timeout=0) as server:
+        with server:
             _say(f"{server.base_url}/")
             # Windows sees Ctrl-C only between two waits.
             while not server.wait_ended(1 if os.name == "nt" else None):
@@ -3914,7 +4441,19 @@ def _serve(directory: str, host: str, port: int) -> int:
         pass
     finally:
         signal.signal(signal.SIGTERM, before)
+    for judgement in _judgements(server.requests):
+        _say(judgement)
     return 0
+
+
+def _judgements(requests: Iterable[Request]) -> Iterator[str]:
+    """The findings about each client, which are told apart by what they call themselves."""
+    clients: dict[str, list[Request]] = {}
+    for request in requests:
+        if not request._refused:
+            clients.setdefault(request.headers["User-Agent"] or "", []).append(request)
+    for name, sent in clients.items():
+        yield _judgement(f"{name:.80}" or "a client without a name", audit(sent))
 
 
 def _check(directory: str) -> int:

@@ -4,6 +4,7 @@
 import ast
 import asyncio
 import contextlib
+import copy
 import email.utils
 import errno
 import functools
@@ -48,6 +49,7 @@ from feedtestserver import (
     Request,
     Response,
     StoppableHttpServer,
+    audit,
     parse_directives,
     stop_server,
 )
@@ -242,6 +244,21 @@ class ExampleTest(ServerTestCase):
     def test_readme_and_table_name_the_same_directives(self):
         said = re.findall(r"^``(\w+): ", (HERE / "README.rst").read_text("utf-8"), re.MULTILINE)
         self.assertEqual(said, [rule.name for rule in feedtestserver._RULES.values()])
+
+    def test_readme_and_table_name_the_same_rules_of_politeness(self):
+        [section] = re.findall(
+            r"(?s)\nTesting politeness\n.*?\nRecipes\n", (HERE / "README.rst").read_text("utf-8")
+        )
+        said = re.findall(r"^``([a-z-]+)`` +", section, re.MULTILINE)
+        self.assertEqual(said, list(feedtestserver._POLITENESS))
+
+    def test_readme_shows_what_assert_polite_says(self):
+        [files] = [files for files in readme_examples() if "test_politeness.py" in files]
+        test = files["test_politeness.py"].replace("@unittest.expectedFailure", "")
+        done = self.run_tests({**files, "test_politeness.py": test})
+        said = re.search(r"(?s)AssertionError: .*?\n\n", done.stderr).group()
+        readme = " ".join((HERE / "README.rst").read_text("utf-8").split())
+        self.assertIn(" ".join(said.split()), readme)
 
     def test_docstring_runs_as_it_stands(self):
         test, fixture = blocks(DOCSTRING)[:2]
@@ -5005,6 +5022,863 @@ class WaitTest(ServerTestCase):
         thread.join()
 
 
+# The audit
+
+#: What a polite client sends in any case; a transcript may say otherwise.
+POLITE = {"User-Agent": "reader/1", "Accept-Encoding": "gzip", "Accept": "application/rss+xml"}
+
+#: Titles, and what is asked and answered: "METHOD TARGET | FIELD -> STATUS | FIELD !! RULES", where
+#: +SECONDS is the time that passes before, "no FIELD" leaves one out, and the rules are those that
+#: the request breaks; it keeps all others.
+TRANSCRIPTS = {
+    # Validators that are to be sent back
+    "a conditional GET": """
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml | If-None-Match: "v1" -> 304 | ETag: "v1"
+        GET /feed.xml | If-None-Match: "v1" -> 304 | ETag: "v1"
+    """,
+    "an unconditional GET": """
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml -> 200 | ETag: "v1" !! no-validator
+        GET /feed.xml -> 200 | ETag: "v1" !! no-validator
+    """,
+    "an unconditional GET after a date": """
+        GET /feed.xml -> 200 | Last-Modified: YESTERDAY
+        GET /feed.xml -> 200 !! no-validator
+    """,
+    "one of two validators is enough": """
+        GET /feed.xml -> 200 | ETag: "v1" | Last-Modified: YESTERDAY
+        GET /feed.xml | If-Modified-Since: YESTERDAY -> 304
+        GET /feed.xml | If-None-Match: "v1" -> 304
+    """,
+    "both validators": """
+        GET /feed.xml -> 200 | ETag: "v1" | Last-Modified: YESTERDAY
+        GET /feed.xml | If-None-Match: "v1" | If-Modified-Since: YESTERDAY -> 304
+    """,
+    "no validator is given": """
+        GET /feed.xml -> 200
+        GET /feed.xml -> 200
+    """,
+    "an empty validator is none": """
+        GET /feed.xml -> 200 | ETag: | Last-Modified:
+        GET /feed.xml -> 200
+    """,
+    "what is malformed need not be sent back": """
+        GET /feed.xml -> 200 | ETag: v1 | Last-Modified: yesterday
+        GET /feed.xml -> 200 | ETag: v1 | Last-Modified: yesterday
+        GET /feed.xml | If-None-Match: v1 | If-Modified-Since: yesterday -> 304
+    """,
+    "a 200 without validators ends those before": """
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml | If-None-Match: "v1" -> 200
+        GET /feed.xml -> 200
+        GET /feed.xml | If-None-Match: "v1" -> 200 !! wrong-etag
+    """,
+    "a 304 without validators keeps those before": """
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml | If-None-Match: "v1" -> 304
+        GET /feed.xml | If-None-Match: "v1" -> 304
+        GET /feed.xml -> 200 !! no-validator
+    """,
+    "an error keeps the validators": """
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml | If-None-Match: "v1" -> 500
+        GET /feed.xml | If-None-Match: "v1" -> 304
+        GET /feed.xml | If-None-Match: "v1" -> 404 | ETag: "lost"
+        GET /feed.xml -> 200 !! no-validator
+    """,
+    "what must not be stored cannot be sent back": """
+        GET /feed.xml -> 200 | ETag: "v1" | Cache-Control: max-age=60, no-store
+        GET /feed.xml -> 200
+    """,
+    "a delta": """
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml | A-IM: feed | If-None-Match: "v1" -> 226 | ETag: "v2" | IM: feed
+        GET /feed.xml | A-IM: feed | If-None-Match: "v2" -> 226 | ETag: "v3" | IM: feed
+        GET /feed.xml | If-None-Match: "v0" -> 200 !! wrong-etag
+    """,
+    "the rest of a download": """
+        GET /1.mp3 -> 200 | ETag: "v1" | Content-Type: audio/mpeg
+        GET /1.mp3 | Range: bytes=3- | If-Range: "v1" -> 206 | ETag: "v1"
+        GET /1.mp3 | If-None-Match: "v1" -> 304
+    """,
+    "a part is no copy": """
+        GET /1.mp3 | Range: bytes=0-2 -> 206 | ETag: "v1"
+        GET /1.mp3 | Range: bytes=3-5 -> 206 | ETag: "v1"
+    """,
+    # The last ETag, byte for byte
+    "a changed ETag": """
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml | If-None-Match: "v1" -> 200 | ETag: "v2"
+        GET /feed.xml | If-None-Match: "v2" -> 304 | ETag: "v2"
+    """,
+    "a changed ETag that is not noticed": """
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml | If-None-Match: "v1" -> 200 | ETag: "v2"
+        GET /feed.xml | If-None-Match: "v1" -> 200 | ETag: "v2" !! wrong-etag
+    """,
+    "a 200 after a 304": """
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml | If-None-Match: "v1" -> 304 | ETag: "v1"
+        GET /feed.xml | If-None-Match: "v1" -> 200 | ETag: "v2"
+        GET /feed.xml | If-None-Match: "v2" -> 304 | ETag: "v2"
+        GET /feed.xml | If-None-Match: "v1" -> 200 | ETag: "v2" !! wrong-etag
+    """,
+    "an ETag that a 304 gives": """
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml | If-None-Match: "v1" -> 304 | ETag: W/"v1"
+        GET /feed.xml | If-None-Match: W/"v1" -> 304
+        GET /feed.xml | If-None-Match: "v1" -> 304 !! wrong-etag
+    """,
+    "a weak ETag": """
+        GET /feed.xml -> 200 | ETag: W/"v1"
+        GET /feed.xml | If-None-Match: W/"v1" -> 304
+    """,
+    "a weak ETag made strong": """
+        GET /feed.xml -> 200 | ETag: W/"v1"
+        GET /feed.xml | If-None-Match: "v1" -> 304 !! wrong-etag
+    """,
+    "a strong ETag made weak": """
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml | If-None-Match: W/"v1" -> 304 !! wrong-etag
+    """,
+    "an ETag that lost its quotes": """
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml | If-None-Match: v1 -> 200 !! wrong-etag
+    """,
+    "an ETag that was quoted once more": """
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml | If-None-Match: ""v1"" -> 200 !! wrong-etag
+        GET /feed.xml | If-None-Match: "\\"v1\\"" -> 200 !! wrong-etag
+    """,
+    "an ETag that never had quotes": """
+        GET /feed.xml -> 200 | ETag: v1
+        GET /feed.xml | If-None-Match: v1 -> 304
+        GET /feed.xml | If-None-Match: "v1" -> 200 !! wrong-etag
+    """,
+    "an ETag with a comma": """
+        GET /feed.xml -> 200 | ETag: W/"v1, second edition"
+        GET /feed.xml | If-None-Match: W/"v1, second edition" -> 304
+    """,
+    "a list of ETags": """
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml | If-None-Match: "v1" -> 200 | ETag: "v2, b"
+        GET /feed.xml | If-None-Match: "v1", "v2, b" -> 304
+        GET /feed.xml | If-None-Match: "v1","v0" -> 200 !! wrong-etag
+        GET /feed.xml | If-None-Match: "v1, "v2, b" -> 200 !! wrong-etag
+    """,
+    "any ETag will do": """
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml | If-None-Match: * -> 304 !! wrong-etag
+    """,
+    "a blank If-None-Match": """
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml | If-None-Match: -> 200 !! wrong-etag
+    """,
+    "a made up ETag": """
+        GET /feed.xml | If-None-Match: "made up" -> 200 !! wrong-etag
+        GET /feed.xml | If-None-Match: "made up" -> 200 !! wrong-etag
+    """,
+    "two ETags in one answer": """
+        GET /feed.xml -> 200 | ETag: "v1" | ETag: "v2"
+        GET /feed.xml | If-None-Match: "v1" -> 304
+        GET /feed.xml | If-None-Match: "v2" -> 304
+        GET /feed.xml | If-None-Match: "v1", "v2" -> 304
+        GET /feed.xml | If-None-Match: "v3" -> 200 !! wrong-etag
+    """,
+    "what a first 304 confirms was given before the record began": """
+        GET /feed.xml | If-None-Match: "v1" -> 304 | ETag: "v1"
+        GET /feed.xml | If-None-Match: "v1" -> 304 | ETag: "v1"
+        GET /old.xml | If-None-Match: "v1" -> 304
+        GET /old.xml | If-None-Match: "v1" -> 304
+        GET /new.xml | If-None-Match: "v1" -> 304 | ETag: W/"v1" !! wrong-etag
+    """,
+    "a first 304 for both validators": """
+        GET /feed.xml | If-None-Match: "v1" | If-Modified-Since: YESTERDAY -> 304 | ETag: "v1"
+        GET /feed.xml | If-None-Match: "v1" | If-Modified-Since: YESTERDAY -> 304 | ETag: "v1"
+    """,
+    # The last Last-Modified, byte for byte
+    "a changed date": """
+        GET /feed.xml -> 200 | Last-Modified: YESTERDAY
+        GET /feed.xml | If-Modified-Since: YESTERDAY
+            -> 200 | Last-Modified: Sat, 07 Mar 2009 09:00:00 GMT
+        GET /feed.xml | If-Modified-Since: Sat, 07 Mar 2009 09:00:00 GMT -> 304
+        GET /feed.xml | If-Modified-Since: YESTERDAY -> 200 !! wrong-date
+    """,
+    "the time of the last fetch": """
+        GET /feed.xml -> 200 | Last-Modified: YESTERDAY
+        GET /feed.xml | If-Modified-Since: Sat, 07 Mar 2009 10:00:00 GMT -> 304 !! wrong-date
+    """,
+    "the same date in another format": """
+        GET /feed.xml -> 200 | Last-Modified: YESTERDAY
+        GET /feed.xml | If-Modified-Since: Friday, 06-Mar-09 10:00:00 GMT -> 304 !! wrong-date
+        GET /feed.xml | If-Modified-Since: Fri, 6 Mar 2009 10:00:00 GMT -> 304 !! wrong-date
+    """,
+    "a date where none was given": """
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml | If-None-Match: "v1" | If-Modified-Since: Sat, 07 Mar 2009 10:00:00 GMT
+            -> 304 !! wrong-date
+    """,
+    "the beginning of time, at first": """
+        GET /feed.xml | If-Modified-Since: Thu, 01 Jan 1970 00:00:00 GMT -> 200 !! wrong-date
+    """,
+    "a right ETag with a wrong date": """
+        GET /feed.xml -> 200 | ETag: "v1" | Last-Modified: YESTERDAY
+        GET /feed.xml | If-None-Match: "v1" | If-Modified-Since: Thu, 05 Mar 2009 10:00:00 GMT
+            -> 304 !! wrong-date
+    """,
+    # What is not known by a GET that came whole
+    "HEAD before GET": """
+        HEAD /feed.xml | no User-Agent -> 200 | ETag: "v1" | Cache-Control: max-age=60
+        GET /feed.xml -> 200 | ETag: "v1"
+        HEAD /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml | If-None-Match: "v1" -> 304
+    """,
+    "HEAD tells of a change": """
+        GET /feed.xml -> 200 | ETag: "v1"
+        HEAD /feed.xml -> 200 | ETag: "v2"
+        GET /feed.xml | If-None-Match: "v1" -> 200 | ETag: "v2"
+        HEAD /feed.xml -> 200 | ETag: "v3"
+        GET /feed.xml | If-None-Match: "v3" -> 304
+        GET /feed.xml | If-None-Match: "v1" -> 200 !! wrong-etag
+    """,
+    "HEAD tells of the end": """
+        HEAD /feed.xml -> 410
+        GET /feed.xml -> 410
+        HEAD /old.xml -> 301 | Location: /feed.xml
+        GET /old.xml -> 200
+    """,
+    "only GET is judged": """
+        POST /hub | no User-Agent | no Accept | no Accept-Encoding -> 429 | Retry-After: 60
+        POST /hub | Referer: http://127.0.0.1/ | Cookie: a=1 -> 410
+        OPTIONS /hub -> 200 | ETag: "v1"
+        GET /hub -> 200
+    """,
+    "an answer that is broken off": """
+        GET /feed.xml -> 200 | ETag: "v1" | Cache-Control: max-age=60 | Fault: reset at 50%
+        GET /feed.xml -> 200 | ETag: "v1" | Fault: close
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml | If-None-Match: "v1" -> 200 | ETag: "v2" | Fault: close at headers
+        GET /feed.xml | If-None-Match: "v1" -> 410 | Fault: reset
+        GET /feed.xml | If-None-Match: "v2" -> 200 | ETag: "v2"
+        GET /feed.xml -> 200 !! no-validator
+    """,
+    "an answer that came whole before it broke off": """
+        GET /feed.xml -> 200 | ETag: "v1" | Fault: close at 100%
+        GET /feed.xml -> 200 !! no-validator
+    """,
+    "an answer that promises more": """
+        GET /feed.xml -> 200 | ETag: "v1" | Content-Length: 100
+        GET /feed.xml -> 200 | ETag: "v1"
+    """,
+    "an end of chunks that never came": """
+        GET /feed.xml -> 200 | ETag: "v1" | Chunked: 3 | Fault: close at 100%
+        GET /feed.xml -> 200 | ETag: "v1"
+    """,
+    "a page in the place of the feed": """
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml | If-None-Match: "v1" -> 200 | Content-Type: text/html; charset=utf-8
+        GET /feed.xml | If-None-Match: "v1" -> 200 | ETag: "page" | Content-Type: text/html
+        GET /feed.xml | If-None-Match: "page" -> 200 | ETag: "v1"
+    """,
+    "a page that a redirect leads to": """
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml | If-None-Match: "v1" -> 302 | Location: /login
+        GET /login | If-None-Match: "v1" -> 200 | Content-Type: text/html | Set-Cookie: a=1
+        GET /feed.xml | If-None-Match: "v1" -> 304
+    """,
+    "a page that always was one": """
+        GET / -> 200 | ETag: "p1" | Content-Type: text/html
+        GET / | If-None-Match: "p1" -> 200 | ETag: "p2" | Content-Type: text/html
+        GET / | If-None-Match: "p1" -> 200 !! wrong-etag
+    """,
+    "two URLs": """
+        GET /a.xml -> 200 | ETag: "a"
+        GET /b.xml -> 200 | ETag: "b"
+        GET /b.xml?page=2 -> 200 | ETag: "b2"
+        GET http://example.com/a.xml -> 200 | ETag: "c"
+        GET /a.xml | If-None-Match: "a" -> 304
+        GET /b.xml | If-None-Match: "b" -> 304
+        GET /b.xml?page=2 | If-None-Match: "b" -> 200 !! wrong-etag
+        GET http://example.com/a.xml | If-None-Match: "a" -> 200 !! wrong-etag
+        GET /b.xml -> 200 !! no-validator
+    """,
+    "two representations of one resource": """
+        GET / | Accept: text/html
+            -> 200 | ETag: "h" | Vary: Accept | Content-Type: text/html | Cache-Control: max-age=60
+        GET / | Accept: application/rss+xml
+            -> 200 | ETag: "f" | Vary: accept-encoding, ACCEPT | Cache-Control: max-age=60
+        GET / | Accept: text/html | If-None-Match: "h" -> 304 | ETag: "h" | Vary: Accept
+        GET / | Accept: application/rss+xml | If-None-Match: "f" -> 304 | ETag: "f" | Vary: Accept
+        GET / | Accept: application/rss+xml -> 200 | Vary: Accept !! no-validator
+    """,
+    # Redirects
+    "a 304 through a temporary redirect": """
+        GET /feed.xml -> 302 | Location: /today.xml
+        GET /today.xml -> 200 | ETag: "v1"
+        GET /feed.xml | If-None-Match: "v1" -> 302 | Location: /today.xml
+        GET /today.xml | If-None-Match: "v1" -> 304
+        GET /feed.xml -> 302 | Location: /today.xml
+        GET /today.xml -> 200 !! no-validator
+    """,
+    "a made up ETag through a redirect": """
+        GET /feed.xml -> 307 | Location: today.xml
+        GET /today.xml -> 200 | ETag: "v1"
+        GET /feed.xml | If-None-Match: v1 -> 307 | Location: today.xml
+        GET /today.xml | If-None-Match: v1 -> 200 !! wrong-etag
+    """,
+    "a redirect that leads elsewhere each day": """
+        GET /feed.xml -> 302 | Location: /monday.xml
+        GET /monday.xml -> 200 | ETag: "monday"
+        GET /feed.xml | If-None-Match: "monday" -> 302 | Location: /tuesday.xml#top
+        GET /tuesday.xml | If-None-Match: "monday" -> 200 | ETag: "tuesday"
+        GET /feed.xml | If-None-Match: "monday" -> 302 | Location: /tuesday.xml
+        GET /tuesday.xml | If-None-Match: "monday" -> 200 !! wrong-etag
+    """,
+    "a feed that moves takes its validators along": """
+        GET /old.xml -> 200 | ETag: "v1" | Last-Modified: YESTERDAY
+        GET /old.xml | If-None-Match: "v1" | If-Modified-Since: YESTERDAY
+            -> 301 | Location: http://example.com/b%C3%BCcher?x=1
+        GET http://example.com/b%C3%BCcher?x=1 | If-None-Match: "v1" | If-Modified-Since: YESTERDAY
+            -> 200 | ETag: "v2"
+        GET http://example.com/b%C3%BCcher?x=1 | If-None-Match: "v2" -> 304
+    """,
+    "a feed that comes back from a redirect": """
+        GET /feed.xml -> 302 | Location: /today.xml
+        GET /today.xml -> 200 | ETag: "v1"
+        GET /feed.xml | If-None-Match: "v1" -> 200 | ETag: "v2"
+        GET /feed.xml | If-None-Match: "v2" -> 304
+    """,
+    "a chain of redirects": """
+        GET /a.xml -> 302 | Location: /b.xml
+        GET /b.xml -> 303 | Location: /c.xml
+        GET /c.xml -> 200 | ETag: "v1"
+        GET /a.xml | If-None-Match: "v1" -> 302 | Location: /b.xml
+        GET /b.xml | If-None-Match: "v1" -> 303 | Location: /d.xml
+        GET /d.xml | If-None-Match: "v1" -> 200 | ETag: "v2"
+    """,
+    "a permanent redirect that is remembered": """
+        GET /old.xml -> 301 | Location: /new.xml
+        GET /new.xml -> 200 | ETag: "v1"
+        GET /new.xml | If-None-Match: "v1" -> 304
+    """,
+    "a permanent redirect that is forgotten": """
+        GET /old.xml -> 301 | Location: /new.xml
+        GET /new.xml -> 200
+        GET /old.xml -> 301 | Location: /new.xml !! moved
+        GET /new.xml -> 200
+        GET /old.xml -> 503 !! moved
+        GET /old.xml -> 200 !! moved
+        GET /old.xml -> 200
+    """,
+    "a permanent redirect that is not followed": """
+        GET /old.xml -> 308 | Location: https://example.com/old.xml
+        GET /old.xml -> 308 | Location: https://example.com/old.xml !! moved
+    """,
+    "a temporary redirect": """
+        GET /old.xml -> 307 | Location: /new.xml | Cache-Control: max-age=60
+        GET /new.xml -> 200
+        GET /old.xml -> 307 | Location: /new.xml
+        GET /new.xml -> 200
+    """,
+    "a permanent redirect to nowhere": """
+        GET /old.xml -> 301
+        GET /old.xml -> 301 | Location: http://[
+        GET /old.xml -> 301 | Location: /new.xml
+        GET /new.xml -> 404
+        GET /old.xml -> 301 | Location: /new.xml
+        GET /new.xml -> 200 | Fault: reset
+        GET /old.xml -> 200
+    """,
+    "a loop of permanent redirects": """
+        GET /a.xml -> 301 | Location: /b.xml
+        GET /b.xml -> 301 | Location: /a.xml
+        GET /a.xml -> 301 | Location: /b.xml
+        GET /b.xml -> 301 | Location: /a.xml
+        GET /loop.xml -> 301 | Location: /loop.xml
+        GET /loop.xml -> 301 | Location: /loop.xml
+    """,
+    "a redirect that sets a cookie": """
+        GET /feed.xml -> 302 | Location: /feed.xml | Set-Cookie: seen=1; Path=/
+        GET /feed.xml | Cookie: seen=1 -> 200 | ETag: "v1"
+        GET /feed.xml | Cookie: seen=1 | If-None-Match: "v1" -> 304
+    """,
+    # Too early
+    "Retry-After in seconds": """
+        GET /feed.xml -> 429 | Retry-After: 120
+        +119 GET /feed.xml -> 429 | Retry-After: 120 !! too-early
+        +120 GET /feed.xml -> 503 | Retry-After: 60
+        +59 GET /feed.xml -> 503 !! too-early
+        GET /feed.xml -> 200
+    """,
+    "Retry-After as a date": """
+        GET /feed.xml -> 503 | Retry-After: Sat, 07 Mar 2009 11:00:00 GMT
+        +3599 GET /feed.xml -> 503 | Retry-After: Saturday, 07-Mar-09 12:00:00 GMT !! too-early
+        +3601 GET /feed.xml -> 200
+    """,
+    "Retry-After that says nothing": """
+        GET /feed.xml -> 503 | Retry-After: soon
+        GET /feed.xml -> 503 | Retry-After: -1
+        GET /feed.xml -> 503 | Retry-After: 1.5
+        GET /feed.xml -> 503 | Retry-After: Sat, 07 Mar 2009 09:00:00 GMT
+        GET /feed.xml -> 500 | Retry-After: 60
+        GET /feed.xml -> 200 | Retry-After: 60
+        GET /feed.xml -> 200
+    """,
+    "Retry-After of another URL": """
+        GET /a.xml -> 429 | Retry-After: 120
+        GET /b.xml -> 200
+    """,
+    "max-age": """
+        GET /feed.xml -> 200 | Cache-Control: public, Max-Age=60
+        +59 GET /feed.xml -> 200 | Cache-Control: max-age="60" !! too-early
+        +60 GET /feed.xml -> 200 | Cache-Control: max-age=0
+        GET /feed.xml -> 200
+    """,
+    "max-age of a 304": """
+        GET /feed.xml -> 200 | ETag: "v1" | Cache-Control: max-age=60
+        +60 GET /feed.xml | If-None-Match: "v1" -> 304 | Cache-Control: max-age=60
+        +59 GET /feed.xml | If-None-Match: "v1" -> 304 !! too-early
+        GET /feed.xml | If-None-Match: "v1" -> 304
+    """,
+    "max-age less Age": """
+        GET /feed.xml -> 200 | Cache-Control: max-age=60 | Age: 50
+        +10 GET /feed.xml -> 200 | Cache-Control: max-age=60 | Age: 50
+        +9 GET /feed.xml -> 200 | Cache-Control: max-age=60 | Age: 70 !! too-early
+        GET /feed.xml -> 200 | Cache-Control: max-age=60 | Age: old
+        +59 GET /feed.xml -> 200 !! too-early
+    """,
+    "max-age less the age that Date tells": """
+        GET /feed.xml -> 200 | Cache-Control: max-age=60 | Date: Sat, 07 Mar 2009 09:59:10 GMT
+        +10 GET /feed.xml -> 200
+    """,
+    "max-age twice, or malformed": """
+        GET /feed.xml -> 200 | Cache-Control: max-age=60, max-age=10
+        +10 GET /feed.xml -> 200 | Cache-Control: max-age=soon
+        GET /feed.xml -> 200 | Cache-Control: max-age
+        GET /feed.xml -> 200 | Cache-Control: s-maxage=60
+        GET /feed.xml -> 200
+    """,
+    "Expires": """
+        GET /feed.xml -> 200 | Expires: Sat, 07 Mar 2009 10:01:00 GMT
+        +59 GET /feed.xml -> 200 | Expires: Sat, 07 Mar 2009 10:01:00 GMT !! too-early
+        +1 GET /feed.xml -> 200 | Expires: 0
+        GET /feed.xml -> 200 | Expires: Sat, 07 Mar 2009 10:00:00 GMT
+        GET /feed.xml -> 200
+    """,
+    "Expires where there is a max-age": """
+        GET /feed.xml -> 200 | Expires: Sat, 07 Mar 2009 11:00:00 GMT | Cache-Control: max-age=10
+        +10 GET /feed.xml
+            -> 200 | Expires: Sat, 07 Mar 2009 09:00:00 GMT | Cache-Control: max-age=10
+        +9 GET /feed.xml -> 200 !! too-early
+    """,
+    "no-cache": """
+        GET /feed.xml -> 200 | Cache-Control: no-cache, max-age=60
+        GET /feed.xml -> 200 | Cache-Control: max-age=60, no-cache="Set-Cookie, Age"
+        GET /feed.xml -> 200 | Cache-Control: no-store, max-age=60
+        GET /feed.xml -> 200 | Cache-Control: max-age=60 | Vary: *
+        GET /feed.xml -> 200
+    """,
+    "no-cache does without time, not without validators": """
+        GET /feed.xml -> 200 | ETag: "v1" | Cache-Control: no-cache, max-age=60
+        GET /feed.xml | If-None-Match: "v1" -> 304 | Cache-Control: no-cache, max-age=60
+        GET /feed.xml -> 200 !! no-validator
+    """,
+    "a reload by the client": """
+        GET /feed.xml -> 200 | Cache-Control: max-age=60
+        GET /feed.xml | Cache-Control: no-cache -> 200 !! too-early
+    """,
+    "a password that was asked for": """
+        GET /feed.xml -> 401 | WWW-Authenticate: Basic | Cache-Control: max-age=60
+        GET /feed.xml | Authorization: Basic dTpw -> 200
+    """,
+    "parts of a file that is fresh": """
+        GET /1.mp3 | Range: bytes=0-2 -> 206 | Cache-Control: max-age=60
+        GET /1.mp3 | Range: bytes=3-5 -> 206 | Cache-Control: max-age=60
+    """,
+    "an error that is fresh": """
+        GET /feed.xml -> 404 | Cache-Control: max-age=60
+        +59 GET /feed.xml -> 404 !! too-early
+    """,
+    "a clock that was set back": """
+        GET /feed.xml -> 200 | Cache-Control: max-age=60
+        +-3600 GET /feed.xml -> 200
+    """,
+    # Gone
+    "gone": """
+        GET /feed.xml -> 410
+        GET /feed.xml -> 410 !! gone
+        GET /feed.xml -> 503 !! gone
+        GET /feed.xml -> 200 !! gone
+        GET /feed.xml -> 404
+        GET /feed.xml -> 404
+        GET /other.xml -> 200
+    """,
+    "gone, and at a new address": """
+        GET /feed.xml -> 410
+        GET /feed.xml -> 301 | Location: /new.xml !! gone
+        GET /feed.xml -> 200 !! moved
+        GET /feed.xml -> 200
+    """,
+    # What each request says
+    "who asks": """
+        GET /feed.xml | no User-Agent -> 200 !! no-user-agent
+        GET /feed.xml | User-Agent: -> 200 !! no-user-agent
+        GET /feed.xml | User-Agent: - -> 200
+    """,
+    "compression": """
+        GET /feed.xml | no Accept-Encoding -> 200 !! no-compression
+        GET /feed.xml | Accept-Encoding: -> 200 !! no-compression
+        GET /feed.xml | Accept-Encoding: identity -> 200 !! no-compression
+        GET /feed.xml | Accept-Encoding: br, deflate -> 200 !! no-compression
+        GET /feed.xml | Accept-Encoding: gzip;q=0 -> 200 !! no-compression
+        GET /feed.xml | Accept-Encoding: *, gzip; Q=0.000 -> 200 !! no-compression
+        GET /feed.xml | Accept-Encoding: *;q=0 -> 200 !! no-compression
+        GET /feed.xml | Accept-Encoding: br, GZip;q=0.001 -> 200
+        GET /feed.xml | Accept-Encoding: x-gzip -> 200
+        GET /feed.xml | Accept-Encoding: * -> 200
+        GET /feed.xml | Accept-Encoding: deflate, gzip;q=1.0, *;q=0.5 -> 200
+        GET /feed.xml | Accept-Encoding: identity | Accept-Encoding: gzip -> 200
+    """,
+    "types": """
+        GET /feed.xml | no Accept -> 200 !! no-feed-type
+        GET /feed.xml | Accept: -> 200 !! no-feed-type
+        GET /feed.xml | Accept: text/html, image/png -> 200 !! no-feed-type
+        GET /feed.xml | Accept: image/* -> 200 !! no-feed-type
+        GET /feed.xml | Accept: text/html, application/rss+xml;q=0 -> 304 !! no-feed-type
+        GET /feed.xml | Accept: */* -> 200
+        GET /feed.xml | Accept: text/html, application/*;q=0.1 -> 200
+        GET /feed.xml | Accept: text/* -> 200
+        GET /feed.xml | Accept: text/xml -> 200
+        GET /feed.xml | Accept: application/xml;q=0.9;charset=utf-8 -> 200
+        GET /feed.xml | Accept: Application/RSS+XML -> 200
+        GET /feed.xml | Accept: text/html;level=1, application/rdf+xml -> 200
+        GET /feed.xml | Accept: application/feed+json -> 200
+    """,
+    "what is no feed": """
+        GET /favicon.ico | no Accept -> 404
+        GET /cover | Accept: image/* -> 200 | Content-Type: image/png
+        GET / | Accept: text/html -> 200 | Content-Type: text/html; charset=utf-8
+        GET / | Accept: text/html -> 304
+        GET /1.mp3 | no Accept -> 301 | Location: /2.mp3
+        GET /1.atom | no Accept -> 404 | Content-Type: text/plain !! no-feed-type
+    """,
+    "a Referer": """
+        GET /feed.xml | Referer: https://example.com/ -> 200 !! referer
+    """,
+    "cookies that were set": """
+        GET /login.xml
+            -> 302 | Location: /feed.xml | Set-Cookie: id=1; HttpOnly | Set-Cookie: b="2"
+        GET /feed.xml | Cookie: b="2"; id=1 -> 200 | Set-Cookie: id=3
+        GET /feed.xml | Cookie: id=3; b=2 -> 200
+        GET /feed.xml | Cookie: $Version=1; id=3; $Path="/" -> 200
+        GET /feed.xml | Cookie: -> 200
+    """,
+    "cookies that were not set": """
+        GET /feed.xml | Cookie: id=1 -> 200 | Set-Cookie: id=2 !! cookie
+        GET /feed.xml | Cookie: id=1 -> 200 !! cookie
+        GET /feed.xml | Cookie: id=2; lang=en -> 200 !! cookie
+        GET /feed.xml | Cookie: id=2 | Cookie: lang=en -> 200 !! cookie
+    """,
+    "a cookie that the answer to a form has set": """
+        POST /login -> 200 | Set-Cookie: id=1
+        GET /feed.xml | Cookie: id=1 -> 200
+    """,
+    "all at once": """
+        GET /feed.xml | no User-Agent | no Accept | no Accept-Encoding
+            -> 200 | ETag: "v1" | Cache-Control: max-age=9
+            !! no-user-agent no-compression no-feed-type
+        GET /feed.xml | Referer: a | Cookie: b=c | If-Modified-Since: now
+            -> 410 !! wrong-date too-early referer cookie
+        GET /feed.xml -> 410 !! no-validator gone
+    """,
+}
+
+
+#: Transcripts, and what is said of them.
+SENTENCES = [
+    (
+        """
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml | If-None-Match: "v1" -> 200 | ETag: W/"v2"
+        GET /feed.xml | If-None-Match: "v1" -> 200 | ETag: W/"v2"
+        GET /feed.xml -> 200 | Last-Modified: YESTERDAY
+        GET /feed.xml | no User-Agent | Referer: http://a/ -> 200
+        """,
+        """
+        GET /feed.xml (3rd request): If-None-Match was "v1", but the last ETag given was W/"v2"
+            (RFC 9110 13.1.2)
+        GET /feed.xml (4th request): neither If-None-Match nor If-Modified-Since was sent, but the
+            last ETag given was W/"v2" (RFC 9110 13.1.2)
+        GET /feed.xml (5th request): neither If-None-Match nor If-Modified-Since was sent, but the
+            last Last-Modified given was YESTERDAY (RFC 9110 13.1.3)
+        GET /feed.xml (5th request): no User-Agent was sent, which should name the program and its
+            version (RFC 9110 10.1.5)
+        GET /feed.xml (5th request): Referer was http://a/, but nobody has followed a link
+            (RFC 9110 10.1.3)
+        """,
+    ),
+    (
+        """
+        GET /a | If-None-Match: "v1" | If-Modified-Since: now -> 429 | Retry-After: 120
+        +10 GET /a | no Accept | Accept-Encoding: br
+            -> 200 | Cache-Control: max-age=60, public | Age: 10
+        +49 GET /a | Accept: text/html -> 301 | Location: b
+        GET /a | Cookie: a=1; b=2 -> 410
+        """,
+        """
+        GET /a (1st request): If-None-Match was "v1", but no ETag was given (RFC 9110 13.1.2)
+        GET /a (1st request): If-Modified-Since was now, but no Last-Modified was given
+            (RFC 9110 13.1.3)
+        GET /a (2nd request): asked again after 10 s, 110 s too early, as Retry-After was 120
+            (RFC 9110 10.2.3)
+        GET /a (2nd request): Accept-Encoding was br, which should accept gzip (RFC 9110 12.5.3)
+        GET /a (2nd request): no Accept was sent, which should name application/atom+xml,
+            application/rss+xml or another type of feeds (RFC 9110 12.5.1)
+        GET /a (3rd request): asked again after 49 s, 1 s too early, as Cache-Control was
+            max-age=60, public and Age was 10 (RFC 9111 4.2)
+        GET /a (3rd request): Accept was text/html, which should name application/atom+xml,
+            application/rss+xml or another type of feeds (RFC 9110 12.5.1)
+        GET /a (4th request): asked at the old URL again, but a 301 had moved it to BASE/b
+            (RFC 9110 15.4.2)
+        GET /a (4th request): Cookie was a=1; b=2, but no answer had set a=1; b=2 (RFC 6265 5.4)
+        """,
+    ),
+    (
+        """
+        GET http://example.com/?a -> 410
+        GET http://example.com/?a -> 503 | Expires: Sat, 07 Mar 2009 11:00:00 GMT
+        +10 GET http://example.com/?a -> 308 | Location: https://example.com/
+        GET http://example.com/?a -> 200
+        """,
+        """
+        GET http://example.com/?a (2nd request): asked again, but a 410 had said that it is gone for
+            good (RFC 9110 15.5.11)
+        GET http://example.com/?a (3rd request): asked again after 10 s, 3590 s too early, as
+            Expires was Sat, 07 Mar 2009 11:00:00 GMT (RFC 9111 4.2)
+        GET http://example.com/?a (3rd request): asked again, but a 410 had said that it is gone for
+            good (RFC 9110 15.5.11)
+        GET http://example.com/?a (4th request): asked at the old URL again, but a 308 had moved it
+            to https://example.com/ (RFC 9110 15.4.9)
+        """,
+    ),
+]
+
+
+def unfolded(text):
+    """Its lines, where those that are indented more continue the ones before."""
+    lines = re.sub("\n +", " ", textwrap.dedent(text.rstrip()).strip()).split("\n")
+    return [line.replace("YESTERDAY", "Fri, 06 Mar 2009 10:00:00 GMT") for line in lines]
+
+
+class Exchange:
+    """One line of a transcript."""
+
+    def __init__(self, line):
+        line, _, rules = line.partition(" !! ")
+        asked, _, answered = line.partition(" -> ")
+        self.rules = rules.split()
+        pause, self.method, self.target = re.match(r"(?:\+(\S+) )?(\S+) (\S+)", asked).groups()
+        self.pause = int(pause or 0)
+        sent = asked.split(" | ")[1:]
+        left_out = [name for name in POLITE if f"no {name}" in sent]
+        fields = [text.partition(":") for text in sent if not text.startswith("no ")]
+        self.sent = [(name, value.strip()) for name, _, value in fields]
+        left_out += [name for name, _ in self.sent]
+        self.sent += [field for field in POLITE.items() if field[0] not in left_out]
+        status, *given = answered.split(" | ")
+        self.status = int(status)
+        self.response = self.answer([text.partition(":")[::2] for text in given])
+
+    def answer(self, given):
+        mechanics = {"Fault": "fault", "Chunked": "chunked"}
+        options = {mechanics[name]: value.strip() for name, value in given if name in mechanics}
+        headers = [(name, value.strip()) for name, value in given if name not in mechanics]
+        body = b"" if 300 <= self.status < 400 else b"<rss/>"
+        # The transcript says what is answered, whatever was asked.
+        ignore = ["If-None-Match", "If-Modified-Since", "Range"]
+        return Response(body, self.status, headers=headers, ignore=ignore, **options)
+
+
+class AuditTest(ServerTestCase):
+    def play(self, transcript):
+        """Let the exchanges take place; returns them with the requests on record."""
+        exchanges = [Exchange(line) for line in unfolded(transcript)]
+        with FeedTestServer(HERE / "data") as server:
+            now = NOW
+            server.clock = lambda: now
+            for target, steps in itertools.groupby(
+                sorted(exchanges, key=lambda exchange: exchange.target),
+                key=lambda exchange: exchange.target,
+            ):
+                server.respond(target, *[exchange.response for exchange in steps])
+            for exchange in exchanges:
+                now += exchange.pause
+                self.send(server, exchange)
+            return list(zip(exchanges, server.requests))
+
+    def send(self, server, exchange):
+        fields = "".join(f"{name}: {value}\r\n" for name, value in exchange.sent)
+        lines = f"{exchange.method} {exchange.target} HTTP/1.1\r\nHost: a\r\n{fields}\r\n"
+        with connect(server) as connection:
+            connection.sendall(lines.encode("latin-1"))
+            connection.shutdown(socket.SHUT_WR)
+            read_to_the_end(connection)
+
+    def sentences(self, transcript):
+        requests = [request for _, request in self.play(transcript)]
+        return [finding.replace(requests[0]._base_url, "BASE") for finding in audit(requests)]
+
+    def test_transcripts(self):
+        self.assertGreaterEqual(len(TRANSCRIPTS), 60)
+        broken = set()
+        for title, transcript in TRANSCRIPTS.items():
+            played = self.play(transcript)
+            findings = audit(request for _, request in played)
+            for exchange, request in played:
+                rules = [finding.rule for finding in findings if finding.request is request]
+                broken.update(rules)
+                with self.subTest(title, request=request):
+                    self.assertEqual(request.response.status, exchange.status)
+                    self.assertEqual(rules, exchange.rules)
+        self.assertEqual(broken, set(feedtestserver._POLITENESS))
+
+    def test_sentences(self):
+        for transcript, sentences in SENTENCES:
+            with self.subTest(transcript):
+                self.assertEqual(self.sentences(transcript), unfolded(sentences))
+
+    def test_sentences_are_of_a_readable_length(self):
+        [finding] = self.sentences(f'GET /a | If-None-Match: "{"x" * 5000}" -> 200')
+        self.assertLess(len(finding), 300)
+
+    def test_ordinals(self):
+        ordinals = [feedtestserver._ordinal(n) for n in (1, 2, 3, 4, 11, 12, 13, 21, 22, 111, 123)]
+        self.assertEqual(" ".join(ordinals), "1st 2nd 3rd 4th 11th 12th 13th 21st 22nd 111th 123rd")
+
+    def test_a_finding_is_a_sentence_that_knows_its_request(self):
+        [(_, request)] = self.play("GET /a | no User-Agent -> 200")
+        [finding] = audit([request])
+        self.assertIsInstance(finding, str)
+        self.assertEqual((finding.rule, finding.request), ("no-user-agent", request))
+        copied = copy.copy(finding)
+        self.assertEqual((copied, copied.rule), (finding, "no-user-agent"))
+        self.assertIs(copied.request, request)
+        self.assertEqual(pickle.loads(pickle.dumps(finding)).request.target, "/a")
+
+    def test_nothing_to_audit(self):
+        self.assertEqual(audit([]), [])
+
+    def test_any_order_of_the_record_will_do(self):
+        requests = [request for _, request in self.play(TRANSCRIPTS["an unconditional GET"])]
+        findings = audit(requests)
+        self.assertEqual(audit(reversed(requests)), findings)
+        self.assertEqual([finding.request for finding in findings], requests[1:])
+
+    def test_refused_requests_are_not_audited(self):
+        server = self.serve({"feed.xml": comment('Header: ETag: "v1"')})
+        for line in ("GET /feed.xml HTTP/1.1\r\nBad Name: x", "GET /feed.xml HTTP/1.1", "GET"):
+            exchange(server, f"{line}\r\nCookie: a=1\r\n\r\n".encode())
+        self.assertEqual(len(server.requests), 3)
+        self.assertEqual(audit(server.requests), [])
+        self.get(server, "/feed.xml", headers={"Cookie": "a=1"})
+        self.assertIn("GET /feed.xml (1st request): Cookie was", audit(server.requests)[-1])
+
+    def test_what_an_asis_answer_gives_may_be_sent_back(self):
+        answer = b'HTTP/1.1 200 OK\netag: "v1"\r\nSet-Cookie: a=1; Path=/\nConnection: x\n\n<rss/>'
+        server = self.serve({"a.asis": answer + b'\nETag: "body"'})
+        for fields in (
+            {},
+            {"If-None-Match": '"v1"', "Cookie": "a=1"},
+            {"If-None-Match": '"body"'},
+        ):
+            self.get(server, "/a.asis", headers={**POLITE, **fields})
+        [finding] = audit(server.requests)
+        self.assertIn('If-None-Match was "body", but the last ETag given was "v1"', finding)
+
+    def test_urls_are_told_apart_by_their_scheme_and_redirects_lead_over_it(self):
+        server = self.serve()
+        to = [("Location", server.get_url("/b\u00fccher#top", "https"))]
+        server.respond(
+            "/feed.xml", Response(headers=[("ETag", '"v1"')]), Response(status=302, headers=to)
+        )
+        server.respond("/b\u00fccher", Response(headers=[("ETag", '"v2"')]))
+        fields = {**POLITE, "If-None-Match": '"v1"'}
+        self.get(server, "/feed.xml", headers=POLITE)
+        self.get(server, "/feed.xml", headers=fields)
+        context = server.ssl_context()
+        connection = http.client.HTTPSConnection("127.0.0.1", server.port, context=context)
+        with contextlib.closing(connection):
+            connection.request("GET", "/b%C3%BCcher", headers=fields)
+            connection.getresponse().read()
+        self.assertEqual(audit(server.requests), [])
+        self.get(server, "/b%C3%BCcher", headers=fields)
+        self.assertEqual([finding.rule for finding in audit(server.requests)], ["wrong-etag"])
+
+    def test_answers_that_come_later_bind_nobody_before(self):
+        server = self.serve()
+        asked, answered = threading.Event(), threading.Event()
+
+        def answer_late(request):
+            asked.set()
+            answered.wait(PATIENCE)
+            return Response(headers={"ETag": '"late"', "Cache-Control": "max-age=60"})
+
+        early = Response(headers={"ETag": '"early"'})
+        server.respond("/feed.xml", answer_late, Response(delay=60), early, 200)
+        get = functools.partial(self.get, server, "/feed.xml", headers=POLITE)
+        first = threading.Thread(target=get)
+        first.start()
+        asked.wait(PATIENCE)
+        with connect(server) as second:  # answered a minute later
+            second.sendall(b"GET /feed.xml HTTP/1.1\r\nHost: a\r\n\r\n")
+            server.wait_for_request("/feed.xml")
+            get()
+            answered.set()
+            first.join()
+            get()
+        rules = [finding.rule for finding in audit(server.requests) if "4th" in finding]
+        self.assertEqual(rules, ["no-validator", "too-early"])
+        self.assertEqual({f.rule for f in audit(server.requests) if "3rd" in f}, set())
+
+    def test_what_a_client_did_not_wait_for_binds_it_no_more(self):
+        large = Response(bytes(20_000_000), headers={"ETag": '"v1"'})
+        for response in (Response(delay=60, headers={"ETag": '"v1"'}), large):
+            with self.subTest(response.delay):
+                server = self.serve()
+                server._timer = NoTimePasses()
+                left = threading.Event()
+
+                def answer(request, left=left, response=response):
+                    left.wait(PATIENCE)
+                    return response
+
+                server.respond("/feed.xml", answer, response)
+                connection = connect(server)
+                connection.sendall(b"GET /feed.xml HTTP/1.1\r\nHost: a\r\nAccept: */*\r\n\r\n")
+                connection.close()
+                left.set()
+                server.wait_for_request("/feed.xml")
+                self.get(server, "/feed.xml", headers=POLITE)
+                self.get(server, "/feed.xml", headers=POLITE)
+                server.stop()
+                rules = [finding.rule for finding in audit(server.requests)[2:]]
+                self.assertEqual(rules, ["no-validator"])
+
+    def test_a_callable_may_audit(self):
+        server = self.serve()
+        found = []
+
+        def answer(request):
+            found.extend(audit([*server.requests, request]))
+            return 200
+
+        server.respond("/feed.xml", answer)
+        for _ in range(2):
+            self.get(server, "/feed.xml")
+        self.assertEqual({finding.request for finding in found}, {server.requests[0]})
+
+
 # The mixin
 
 
@@ -5068,6 +5942,39 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
             "The server got:\n  GET /x -> 404\n  POST /y -> 405",
         )
         self.assertIn("\n      b'abc'", self.failure(self.assertRequested, "/y", body="def"))
+
+    def test_assert_polite(self):
+        self.assertPolite()
+        self.server.respond("/x", Response(headers={"ETag": '"v1"'}))
+        self.get(self.server, "/x", headers=POLITE)
+        self.assertPolite()
+        self.get(self.server, "/x", headers={**POLITE, "Referer": "a"})
+        self.assertEqual(
+            self.failure(self.assertPolite, "as we are"),
+            "the client was not polite:\n"
+            "  GET /x (2nd request): neither If-None-Match nor If-Modified-Since was sent, but the"
+            ' last ETag given was "v1" (RFC 9110 13.1.2) [no-validator]\n'
+            "  GET /x (2nd request): Referer was a, but nobody has followed a link"
+            " (RFC 9110 10.1.3) [referer]\n"
+            "The server got:\n"
+            "  GET /x -> 200 (step 1 of 1)\n"
+            "  GET /x -> 200 (step 1 of 1) : as we are",
+        )
+        self.assertPolite(ignore=("no-validator", "referer", "cookie"))
+        self.assertNotIn("[referer]", self.failure(self.assertPolite, ignore={"referer"}))
+
+    def test_assert_polite_shows_the_first_of_many(self):
+        for _ in range(8):
+            self.get(self.server, "/x", headers={**POLITE, "Referer": "a"})
+        failure = self.failure(self.assertPolite)
+        self.assertEqual(failure.count("[referer]\n  GET"), 4)
+        self.assertIn("(5th request): Referer was a, but", failure)
+        self.assertIn("\n  and 3 more [referer]\nThe server got:\n", failure)
+
+    def test_assert_polite_knows_what_to_ignore(self):
+        for ignore in ("referer", ["referer", "validator"], [""]):
+            with self.assertRaisesRegex(ValueError, r"ignore: found .*; it takes .*'no-validator'"):
+                self.assertPolite(ignore=ignore)
 
     def test_errors_of_the_server_fail_the_test(self):
         class Test(FeedTestServerMixin, unittest.TestCase):
@@ -5361,9 +6268,24 @@ class CommandLineTest(ServerTestCase):
                 stop(process, url)
                 out, err = process.communicate(timeout=PATIENCE)
                 self.assertEqual(process.returncode, 0)
-                self.assertEqual(out, "GET /feed.xml -> 200\nGET /wrong.xml -> 500\n")
+                log, findings = out.split("Python-urllib", 1)
+                self.assertEqual(log, "GET /feed.xml -> 200\nGET /wrong.xml -> 500\n")
+                self.assertRegex(findings, r"^/3\.\d+ was not polite:\n  GET /feed.xml \(1st re")
+                self.assertEqual(findings.count("[no-compression]\n"), 2)
                 self.assertEqual(err.count("\n"), 1)
                 self.assertIn("Status: found 'x'", err)
+
+    def test_judges_each_client_by_its_name(self):
+        server = self.serve({"feed.xml": comment('Header: ETag: "v1"')})
+        for name in ("reader/1", "reader/2", "reader/1", "x" * 99):
+            self.get(server, "/feed.xml", headers={**POLITE, "User-Agent": name})
+        exchange(
+            server, b"GET /feed.xml HTTP/1.1\r\nHost: a\r\nAccept: */*\r\n\r\n", b"nonsense\r\n\r\n"
+        )
+        first, *others, nameless = feedtestserver._judgements(server.requests)
+        self.assertRegex(first, r"^reader/1 was not polite:\n.*\(2nd request\): neither .*\]$")
+        self.assertEqual(others, ["reader/2 was polite", f"{'x' * 80} was polite"])
+        self.assertRegex(nameless, r"^a client without a name was not polite:\n(.*\]\n?){2}$")
 
     def test_serves_whoever_reads_what_it_prints(self):
         directory = self.make_directory({"feed.xml": b"<rss/>", "wrong.xml": b"<!-- Status: x -->"})
