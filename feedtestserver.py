@@ -3046,7 +3046,7 @@ def _no_validator(get: _Exchange) -> str | None:
         return None
     if any(condition.lower() in get.sent for condition in _VALIDATORS.values()):
         return None
-    for etag in filter(_ENTITY_TAG.fullmatch, known.validators["ETag"]):
+    for etag in filter(re.compile('(?:W/)?"[^"]*"').fullmatch, known.validators["ETag"]):
         return _neither_sent("ETag", etag, "13.1.2")
     for date in filter(email.utils.parsedate_tz, known.validators["Last-Modified"]):
         return _neither_sent("Last-Modified", date, "13.1.3")

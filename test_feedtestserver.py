@@ -5159,6 +5159,7 @@ TRANSCRIPTS = {
     "an ETag with a comma": """
         GET /feed.xml -> 200 | ETag: W/"v1, second edition"
         GET /feed.xml | If-None-Match: W/"v1, second edition" -> 304
+        GET /feed.xml -> 200 !! no-validator
     """,
     "a list of ETags": """
         GET /feed.xml -> 200 | ETag: "v1"
