@@ -5720,10 +5720,10 @@ class AuditTest(ServerTestCase):
 
     def send(self, server, exchange):
         fields = "".join(f"{name}: {value}\r\n" for name, value in exchange.sent)
-        lines = f"{exchange.method} {exchange.target} HTTP/1.1\r\nHost: a\r\n{fields}\r\n"
+        line = f"{exchange.method} {exchange.target} HTTP/1.1"
+        lines = f"{line}\r\nHost: a\r\nConnection: close\r\n{fields}\r\n"
         with connect(server) as connection:
             connection.sendall(lines.encode("latin-1"))
-            connection.shutdown(socket.SHUT_WR)
             read_to_the_end(connection)
 
     def sentences(self, transcript):
