@@ -578,7 +578,7 @@ class FeedTestServer(threading.Thread):
 
     def _address(self, path: str) -> _Address:
         """What a path, or a whole URL, of respond() and the assertions stands for."""
-        whole = re.fullmatch("(?is)(https?)://([^/?#]*)(.*)", path)
+        whole = re.fullmatch(_URL, path)
         origin = ""
         if whole:
             origin, path = _origin(whole.group(1), _sent_authority(whole.group(2))), whole.group(3)
@@ -601,7 +601,7 @@ class FeedTestServer(threading.Thread):
         host, port = _host_and_port(origin)
         if self.host in _ANY_ADDRESS and port == self.port and _packed(host):
             return True
-        return host in (self.host, "127.0.0.1", "::1", "localhost", "")
+        return host in (self.host, *_LOOPBACK, "")
 
 
 class Fixture:
@@ -1006,6 +1006,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         self.number = next(self.origin._connection_numbers)
         self.close_connection = False
         self.lingering = False
+        self.heard_at = 0.0
         self.buffer = bytearray()
 
     def handle(self) -> None:
@@ -1118,7 +1119,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         except _Refusal as refusal:
             refusal.request = refusal.request or request
             raise
-        request.time, request._read_at = self.origin._now(), self.now()
+        request.time, request._came_at = self.origin._now(), self.heard_at
         self.origin._receive(request, self.connection)
         return request
 
@@ -1131,6 +1132,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
 
     def take_in(self, data: bytes) -> None:
         """Add to the buffer what the client says in these bytes; none are its end."""
+        self.heard_at = self.now()
         if self.tls is None:
             self.buffer += data
             self.client_left = not data
@@ -1468,6 +1470,8 @@ _FIELD_LINE = re.compile(rf"({_TOKEN.pattern}):([^\x00-\x08\x0a-\x1f\x7f]*)")
 _REQUEST_LINE = re.compile(rf"({_TOKEN.pattern}) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9]\.[0-9])")
 _HEAD = re.compile(rf"{_REQUEST_LINE.pattern}\r\n((?:{_FIELD_LINE.pattern}\r\n)*)\r\n")
 _PORT = "[0-9]{0,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_URL = "(?is)(https?)://([^/?#]*)(.*)"
 _HOST = re.compile(rf"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]*)(?::(?:{_PORT}))?")
 _ABSOLUTE_FORM = re.compile(rf"(https?)://(?![:/?]|\Z)({_HOST.pattern})(/.*)?", re.IGNORECASE)
 _AUTHORITY_FORM = rf"(?=[^:].*:0*[1-9][0-9]*\Z){_HOST.pattern}"
@@ -2688,13 +2692,15 @@ def _takes_its_time(response: Response) -> bool:
 
 
 def _verbatim(response: Response) -> Response:
-    """An answer that is all in its body; the record has the status of its status line, if any."""
-    beginning = bytes(response._content[:80])
-    status_line = re.match(rb"HTTP/[^ \r\n]* +([1-9][0-9][0-9])(?![0-9])", beginning)
+    """An answer that is all in its body; the record has what can be made of its head."""
+    head = re.split(b"\r?\n\r?\n", bytes(response._content[:_MAX_LINE]), maxsplit=1)[0]
+    first, *lines = head.decode("utf-8", "surrogateescape").split("\n")
+    status = re.match(r"HTTP/[^ \r]* +([1-9][0-9][0-9])(?![0-9])", first)
+    fields = (line.partition(":") for line in lines)
     return response._but(
-        status=int(status_line.group(1)) if status_line else response.status,
+        status=int(status.group(1)) if status else response.status,
         reason=None,
-        headers=(),
+        headers=tuple((name.strip(), value.strip()) for name, colon, value in fields if colon),
         compress=None,
         chunked=None,
         _head=b"",
@@ -2718,11 +2724,11 @@ class Request:
     __slots__ = (
         "_answered_at",
         "_base_url",
+        "_came_at",
         "_lines",
         "_origin",
         "_path_as_sent",
         "_query_string",
-        "_read_at",
         "_refused",
         "_step",
         "_values",
@@ -2761,8 +2767,9 @@ class Request:
         self._origin = ""
         self._step = ""
         self._refused = False
-        # By the server's timer, since its clock may stand still: which answer was before a request.
-        self._read_at = 0.0
+        # By the server's timer, as its clock may stand still: when the last of it came, and when
+        # its answer began; infinity: the client did not stay for all of that.
+        self._came_at = 0.0
         self._answered_at = 0.0
         self._values = self._read_values()
         if not target.isascii():  # raw UTF-8, read as Latin-1
@@ -2994,14 +3001,6 @@ class Finding(str):
     rule: str
     request: Request
 
-    def __new__(cls, sentence: str, rule: str, request: Request) -> Finding:
-        finding = super().__new__(cls, sentence)
-        finding.rule, finding.request = rule, request
-        return finding
-
-    def __getnewargs__(self) -> tuple[str, str, Request]:  # type: ignore[override]
-        return str(self), self.rule, self.request
-
 
 def audit(requests: Iterable[Request]) -> list[Finding]:
     """What the client that sent these requests did wrong, in their order.
@@ -3011,7 +3010,7 @@ def audit(requests: Iterable[Request]) -> list[Finding]:
     it asked. Time is that of ``request.time``. Requests that were refused are not audited.
     """
     client = _Client()
-    in_order = sorted(requests, key=lambda request: request._read_at)
+    in_order = sorted(requests, key=lambda request: request._came_at)
     answered = [request for request in in_order if request.response and not request._refused]
     return [finding for request in answered for finding in client.ask(request)]
 
@@ -3020,149 +3019,152 @@ def audit(requests: Iterable[Request]) -> list[Finding]:
 
 #: The rules by their names; each tells what is wrong with a GET, or None.
 _POLITENESS: dict[str, Callable[[_Exchange], str | None]] = {}
-#: The validators that answers give, and the conditions that send them back (RFC 9110 13.1).
-_VALIDATORS = {"ETag": "If-None-Match", "Last-Modified": "If-Modified-Since"}
+#: Findings of each rule that a person is shown.
+_SHOWN = 5
+#: The validators that answers give, the conditions that send them back, and who says so.
+_VALIDATORS = {
+    "ETag": ("If-None-Match", "RFC 9110 13.1.2"),
+    "Last-Modified": ("If-Modified-Since", "RFC 9110 13.1.3"),
+}
 _NO_VALIDATORS: dict[str, tuple[str, ...]] = dict.fromkeys(_VALIDATORS, ())
 _REDIRECTS = (301, 302, 303, 307, 308)
 #: How long these are fresh says nothing: they ask for another request at once.
-_ASK_FOR_MORE = (*_REDIRECTS, 206, 401, 407)
-#: Findings of each rule that a person is shown.
-_SHOWN = 5
+_ASK_FOR_MORE = (*_REDIRECTS, 206, 401, 406, 407, 412, 416)
 _PAGE = "text/html"
+_MEDIA = "(?:audio|font|image|video)/.*"
 #: Types that no feed is served as, and those and the wildcards that an Accept for feeds may name.
-_NO_FEED = f"(?:audio|font|image|video)/.*|text/(?:css|javascript)|{_PAGE}"
-_FEED = r".*(?:atom|json|rdf|rss|xml).*|(?:\*|application|text)/\*|\*"
+_NO_FEED = f"{_MEDIA}|text/(?:css|javascript|plain)|{_PAGE}"
+_FEED = r".*(?:atom|json|opml|rdf|rss|xml).*|(?:\*|application|text)/\*|\*"
 
 
-def _polite(rule: Callable[[_Exchange], str | None]) -> Callable[[_Exchange], str | None]:
+def _politeness(rule: Callable[[_Exchange], str | None]) -> Callable[[_Exchange], str | None]:
+    """Enter a rule into the table, by the name of its function."""
     _POLITENESS[rule.__name__.strip("_").replace("_", "-")] = rule
     return rule
 
 
-@_polite
+@_politeness
 def _no_validator(get: _Exchange) -> str | None:
-    known = get.known
-    if get.is_another_variant or not known.must_validate or "if-range" in get.sent:
+    sends_one = not {"if-none-match", "if-modified-since", "if-range"}.isdisjoint(get.sent)
+    if sends_one or get.is_another_variant or not get.known.must_validate:
         return None
-    if any(condition.lower() in get.sent for condition in _VALIDATORS.values()):
-        return None
-    for etag in filter(re.compile('(?:W/)?"[^"]*"').fullmatch, known.validators["ETag"]):
-        return _neither_sent("ETag", etag, "13.1.2")
-    for date in filter(email.utils.parsedate_tz, known.validators["Last-Modified"]):
-        return _neither_sent("Last-Modified", date, "13.1.3")
+    is_quoted = re.compile('(?:W/)?"[^"]*"').fullmatch  # blanks occur, though they may not
+    for name, is_sound in (("ETag", is_quoted), ("Last-Modified", email.utils.parsedate_tz)):
+        for value in filter(is_sound, get.known.validators[name]):
+            last = f"the last {name} given was {_legible(value)} ({_VALIDATORS[name][1]})"
+            return f"neither If-None-Match nor If-Modified-Since was sent, but {last}"
     return None
 
 
-def _neither_sent(name: str, value: str, section: str) -> str:
-    return (
-        "neither If-None-Match nor If-Modified-Since was sent, but the last"
-        f" {name} given was {value:.200} (RFC 9110 {section})"
-    )
-
-
-@_polite
+@_politeness
 def _wrong_etag(get: _Exchange) -> str | None:
-    # Commas part the members of the list, unless they are in an entity tag.
-    members = re.findall('(?:[^",]|"[^"]*"?)+', get.sent.get("if-none-match", ""))
-    return _wrong_validator(get, "ETag", [member.strip(" \t") for member in members], "13.1.2")
+    return _wrong_validator(get, "ETag")
 
 
-@_polite
+@_politeness
 def _wrong_date(get: _Exchange) -> str | None:
-    return _wrong_validator(get, "Last-Modified", [], "13.1.3")
+    return _wrong_validator(get, "Last-Modified")
 
 
-def _wrong_validator(get: _Exchange, name: str, members: list[str], section: str) -> str | None:
-    condition = _VALIDATORS[name]
-    sent = get.sent.get(condition.lower())
-    right = get.may_send(name)
-    if sent is None or get.status in _REDIRECTS or get.is_another_variant:
+def _wrong_validator(get: _Exchange, name: str) -> str | None:
+    sent, known = get.sends_back(name), get.known
+    # An error at first does not tell what the client had before the record began.
+    is_unknown = known.copied is None and get.status >= 400
+    if not sent or is_unknown or get.status in _REDIRECTS or get.is_another_variant:
         return None
-    if not {sent, *members}.isdisjoint(right):
+    right = known.may_send(name)
+    if not set(sent).isdisjoint(right):
         return None
-    last = get.known.validators[name][:1] or right[-1:]
-    given = f"the last {name} given was {last[0]:.200}" if last else f"no {name} was given"
-    return f"{condition} was {sent:.200}, but {given} (RFC 9110 {section})"
+    given = f"no {name} was given" + (" with the last 200" if known.copied else "")
+    if right:
+        given = f"the last {name} given was {_legible((known.validators[name] or right)[-1])}"
+    condition, source = _VALIDATORS[name]
+    return f"{get.said(condition)}, but {given} ({source})"
 
 
-@_polite
+@_politeness
 def _too_early(get: _Exchange) -> str | None:
-    last = get.known.last
+    last = get.known.waiting
     if last is None or get.is_another_variant:
         return None
-    for end, said in (_end_of_wait(last), _end_of_freshness(last)):
+    for end, said in last.waits():
         if last.time <= get.time < end:  # an earlier one has a clock that was set back
             passed, left = math.floor(get.time - last.time), math.ceil(end - get.time)
             return f"asked again after {passed} s, {left} s too early, as {said}"
     return None
 
 
-@_polite
+@_politeness
 def _moved(get: _Exchange) -> str | None:
     redirect = get.known.moved
-    if redirect is None or redirect.was_in_vain or get.led_by:
+    if redirect is None or redirect.leads_nowhere or get.known.sources:
         return None
     section = {301: "15.4.2", 308: "15.4.9"}[redirect.status]
-    where = f"{redirect.location:.200} (RFC 9110 {section})"
-    return f"asked at the old URL again, but a {redirect.status} had moved it to {where}"
+    where = f"{_quote(redirect.location):.200} (RFC 9110 {section})"
+    return f"asked for the old URL again, but a {redirect.status} had moved it to {where}"
 
 
-@_polite
+@_politeness
 def _gone(get: _Exchange) -> str | None:
     if get.known.gone is None:
         return None
     return "asked again, but a 410 had said that it is gone for good (RFC 9110 15.5.11)"
 
 
-@_polite
+@_politeness
 def _no_user_agent(get: _Exchange) -> str | None:
     if get.sent.get("user-agent"):
         return None
-    return "no User-Agent was sent, which should name the program and its version (RFC 9110 10.1.5)"
+    right = "it should name the program and its version"
+    return f"{get.said('User-Agent')}; {right} (RFC 9110 10.1.5)"
 
 
-@_polite
+@_politeness
 def _no_compression(get: _Exchange) -> str | None:
     accepted = _accepted(get.sent.get("accept-encoding", ""))
-    if accepted.get("gzip", accepted.get("x-gzip", accepted.get("*"))):
+    is_no_text = re.fullmatch(_MEDIA, get.media_type) or "range" in get.sent
+    if is_no_text or accepted.get("gzip", accepted.get("x-gzip", accepted.get("*"))):
         return None
-    return f"{get.said('Accept-Encoding')}, which should accept gzip (RFC 9110 12.5.3)"
+    return f"{get.said('Accept-Encoding')}; it should list gzip (RFC 9110 12.5.3)"
 
 
-@_polite
+@_politeness
 def _no_feed_type(get: _Exchange) -> str | None:
     accepted = _accepted(get.sent.get("accept", ""))
-    names_one = any(accepted[name] and re.fullmatch(_FEED, name) for name in accepted)
+    names_one = any(is_so and re.fullmatch(_FEED, name) for name, is_so in accepted.items())
     if names_one or get.is_another_variant or re.fullmatch(_NO_FEED, get.media_type):
         return None
-    types = "application/atom+xml, application/rss+xml or another type of feeds"
-    return f"{get.said('Accept')}, which should name {types} (RFC 9110 12.5.1)"
+    right = "it should name application/atom+xml, application/rss+xml or another feed type"
+    return f"{get.said('Accept')}; {right} (RFC 9110 12.5.1)"
 
 
-@_polite
+@_politeness
 def _referer(get: _Exchange) -> str | None:
     if "referer" not in get.sent:
         return None
     return f"{get.said('Referer')}, but nobody has followed a link (RFC 9110 10.1.3)"
 
 
-@_polite
+@_politeness
 def _cookie(get: _Exchange) -> str | None:
     sent = "; ".join(get.request.headers.get_all("Cookie"))
     pairs = [pair for pair in _cookies(sent) if not pair.startswith("$")]  # RFC 2965
     unknown = "; ".join(pair for pair in pairs if pair not in get.cookies)
     if not unknown:
         return None
-    return f"Cookie was {sent:.200}, but no answer had set {unknown:.200} (RFC 6265 5.4)"
+    not_set = f"no answer had set {_legible(unknown)}"
+    return f"Cookie was {_legible(sent)}, but {not_set} (RFC 6265 5.4)"
 
 
-def _rules_named(names: Iterable[str]) -> list[str]:
-    """The names, which are to be those of rules; ValueError for what is no sequence of them."""
-    found = [] if isinstance(names, str) else list(names)
-    if isinstance(names, str) or not set(found) <= _POLITENESS.keys():
-        rules = ", ".join(map(repr, _POLITENESS))
-        raise ValueError(f"ignore: found {names!r:.80}; it takes a sequence of the rules {rules}")
-    return found
+def _rules_to_ignore(names: Iterable[str]) -> set[str]:
+    """The names as a set; raises ValueError for what is no sequence of the names of rules."""
+    is_sequence = hasattr(names, "__iter__") and not isinstance(names, str)
+    ignored = list(names) if is_sequence else []
+    rules = list(_POLITENESS)
+    if not is_sequence or any(name not in rules for name in ignored):
+        takes = f"it takes a sequence of the rules {', '.join(map(repr, rules))}"
+        raise ValueError(f"ignore: found {names!r:.80}; {takes}")
+    return set(ignored)
 
 
 def _judgement(client: str, findings: Sequence[Finding]) -> str:
@@ -3185,16 +3187,18 @@ class _Client:
     def __init__(self) -> None:
         self.urls: dict[str, _Known] = {}
         self.cookies: set[str] = set()
-        self.redirects: dict[str, _Exchange] = {}  # by the URL that they lead to
         self.on_their_way: list[_Exchange] = []
 
     def ask(self, request: Request) -> list[Finding]:
         """The findings about the next request, whose answer it knows later on."""
-        self.catch_up(request._read_at)
-        exchange = _Exchange(request, self)
+        self.catch_up(request._came_at)
+        exchange = _Exchange(request, self.known(request.url), self.cookies)
         findings = exchange.findings() if request.method == "GET" else []
         self.hear(exchange)
         return findings
+
+    def known(self, url: str) -> _Known:
+        return self.urls.setdefault(_comparable(url), _Known())
 
     def catch_up(self, now: float) -> None:
         """Learn from the answers that have come whole by now, in the order in which they came."""
@@ -3209,11 +3213,14 @@ class _Client:
             self.cookies.update(_cookies(value.partition(";")[0]))
         if exchange.request.method not in ("GET", "HEAD"):
             return
-        exchange.known.add(exchange.validators)
+        exchange.known.others = _joined(exchange.known.others, exchange.validators)
         if exchange.location:
-            self.redirects[_comparable(exchange.location)] = exchange
-        if exchange.request.method == "GET" and exchange.arrival < math.inf:
-            self.on_their_way.append(exchange)
+            exchange.leads_to = self.known(exchange.location)
+            exchange.leads_to.come_from(exchange.known)
+        if exchange.request.method == "GET":
+            exchange.known.failed = exchange.status >= 400 or exchange.arrival == math.inf
+            if exchange.arrival < math.inf:
+                self.on_their_way.append(exchange)
 
 
 class _Known:
@@ -3221,108 +3228,133 @@ class _Known:
 
     def __init__(self) -> None:
         self.gets = 0
-        #: The last answer that came whole; a 301 or 308, and a 410, that still hold.
+        self.failed = False
+        #: The last answer that came whole, and the last with a word on when to ask again.
         self.last: _Exchange | None = None
+        self.waiting: _Exchange | None = None
+        #: A 301 or 308, and a 410, that still hold.
         self.moved: _Exchange | None = None
         self.gone: _Exchange | None = None
-        #: Of the copy: its type, its validators, and whether they are to be sent back.
+        #: Of its copy: the answer that it is of, its type and its validators.
+        self.copied: _Exchange | None = None
         self.media_type = ""
         self.validators = _NO_VALIDATORS
+        #: Whether these are to be sent back.
         self.must_validate = False
-        #: Others that were given since: by HEAD, with half a body, where a redirect has led.
+        #: What else may be: given since without a copy, as by HEAD or with half a body, or brought
+        #: along by a redirect; and given where the redirects of this URL led.
         self.others = _NO_VALIDATORS
+        self.elsewhere = _NO_VALIDATORS
+        #: The URLs whose redirects lead here just now.
+        self.sources: set[_Known] = set()
 
-    def add(self, validators: dict[str, tuple[str, ...]]) -> None:
-        self.others = {name: self.others[name] + validators[name] for name in _VALIDATORS}
+    def may_send(self, name: str) -> tuple[str, ...]:
+        return self.elsewhere[name] + self.others[name] + self.validators[name]
+
+    def come_from(self, source: _Known) -> None:
+        """Expect what a redirect sends here, with the validators that it was sent or will be."""
+        sources = {source, *source.sources}
+        source.sources = set()
+        self.sources |= sources
+        brought = {name: source.may_send(name) for name in _VALIDATORS}
+        self.others = _joined(self.others, brought)
 
     def learn(self, exchange: _Exchange) -> None:
         """Learn from an answer that has come whole."""
         self.last = exchange
+        if exchange.status < 400 or exchange.waits():
+            self.waiting = exchange
         if exchange.status < 400 or exchange.status == 410:
             self.moved = self.gone = None
         if exchange.status in (301, 308) and exchange.location:
             self.moved = exchange
         elif exchange.status == 410:
             self.gone = exchange
-        # A page in the place of a feed replaces no copy, unless the client thinks so.
-        is_page = exchange.media_type == _PAGE and self.media_type not in ("", _PAGE)
-        if exchange.status == 304 or (exchange.status == 200 and not is_page):
+        elif exchange.status in (200, 304):
             self.copy(exchange)
 
     def copy(self, exchange: _Exchange) -> None:
         """Take the validators of a 200, or those that a 304 carries (RFC 9111 4.3.4)."""
+        is_page = exchange.media_type == _PAGE and self.media_type not in ("", _PAGE)
         given = exchange.validators
-        if exchange.status == 304:
-            given = {name: given[name] or self.validators[name] for name in given}
-        if exchange.status == 200 or any(exchange.validators.values()):
-            self.must_validate = "no-store" not in _members(exchange.value("Cache-Control"))
-        self.media_type, self.validators, self.others = exchange.media_type, given, _NO_VALIDATORS
-        for redirect in exchange.redirects():
-            redirect.known.others = given
+        replaced = [name for name in given if exchange.status == 200 or given[name]]
+        if is_page:  # in the place of a feed, of which the client may keep its copy
+            self.others = _joined(self.others, self.validators)
+        else:
+            self.others = {**self.others, **dict.fromkeys(replaced, ())}
+            self.media_type = exchange.media_type
+        if replaced:
+            storable = "no-store" not in _members(exchange.value("Cache-Control"))
+            self.must_validate = storable and not is_page
+        self.copied = exchange
+        self.validators = {**self.validators, **{name: given[name] for name in replaced}}
+        for source in self.sources:
+            source.elsewhere = self.validators
+        self.sources = set()
 
     def suppose(self, exchange: _Exchange) -> None:
-        """Take what a first 304 confirms for given, before the record began."""
-        sent = {name: exchange.sent.get(_VALIDATORS[name].lower()) for name in _VALIDATORS}
+        """Take what the first 304 confirms as given before the record began."""
         self.validators = {
-            name: exchange.validators[name] or ((value,) if value else ())
-            for name, value in sent.items()
+            name: given or tuple(sent for sent in exchange.sends_back(name) if sent != "*")
+            for name, given in exchange.validators.items()
         }
 
 
 class _Exchange:
     """A request and its answer, with what the client knew when it asked."""
 
-    def __init__(self, request: Request, client: _Client) -> None:
+    def __init__(self, request: Request, known: _Known, cookies: set[str]) -> None:
         assert request.response is not None
         self.request, self.plan = request, request.response
         self.time, self.status = request.time, self.plan.status
+        self.known, self.cookies = known, cookies
+        self.leads_to: _Known | None = None
         self.sent = request._read_values()
-        self.given = _fields_of(self.plan)
+        self.given = _headers((name, _as_sent(value)) for name, value in self.plan.headers)
         self.validators = {name: self.spellings(name) for name in _VALIDATORS}
         self.location = self.find_location()
         self.arrival = self.find_arrival()
-        self.cookies = client.cookies
-        self.known = client.urls.setdefault(request.url, _Known())
         self.media_type = self.find_media_type()
-        self.followed_by: _Exchange | None = None
-        self.led_by = client.redirects.pop(_comparable(request.url), None)
-        if self.led_by:
-            self.led_by.followed_by = self
 
     def findings(self) -> list[Finding]:
         """What is wrong with the request, which is a GET."""
         self.known.gets += 1
-        if self.known.last is None and self.status == 304:
+        if self.known.copied is None and self.status == 304:
             self.known.suppose(self)
         which = f"GET {self.request._shown} ({_ordinal(self.known.gets)} request)"
-        wrongs = ((name, rule(self)) for name, rule in _POLITENESS.items())
-        return [Finding(f"{which}: {wrong}", name, self.request) for name, wrong in wrongs if wrong]
+        findings = []
+        for name, rule in _POLITENESS.items():
+            if wrong := rule(self):
+                finding = Finding(f"{which}: {wrong}")
+                finding.rule, finding.request = name, self.request
+                findings.append(finding)
+        return findings
 
     # What was asked
 
     def said(self, name: str) -> str:
         """A sentence's beginning: what was sent in a field, if anything."""
         value = self.sent.get(name.lower())
-        return f"no {name} was sent" if value is None else f"{name} was {value:.200}"
+        return f"no {name} was sent" if value is None else f"{name} was {_legible(value)}"
 
-    def redirects(self) -> Iterator[_Exchange]:
-        """The redirects that have led here, the last one first."""
-        redirect = self.led_by
-        while redirect:
-            yield redirect
-            redirect = redirect.led_by
-
-    def may_send(self, name: str) -> tuple[str, ...]:
-        """The validators that were given here, or where a redirect has come from."""
-        known = [exchange.known for exchange in (*self.redirects(), self)]
-        return sum((each.validators[name] + each.others[name] for each in known), ())
+    def sends_back(self, name: str) -> list[str]:
+        """What it sends back of a validator: the value of the condition, and its list's members."""
+        value = self.sent.get(_VALIDATORS[name][0].lower())
+        if value is None:
+            return []
+        # Commas part the members, unless they are in an entity tag.
+        members = re.findall('(?:[^",]|"[^"]*")+', value) if name == "ETag" else []
+        return [value, *(member.strip(" \t") for member in members)]
 
     @property
     def is_another_variant(self) -> bool:
-        """Whether the last answer was to a request for another representation (RFC 9111 4.1)."""
-        last = self.known.last
-        names = _members(last.value("Vary")) if last else []
-        return any(last and last.sent.get(name) != self.sent.get(name) for name in names)
+        """Whether an answer before was to a request for another representation (RFC 9111 4.1)."""
+        before = [each for each in (self.known.copied, self.known.last) if each]
+        return any(
+            each.sent.get(name) != self.sent.get(name)
+            for each in before
+            for name in _members(each.value("Vary"))
+        )
 
     # What was answered
 
@@ -3333,7 +3365,7 @@ class _Exchange:
     def spellings(self, name: str) -> tuple[str, ...]:
         """The values of a field; clients may read one that is given twice as a list."""
         values = tuple(filter(None, self.given.get_all(name)))
-        return (*values, ", ".join(values)) if values else ()
+        return (*values, ", ".join(values)) if len(values) > 1 else values
 
     def find_location(self) -> str:
         """Where a redirect leads to; empty for other answers, and where it leads nowhere."""
@@ -3347,13 +3379,14 @@ class _Exchange:
             return ""
 
     def find_arrival(self) -> float:
-        """When the answer can have come whole, at the earliest; infinity where it never did."""
-        plan = self.plan
-        size = len(plan._sent)
+        """When the answer can have come whole, at the earliest; infinity where it never did.
+
+        Nor does one that is sent as it is, as nobody knows what clients make of it.
+        """
+        plan, size = self.plan, len(self.plan._sent)
         fault, end = _fault_of(plan)
-        promised = (
-            0 if _has_no_content(self.request, plan) else _delta(self.value("Content-Length"))
-        )
+        has_body = self.request.method != "HEAD" and not _has_no_content(self.request, plan)
+        promised = _delta(self.value("Content-Length")) if has_body and not plan.chunked else 0
         broken_off = fault and (end is None or end < size or plan.chunked)
         if broken_off or promised > size or plan.asis:
             return math.inf
@@ -3366,48 +3399,58 @@ class _Exchange:
             return said
         return self.known.media_type or _media_type(self.request._path_as_sent)
 
+    def waits(self) -> list[tuple[float, str]]:
+        """Until when the answer asks to wait, and by which words."""
+        return [wait for wait in (_end_of_wait(self), _end_of_freshness(self)) if wait]
+
     @property
-    def was_in_vain(self) -> bool:
-        """Whether who has followed this redirect met an error; nobody is to remember it then."""
-        end = self
-        while end.followed_by:
-            end = end.followed_by
-        return end is not self and (end.status >= 400 or end.arrival == math.inf)
+    def leads_nowhere(self) -> bool:
+        """Whether who follows this redirect meets an error, or goes round in circles."""
+        passed: list[_Known] = []
+        known = self.leads_to
+        while known and known not in passed:
+            if known.failed:
+                return True
+            passed.append(known)
+            known = known.last.leads_to if known.last else None
+        return known is not None
 
 
-def _end_of_wait(last: _Exchange) -> tuple[float, str]:
-    """Until when an answer says to wait, and by which words (RFC 9110 10.2.3)."""
-    value = last.given["Retry-After"] if last.status in (429, 503) else None
+def _end_of_wait(answer: _Exchange) -> tuple[float, str] | None:
+    """Until when an answer asks to wait, and by which words (RFC 9110 10.2.3)."""
+    value = answer.given["Retry-After"] if answer.status in (429, 503) else None
     if value is None:
-        return -math.inf, ""
+        return None
     end = _seconds(value)
     if re.fullmatch("[0-9]+", value):
-        end = math.floor(last.time) + _delta(value)
-    return -math.inf if end is None else end, f"Retry-After was {value} (RFC 9110 10.2.3)"
+        end = math.floor(answer.time) + _delta(value)
+    said = f"Retry-After was {_legible(value)} (RFC 9110 10.2.3)"
+    return None if end is None else (end, said)
 
 
-def _end_of_freshness(last: _Exchange) -> tuple[float, str]:
+def _end_of_freshness(answer: _Exchange) -> tuple[float, str] | None:
     """Until when an answer is fresh, and by which words (RFC 9111 4.2).
 
     Clients that count from Date have whole seconds only, so it begins with one.
     """
-    directives = _members(last.value("Cache-Control"))
+    directives = _members(answer.value("Cache-Control"))
     no_use = any(directive.startswith(("no-cache", "no-store")) for directive in directives)
-    if no_use or last.status in _ASK_FOR_MORE or "*" in _members(last.value("Vary")):
-        return -math.inf, ""
-    now, age = math.floor(last.time), _delta(last.value("Age"))
-    date = _seconds(last.value("Date")) or now
+    if no_use or answer.status in _ASK_FOR_MORE or "*" in _members(answer.value("Vary")):
+        return None
+    now, said_date = math.floor(answer.time), _seconds(answer.value("Date"))
+    date = now if said_date is None else said_date
     lifetime: float
-    max_ages = [directive[8:] for directive in directives if directive.startswith("max-age=")]
-    expires = last.given["Expires"]
+    max_ages = [each[len("max-age=") :] for each in directives if each.startswith("max-age=")]
+    expires = answer.given["Expires"]
     if max_ages:
         lifetime = min(_delta(max_age.strip('"')) for max_age in max_ages)
-        said = f"Cache-Control was {last.value('Cache-Control'):.200}"
+        said = f"Cache-Control was {_legible(answer.value('Cache-Control'))}"
     elif expires is not None:
         lifetime = (_seconds(expires) or 0) - date
-        said = f"Expires was {expires}"
+        said = f"Expires was {_legible(expires)}"
     else:
-        return -math.inf, ""
+        return None
+    age = max([_delta(member) for member in _members(answer.value("Age"))[:1]], default=0)
     said += f" and Age was {age}" if age else ""
     return now + lifetime - max(age, now - date), f"{said} (RFC 9111 4.2)"
 
@@ -3429,28 +3472,34 @@ def _accepted(value: str) -> dict[str, bool]:
 
 def _cookies(value: str) -> list[str]:
     """The pairs of a Cookie field, alike whether or not their values are quoted (RFC 6265 4.1)."""
-    pairs = ([part.strip() for part in pair.split("=", 1)] for pair in value.split(";"))
-    return ["=".join(part.strip('"') for part in pair) for pair in pairs if pair[0]]
-
-
-def _fields_of(plan: Response) -> Headers:
-    """The fields of an answer as clients see them, in Latin-1."""
-    if plan.asis:
-        head = re.split(b"\r?\n\r?\n", bytes(plan._content[:_MAX_LINE]), maxsplit=1)[0]
-        lines = (line.partition(":") for line in head.decode("latin-1").split("\n"))
-        return _headers((name.strip(), value.strip()) for name, _, value in lines)
-    return _headers((name, _as_sent(value)) for name, value in plan.headers)
+    pairs = ([part.strip().strip('"') for part in pair.split("=", 1)] for pair in value.split(";"))
+    return [pair for pair in ("=".join(parts).strip("=") for parts in pairs) if pair]
 
 
 def _comparable(url: str) -> str:
-    """A URL in the one form that is compared (RFC 3986 6.2)."""
-    match = re.fullmatch("(?is)(https?)://([^/?#]*)/?([^#]*).*", url)
+    """A URL in the one form that is compared (RFC 3986 6.2), by whatever name of this machine."""
+    match = re.fullmatch(_URL, url)
     if match is None:
         return url
     scheme, authority, path = match.groups()
     with contextlib.suppress(ValueError):
         authority = _sent_authority(authority)
-    return f"{_origin(scheme, authority)}/{_unquote(path)}"
+    origin = _origin(scheme, authority)
+    host, port = _host_and_port(origin)
+    if host in _LOOPBACK:
+        origin = f"{scheme.lower()}://localhost:{port}"
+    return f"{origin}/{_unquote(path.partition('#')[0].removeprefix('/'))}"
+
+
+def _joined(
+    some: dict[str, tuple[str, ...]], others: dict[str, tuple[str, ...]]
+) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(dict.fromkeys(some[name] + others[name])) for name in _VALIDATORS}
+
+
+def _legible(value: str) -> str:
+    """What a sentence shows of a field's value, which is in Latin-1."""
+    return value.encode("latin-1").decode("utf-8", "backslashreplace")[:200] or "blank"
 
 
 def _ordinal(number: int) -> str:
@@ -4277,9 +4326,9 @@ class FeedTestServerMixin(_TestCase):
     def assertPolite(self, msg: Any = None, *, ignore: Sequence[str] = ()) -> None:
         """Fail where ``audit()`` finds that the client has broken a rule that is not ignored.
 
-        Raises ValueError where one to ignore is no rule.
+        Raises ValueError where ``ignore`` names no rule.
         """
-        ignored = _rules_named(ignore)
+        ignored = _rules_to_ignore(ignore)
         requests = self.server.requests
         findings = [finding for finding in audit(requests) if finding.rule not in ignored]
         if findings:
@@ -4432,28 +4481,30 @@ def _serve(directory: str, host: str, port: int) -> int:
     server = _ShownServer(directory, host=host, port=port, bind_timeout=0)
     before = signal.signal(signal.SIGTERM, terminate)
     try:
-        with server:
+        with contextlib.suppress(KeyboardInterrupt), server:
             _say(f"{server.base_url}/")
             # Windows sees Ctrl-C only between two waits.
             while not server.wait_ended(1 if os.name == "nt" else None):
                 pass
-    except KeyboardInterrupt:
-        pass
+        with contextlib.suppress(KeyboardInterrupt):
+            for judgement in _judge_each_client(server.requests):
+                _say(judgement)
     finally:
         signal.signal(signal.SIGTERM, before)
-    for judgement in _judgements(server.requests):
-        _say(judgement)
     return 0
 
 
-def _judgements(requests: Iterable[Request]) -> Iterator[str]:
+def _judge_each_client(requests: Iterable[Request]) -> Iterator[str]:
     """The findings about each client, which are told apart by what they call themselves."""
     clients: dict[str, list[Request]] = {}
     for request in requests:
         if not request._refused:
-            clients.setdefault(request.headers["User-Agent"] or "", []).append(request)
-    for name, sent in clients.items():
-        yield _judgement(f"{name:.80}" or "a client without a name", audit(sent))
+            # Some readers tell the number of their subscribers there.
+            name = re.sub("[0-9]+", "", request.headers["User-Agent"] or "")
+            clients.setdefault(name, []).append(request)
+    for sent in clients.values():
+        called = sent[0].headers["User-Agent"]
+        yield _judgement(_legible(called) if called else "a client without a name", audit(sent))
 
 
 def _check(directory: str) -> int:
