@@ -3097,7 +3097,7 @@ def _too_early(get: _Exchange) -> str | None:
 @_politeness
 def _moved(get: _Exchange) -> str | None:
     redirect = get.known.moved
-    if redirect is None or redirect.leads_nowhere or get.known.sources:
+    if redirect is None or get.known.sources or redirect.leads_nowhere:
         return None
     section = {301: "15.4.2", 308: "15.4.9"}[redirect.status]
     where = f"{_quote(redirect.location):.200} (RFC 9110 {section})"
@@ -3406,12 +3406,12 @@ class _Exchange:
     @property
     def leads_nowhere(self) -> bool:
         """Whether who follows this redirect meets an error, or goes round in circles."""
-        passed: list[_Known] = []
+        passed: set[_Known] = set()
         known = self.leads_to
         while known and known not in passed:
             if known.failed:
                 return True
-            passed.append(known)
+            passed.add(known)
             known = known.last.leads_to if known.last else None
         return known is not None
 
