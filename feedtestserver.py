@@ -3422,22 +3422,19 @@ def _end_of_wait(answer: _Exchange) -> tuple[float, str] | None:
     if value is None:
         return None
     end = _seconds(value)
-    if re.fullmatch("[0-9]+", value):
+    if re.fullmatch("[0-9]+", value):  # clients may count from Date, which has no fractions
         end = math.floor(answer.time) + _delta(value)
     said = f"Retry-After was {_legible(value)} (RFC 9110 10.2.3)"
     return None if end is None else (end, said)
 
 
 def _end_of_freshness(answer: _Exchange) -> tuple[float, str] | None:
-    """Until when an answer is fresh, and by which words (RFC 9111 4.2).
-
-    Clients that count from Date have whole seconds only, so it begins with one.
-    """
+    """Until when an answer is fresh, and by which words (RFC 9111 4.2)."""
     directives = _members(answer.value("Cache-Control"))
     no_use = any(directive.startswith(("no-cache", "no-store")) for directive in directives)
     if no_use or answer.status in _ASK_FOR_MORE or "*" in _members(answer.value("Vary")):
         return None
-    now, said_date = math.floor(answer.time), _seconds(answer.value("Date"))
+    now, said_date = answer.time, _seconds(answer.value("Date"))
     date = now if said_date is None else said_date
     lifetime: float
     max_ages = [each[len("max-age=") :] for each in directives if each.startswith("max-age=")]

@@ -5372,6 +5372,12 @@ TRANSCRIPTS = {
         GET /feed.xml | If-None-Match: "monday" -> 302 | Location: /tuesday.xml
         GET /tuesday.xml | If-None-Match: "monday" -> 200 !! wrong-etag
     """,
+    "a redirect that is there no more": """
+        GET /feed.xml -> 302 | Location: /today.xml
+        GET /today.xml -> 200 | ETag: "v1"
+        GET /today.xml | If-None-Match: "v1" -> 200 | ETag: "v2"
+        GET /feed.xml | If-None-Match: "v1" -> 200
+    """,
     "a redirect with an ETag of its own": """
         GET /feed.xml -> 302 | Location: /today.xml | ETag: "r"
         GET /today.xml -> 200 | ETag: "v1"
@@ -5652,7 +5658,7 @@ TRANSCRIPTS = {
         GET /feed.xml | Accept-Encoding: -> 200 !! no-compression
         GET /feed.xml | Accept-Encoding: identity -> 200 !! no-compression
         GET /feed.xml | Accept-Encoding: br, deflate -> 200 !! no-compression
-        GET /feed.xml | Accept-Encoding: gzip;q=0 -> 200 !! no-compression
+        GET /feed.xml | Accept-Encoding: gzip;a=b;q=0 -> 200 !! no-compression
         GET /feed.xml | Accept-Encoding: *, gzip; Q=0.000 -> 200 !! no-compression
         GET /feed.xml | Accept-Encoding: *;q=0 -> 200 !! no-compression
         GET /feed.xml | Accept-Encoding: br, GZip;q=0.001 -> 200
@@ -5689,7 +5695,7 @@ TRANSCRIPTS = {
         GET / | Accept: text/html -> 304
         GET /1.mp3 | no Accept -> 301 | Location: /2.mp3
         GET /robots.txt | Accept: text/plain -> 404
-        GET /1 | no Accept -> 200 | Content-Type: Video/MP4
+        GET /1 | no Accept -> 200 | Content-Type: Video/MP4 ; codecs=a
         GET /2 | no Accept -> 200 | Content-Type: font/woff2
         GET /3 | no Accept -> 200 | Content-Type: text/css
         GET /4 | no Accept -> 404 | Content-Type: text/html !! no-feed-type
@@ -6033,7 +6039,8 @@ class AuditTest(ServerTestCase):
             answered.set()
             first.join()
             get()
-        findings = [f for f in audit(server.requests) if f.request in server.requests[2:]]
+            requests = server.requests
+            findings = [finding for finding in audit(requests) if finding.request in requests[2:]]
         self.assertEqual([finding.rule for finding in findings[:2]], ["no-validator", "too-early"])
         self.assertEqual({f"{f.request.response.status}" for f in findings}, {"200"})
         self.assertEqual({f.partition(" request")[0] for f in findings}, {"GET /feed.xml (5th"})
