@@ -2198,6 +2198,8 @@ class Response:
     _content: bytes | _File
     _codings: dict[str, bytes]
     _media_type: str | None
+    #: Where this is a 304 in the place of a 200: the fields of that which it has left out.
+    _unsaid: tuple[tuple[str, str], ...] | None = None
     _given: frozenset[str]
     _left_out: frozenset[str]
     _has_expressions: bool
@@ -2505,7 +2507,8 @@ def _not_modified(response: Response) -> Response:
     """The 304 for a 200, with the fields that RFC 9110 15.4.5 asks for."""
     kept = _IN_304 if "etag" in response._given else _IN_304 | {"last-modified"}
     headers = tuple(field for field in response.headers if field[0].lower() in kept)
-    return response._but(status=304, reason=None, headers=headers)
+    unsaid = tuple(field for field in response.headers if field not in headers)
+    return response._but(status=304, reason=None, headers=headers, _unsaid=unsaid)
 
 
 def _failed(response: Response, name: str, value: str | None) -> Response:
@@ -3030,6 +3033,8 @@ _NO_VALIDATORS: dict[str, tuple[str, ...]] = dict.fromkeys(_VALIDATORS, ())
 _REDIRECTS = (301, 302, 303, 307, 308)
 #: How long these are fresh says nothing: they ask for another request at once.
 _ASK_FOR_MORE = (*_REDIRECTS, 206, 401, 406, 407, 412, 416)
+#: Request fields that choose between representations which a client may keep side by side.
+_CHOOSING = ("accept", "accept-language", "authorization", "cookie")
 _PAGE = "text/html"
 _MEDIA = "(?:audio|font|image|video)/.*"
 #: Types that no feed is served as, and those and the wildcards that an Accept for feeds may name.
@@ -3045,8 +3050,9 @@ def _politeness(rule: Callable[[_Exchange], str | None]) -> Callable[[_Exchange]
 
 @_politeness
 def _no_validator(get: _Exchange) -> str | None:
-    sends_one = not {"if-none-match", "if-modified-since", "if-range"}.isdisjoint(get.sent)
-    if sends_one or get.is_another_variant or not get.known.must_validate:
+    sends_one = not {"if-none-match", "if-modified-since"}.isdisjoint(get.sent)
+    goes_on = {"range", "if-range"} <= get.sent.keys()
+    if sends_one or goes_on or get.is_another_variant or not get.known.must_validate:
         return None
     is_quoted = re.compile('(?:W/)?"[^"]*"').fullmatch  # blanks occur, though they may not
     for name, is_sound in (("ETag", is_quoted), ("Last-Modified", email.utils.parsedate_tz)):
@@ -3070,14 +3076,14 @@ def _wrong_validator(get: _Exchange, name: str) -> str | None:
     sent, known = get.sends_back(name), get.known
     # An error at first does not tell what the client had before the record began.
     is_unknown = known.copied is None and get.status >= 400
-    if not sent or is_unknown or get.status in _REDIRECTS or get.is_another_variant:
+    if not sent or is_unknown or get.status in _REDIRECTS:
         return None
-    right = known.may_send(name)
+    right = known.ever_given if get.is_another_variant else known.may_send(name)
     if not set(sent).isdisjoint(right):
         return None
-    given = f"no {name} was given" + (" with the last 200" if known.copied else "")
-    if right:
-        given = f"the last {name} given was {_legible((known.validators[name] or right)[-1])}"
+    given = f"no {name} was given" + (" with the last 200" if known.has_body else "")
+    if last := known.validators[name] or known.others[name]:
+        given = f"the last {name} given was {_legible(last[-1])}"
     condition, source = _VALIDATORS[name]
     return f"{get.said(condition)}, but {given} ({source})"
 
@@ -3085,9 +3091,9 @@ def _wrong_validator(get: _Exchange, name: str) -> str | None:
 @_politeness
 def _too_early(get: _Exchange) -> str | None:
     last = get.known.waiting
-    if last is None or get.is_another_variant:
+    if last is None:
         return None
-    for end, said in last.waits():
+    for end, said in last.waits(fresh_as_well=not get.is_another_variant):
         if last.time <= get.time < end:  # an earlier one has a clock that was set back
             passed, left = math.floor(get.time - last.time), math.ceil(end - get.time)
             return f"asked again after {passed} s, {left} s too early, as {said}"
@@ -3132,7 +3138,12 @@ def _no_compression(get: _Exchange) -> str | None:
 def _no_feed_type(get: _Exchange) -> str | None:
     accepted = _accepted(get.sent.get("accept", ""))
     names_one = any(is_so and re.fullmatch(_FEED, name) for name, is_so in accepted.items())
-    if names_one or get.is_another_variant or re.fullmatch(_NO_FEED, get.media_type):
+    asks_for_page = accepted.get(_PAGE) and _PAGE in get.known.media_types
+    is_feed = re.fullmatch(
+        _FEED, _media_type(get.request._path_as_sent)
+    )  # whatever it is served as
+    is_other = re.fullmatch(_NO_FEED, get.media_type) and not is_feed
+    if names_one or asks_for_page or is_other:
         return None
     right = "it should name application/atom+xml, application/rss+xml or another feed type"
     return f"{get.said('Accept')}; {right} (RFC 9110 12.5.1)"
@@ -3187,12 +3198,14 @@ class _Client:
     def __init__(self) -> None:
         self.urls: dict[str, _Known] = {}
         self.cookies: set[str] = set()
+        self.numbers = itertools.count(1)
         self.on_their_way: list[_Exchange] = []
 
     def ask(self, request: Request) -> list[Finding]:
         """The findings about the next request, whose answer it knows later on."""
         self.catch_up(request._came_at)
-        exchange = _Exchange(request, self.known(request.url), self.cookies)
+        known = self.known(request.url)
+        exchange = _Exchange(next(self.numbers), request, known, self.cookies)
         findings = exchange.findings() if request.method == "GET" else []
         self.hear(exchange)
         return findings
@@ -3213,12 +3226,14 @@ class _Client:
             self.cookies.update(_cookies(value.partition(";")[0]))
         if exchange.request.method not in ("GET", "HEAD"):
             return
-        exchange.known.others = _joined(exchange.known.others, exchange.validators)
+        if exchange.status < 400:
+            exchange.known.add(exchange.validators)
         if exchange.location:
             exchange.leads_to = self.known(exchange.location)
             exchange.leads_to.come_from(exchange.known)
         if exchange.request.method == "GET":
-            exchange.known.failed = exchange.status >= 400 or exchange.arrival == math.inf
+            if exchange.status >= 400 or exchange.arrival == math.inf:
+                exchange.known.failed = exchange.number
             if exchange.arrival < math.inf:
                 self.on_their_way.append(exchange)
 
@@ -3228,36 +3243,48 @@ class _Known:
 
     def __init__(self) -> None:
         self.gets = 0
-        self.failed = False
+        self.failed = 0  # the number of the last one that met an error
         #: The last answer that came whole, and the last with a word on when to ask again.
         self.last: _Exchange | None = None
         self.waiting: _Exchange | None = None
         #: A 301 or 308, and a 410, that still hold.
         self.moved: _Exchange | None = None
         self.gone: _Exchange | None = None
-        #: Of its copy: the answer that it is of, its type and its validators.
+        #: Of its copy: the last 200 or 304, whether there was a 200, its type and its validators.
         self.copied: _Exchange | None = None
+        self.has_body = False
         self.media_type = ""
         self.validators = _NO_VALIDATORS
         #: Whether these are to be sent back.
         self.must_validate = False
-        #: What else may be: given since without a copy, as by HEAD or with half a body, or brought
-        #: along by a redirect; and given where the redirects of this URL led.
+        #: Validators that may be sent back as well: given since without a copy, as by HEAD or with
+        #: half a body; brought along by redirects; given where the redirects of this URL led.
         self.others = _NO_VALIDATORS
+        self.brought = _NO_VALIDATORS
         self.elsewhere = _NO_VALIDATORS
+        #: All validators, and all types, that were ever given.
+        self.ever_given: set[str] = set()
+        self.media_types: set[str] = set()
         #: The URLs whose redirects lead here just now.
         self.sources: set[_Known] = set()
 
     def may_send(self, name: str) -> tuple[str, ...]:
-        return self.elsewhere[name] + self.others[name] + self.validators[name]
+        given = self.validators, self.others, self.brought, self.elsewhere
+        return sum((each[name] for each in given), ())
+
+    def add(self, validators: dict[str, tuple[str, ...]]) -> None:
+        """Note validators that the client may have kept."""
+        self.others = _joined(self.others, validators)
+        self.ever_given.update(*validators.values())
 
     def come_from(self, source: _Known) -> None:
-        """Expect what a redirect sends here, with the validators that it was sent or will be."""
+        """Expect what a redirect sends here, with the validators that may be sent there."""
         sources = {source, *source.sources}
         source.sources = set()
         self.sources |= sources
-        brought = {name: source.may_send(name) for name in _VALIDATORS}
-        self.others = _joined(self.others, brought)
+        may_come = {name: source.may_send(name) for name in _VALIDATORS}
+        self.brought = _joined(self.brought, may_come)
+        self.ever_given.update(*may_come.values())
 
     def learn(self, exchange: _Exchange) -> None:
         """Learn from an answer that has come whole."""
@@ -3282,7 +3309,12 @@ class _Known:
             self.others = _joined(self.others, self.validators)
         else:
             self.others = {**self.others, **dict.fromkeys(replaced, ())}
+            self.brought = {**self.brought, **dict.fromkeys(replaced, ())}
             self.media_type = exchange.media_type
+        if exchange.status == 200:
+            self.has_body = True
+            self.media_types.add(exchange.media_type)
+            self.elsewhere = self.elsewhere if is_page else _NO_VALIDATORS
         if replaced:
             storable = "no-store" not in _members(exchange.value("Cache-Control"))
             self.must_validate = storable and not is_page
@@ -3290,27 +3322,32 @@ class _Known:
         self.validators = {**self.validators, **{name: given[name] for name in replaced}}
         for source in self.sources:
             source.elsewhere = self.validators
+            source.must_validate &= any(self.validators.values())
         self.sources = set()
 
     def suppose(self, exchange: _Exchange) -> None:
         """Take what the first 304 confirms as given before the record began."""
-        self.validators = {
-            name: given or tuple(sent for sent in exchange.sends_back(name) if sent != "*")
-            for name, given in exchange.validators.items()
-        }
+        for name, given in exchange.validators.items():
+            said = given or tuple(exchange.unsaid.get_all(name))
+            if not said and exchange.plan._unsaid is None:  # a 304 of the test's own
+                said = tuple(sent for sent in exchange.sends_back(name) if sent != "*")
+            self.validators = {**self.validators, name: said}
+            self.ever_given.update(said)
 
 
 class _Exchange:
     """A request and its answer, with what the client knew when it asked."""
 
-    def __init__(self, request: Request, known: _Known, cookies: set[str]) -> None:
+    def __init__(self, number: int, request: Request, known: _Known, cookies: set[str]) -> None:
         assert request.response is not None
+        self.number = number
         self.request, self.plan = request, request.response
         self.time, self.status = request.time, self.plan.status
         self.known, self.cookies = known, cookies
         self.leads_to: _Known | None = None
         self.sent = request._read_values()
         self.given = _headers((name, _as_sent(value)) for name, value in self.plan.headers)
+        self.unsaid = _headers((name, _as_sent(value)) for name, value in self.plan._unsaid or ())
         self.validators = {name: self.spellings(name) for name in _VALIDATORS}
         self.location = self.find_location()
         self.arrival = self.find_arrival()
@@ -3354,6 +3391,7 @@ class _Exchange:
             each.sent.get(name) != self.sent.get(name)
             for each in before
             for name in _members(each.value("Vary"))
+            if name in _CHOOSING
         )
 
     # What was answered
@@ -3399,9 +3437,10 @@ class _Exchange:
             return said
         return self.known.media_type or _media_type(self.request._path_as_sent)
 
-    def waits(self) -> list[tuple[float, str]]:
-        """Until when the answer asks to wait, and by which words."""
-        return [wait for wait in (_end_of_wait(self), _end_of_freshness(self)) if wait]
+    def waits(self, fresh_as_well: bool = True) -> list[tuple[float, str]]:
+        """Until when the answer asks to wait, or is fresh, and by which words."""
+        waits = (_end_of_wait(self), _end_of_freshness(self) if fresh_as_well else None)
+        return [wait for wait in waits if wait]
 
     @property
     def leads_nowhere(self) -> bool:
@@ -3409,7 +3448,7 @@ class _Exchange:
         passed: set[_Known] = set()
         known = self.leads_to
         while known and known not in passed:
-            if known.failed:
+            if known.failed > self.number and not known.copied:
                 return True
             passed.add(known)
             known = known.last.leads_to if known.last else None
@@ -3447,7 +3486,9 @@ def _end_of_freshness(answer: _Exchange) -> tuple[float, str] | None:
         said = f"Expires was {_legible(expires)}"
     else:
         return None
-    age = max([_delta(member) for member in _members(answer.value("Age"))[:1]], default=0)
+    # A cache that takes a 304 for news of what it has keeps the Age that the 304 does not tell.
+    ages = _members(answer.value("Age")) or _members(answer.unsaid["Age"] or "")
+    age = _delta(ages[0]) if ages else 0
     said += f" and Age was {age}" if age else ""
     return now + lifetime - max(age, now - date), f"{said} (RFC 9111 4.2)"
 

@@ -5086,6 +5086,7 @@ TRANSCRIPTS = {
         GET /feed.xml | If-None-Match: "v1" -> 500
         GET /feed.xml | If-None-Match: "v1" -> 304
         GET /feed.xml | If-None-Match: "v1" -> 404 | ETag: "lost"
+        GET /feed.xml | If-None-Match: "lost" -> 404 !! wrong-etag
         GET /feed.xml -> 200 !! no-validator
     """,
     "what must not be stored cannot be sent back": """
@@ -5102,6 +5103,10 @@ TRANSCRIPTS = {
         GET /feed.xml | A-IM: feed | If-None-Match: "v1" -> 226 | ETag: "v2" | IM: feed
         GET /feed.xml | A-IM: feed | If-None-Match: "v2" -> 226 | ETag: "v3" | IM: feed
         GET /feed.xml | If-None-Match: "v0" -> 200 !! wrong-etag
+    """,
+    "no part was asked for": """
+        GET /1.mp3 -> 200 | ETag: "v1"
+        GET /1.mp3 | If-Range: "v1" -> 200 !! no-validator
     """,
     "the rest of a download": """
         GET /1.mp3 -> 200 | ETag: "v1" | Content-Type: audio/mpeg
@@ -5348,6 +5353,18 @@ TRANSCRIPTS = {
         GET / | Accept: text/html | If-None-Match: "h" -> 304 | ETag: "h" | Vary: Accept
         GET / | Accept: application/rss+xml | If-None-Match: "f" -> 304 | ETag: "f" | Vary: Accept
         GET / | Accept: application/rss+xml -> 200 | Vary: Accept !! no-validator
+        GET / | Accept: image/png | If-None-Match: "x" -> 200 !! wrong-etag no-feed-type
+    """,
+    "what varies with other things than what is wanted": """
+        GET /feed.xml -> 200 | ETag: "v1" | Vary: Accept-Encoding, User-Agent, If-None-Match
+        GET /feed.xml | User-Agent: other/2 | no Accept-Encoding
+            -> 200 | ETag: "v1" | Vary: Accept-Encoding !! no-validator no-compression
+        GET /feed.xml | Accept-Encoding: gzip, br | If-None-Match: "v2" -> 200 !! wrong-etag
+    """,
+    "a wait is for all variants": """
+        GET /feed.xml -> 429 | Retry-After: 60 | Vary: Accept
+        GET /feed.xml | Accept: */* -> 200 | Cache-Control: max-age=60 | Vary: Accept !! too-early
+        GET /feed.xml | Accept: text/* -> 200
     """,
     # Redirects
     "a 304 through a temporary redirect": """
@@ -5376,7 +5393,15 @@ TRANSCRIPTS = {
         GET /feed.xml -> 302 | Location: /today.xml
         GET /today.xml -> 200 | ETag: "v1"
         GET /today.xml | If-None-Match: "v1" -> 200 | ETag: "v2"
-        GET /feed.xml | If-None-Match: "v1" -> 200
+        GET /feed.xml | If-None-Match: "v1" -> 200 | ETag: "f1"
+        GET /feed.xml | If-None-Match: "v1" -> 200 !! wrong-etag
+    """,
+    "a redirect to what has no validator": """
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml | If-None-Match: "v1" -> 302 | Location: /sorry.html
+        GET /sorry.html | If-None-Match: "v1" -> 200 | Content-Type: text/html
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml -> 200 !! no-validator
     """,
     "a redirect with an ETag of its own": """
         GET /feed.xml -> 302 | Location: /today.xml | ETag: "r"
@@ -5473,6 +5498,20 @@ TRANSCRIPTS = {
         GET /new.xml -> 302 | Location: /newer.xml
         GET /newer.xml -> 500
         GET /old.xml -> 200
+    """,
+    "a permanent redirect that was found to work": """
+        GET /old.xml -> 301 | Location: /new.xml
+        GET /new.xml -> 200
+        GET /new.xml -> 500
+        GET /old.xml -> 301 | Location: /new.xml !! moved
+        GET /new.xml -> 503
+        GET /old.xml -> 200 !! moved
+    """,
+    "a permanent redirect that failed once": """
+        GET /old.xml -> 301 | Location: /new.xml
+        GET /new.xml -> 503
+        GET /old.xml -> 301 | Location: /new.xml
+        GET /old.xml -> 301 | Location: /new.xml !! moved
     """,
     "a permanent redirect whose end was looked at": """
         GET /old.xml -> 301 | Location: /new.xml
@@ -5694,6 +5733,8 @@ TRANSCRIPTS = {
         GET / | Accept: text/html -> 200 | Content-Type: text/html; charset=utf-8
         GET / | Accept: text/html -> 304
         GET /1.mp3 | no Accept -> 301 | Location: /2.mp3
+        GET /a.xml | no Accept -> 200 | Content-Type: text/html !! no-feed-type
+        GET /b.rss | no Accept -> 200 | Content-Type: text/plain !! no-feed-type
         GET /robots.txt | Accept: text/plain -> 404
         GET /1 | no Accept -> 200 | Content-Type: Video/MP4 ; codecs=a
         GET /2 | no Accept -> 200 | Content-Type: font/woff2
@@ -5981,6 +6022,44 @@ class AuditTest(ServerTestCase):
         ):
             [finding] = self.sentences(f'{transcript}\nGET /a | If-None-Match: "x" -> 200')
             self.assertIn(f"but the last ETag given {said}", finding)
+
+    def test_validators_of_others_are_not_named(self):
+        for transcript, said in (
+            ('HEAD /a -> 302 | Location: /b | ETag: "r"', "no ETag was given ("),
+            ("GET /b | If-Modified-Since: NOW -> 304 | Last-Modified: NOW", "no ETag was given ("),
+            ("GET /b -> 200", "no ETag was given with the last 200 ("),
+        ):
+            [finding] = self.sentences(f'{transcript}\nGET /b | If-None-Match: "x" -> 200')
+            self.assertIn(f'If-None-Match was "x", but {said}', finding)
+
+    def test_what_the_304_of_a_fixture_does_not_say(self):
+        both = 'Header: ETag: "v1"', "Header: Last-Modified: Fri, 06 Mar 2009 10:00:00 GMT"
+        age = "Header: Cache-Control: max-age=3600", "Header: Age: 3000"
+        server = self.serve({"feed.xml": comment(*both, *age), "etag.xml": comment(both[0])})
+        now = NOW
+        server.clock = lambda: now
+        for path, modified, etag, seconds, rules in (
+            ("/feed.xml", "Fri, 06 Mar 2009 10:00:00 GMT", '"v1"', 0, []),
+            ("/feed.xml", "Fri, 06 Mar 2009 10:00:00 GMT", '"v1"', 600, []),
+            (
+                "/feed.xml",
+                "Sat, 07 Mar 2009 09:00:00 GMT",
+                '"v1"',
+                599,
+                ["wrong-date", "too-early"],
+            ),
+            ("/feed.xml?1", "Sat, 07 Mar 2009 09:00:00 GMT", None, 0, ["wrong-date"]),
+            ("/feed.xml?2", None, 'W/"v1"', 0, ["wrong-etag"]),
+            ("/etag.xml", "Sat, 07 Mar 2009 09:00:00 GMT", '"v1"', 0, ["wrong-date"]),
+        ):
+            now += seconds
+            fields = {"If-Modified-Since": modified, "If-None-Match": etag}
+            sent = {name: value for name, value in fields.items() if value}
+            self.assertEqual(self.get(server, path, headers={**POLITE, **sent}).status, 304)
+            last = server.requests[-1]
+            found = [f.rule for f in audit(server.requests) if f.request is last]
+            with self.subTest(path, seconds=seconds):
+                self.assertEqual(found, rules)
 
     def test_the_server_has_many_names(self):
         server = self.serve()
