@@ -3054,6 +3054,8 @@ def _no_validator(get: _Exchange) -> str | None:
     goes_on = {"range", "if-range"} <= get.sent.keys()
     if sends_one or goes_on or get.is_another_variant or not get.known.must_validate:
         return None
+    if get.known.sources and not any(source.has_validators for source in get.known.sources):
+        return None  # it came for another URL, of which it has no copy
     is_quoted = re.compile('(?:W/)?"[^"]*"').fullmatch  # blanks occur, though they may not
     for name, is_sound in (("ETag", is_quoted), ("Last-Modified", email.utils.parsedate_tz)):
         for value in filter(is_sound, get.known.validators[name]):
@@ -3272,6 +3274,10 @@ class _Known:
         given = self.validators, self.others, self.brought, self.elsewhere
         return sum((each[name] for each in given), ())
 
+    @property
+    def has_validators(self) -> bool:
+        return any(map(self.may_send, _VALIDATORS))
+
     def add(self, validators: dict[str, tuple[str, ...]]) -> None:
         """Note validators that the client may have kept."""
         self.others = _joined(self.others, validators)
@@ -3291,10 +3297,13 @@ class _Known:
         self.last = exchange
         if exchange.status < 400 or exchange.waits():
             self.waiting = exchange
+        moved = self.moved
         if exchange.status < 400 or exchange.status == 410:
             self.moved = self.gone = None
         if exchange.status in (301, 308) and exchange.location:
             self.moved = exchange
+            if moved and moved.leads_to is exchange.leads_to:
+                exchange.since = moved.since
         elif exchange.status == 410:
             self.gone = exchange
         elif exchange.status in (200, 304):
@@ -3322,7 +3331,7 @@ class _Known:
         self.validators = {**self.validators, **{name: given[name] for name in replaced}}
         for source in self.sources:
             source.elsewhere = self.validators
-            source.must_validate &= any(self.validators.values())
+            source.must_validate &= exchange.status == 304  # its copy is another one by now
         self.sources = set()
 
     def suppose(self, exchange: _Exchange) -> None:
@@ -3340,7 +3349,7 @@ class _Exchange:
 
     def __init__(self, number: int, request: Request, known: _Known, cookies: set[str]) -> None:
         assert request.response is not None
-        self.number = number
+        self.number = self.since = number  # of the exchange, and of the first with this answer
         self.request, self.plan = request, request.response
         self.time, self.status = request.time, self.plan.status
         self.known, self.cookies = known, cookies
@@ -3448,7 +3457,8 @@ class _Exchange:
         passed: set[_Known] = set()
         known = self.leads_to
         while known and known not in passed:
-            if known.failed > self.number and not known.copied:
+            worked = known.copied.number if known.copied else 0
+            if known.failed > self.number and worked < self.since:
                 return True
             passed.add(known)
             known = known.last.leads_to if known.last else None

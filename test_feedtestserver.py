@@ -5396,11 +5396,22 @@ TRANSCRIPTS = {
         GET /feed.xml | If-None-Match: "v1" -> 200 | ETag: "f1"
         GET /feed.xml | If-None-Match: "v1" -> 200 !! wrong-etag
     """,
-    "a redirect to what has no validator": """
+    "a redirect to another copy": """
         GET /feed.xml -> 200 | ETag: "v1"
         GET /feed.xml | If-None-Match: "v1" -> 302 | Location: /sorry.html
         GET /sorry.html | If-None-Match: "v1" -> 200 | Content-Type: text/html
+        GET /feed.xml -> 302 | Location: /today.xml
+        GET /today.xml -> 200 | ETag: "v2"
         GET /feed.xml -> 200 | ETag: "v1"
+        GET /feed.xml -> 302 | Location: /today.xml !! no-validator
+        GET /today.xml -> 304 !! no-validator
+        GET /feed.xml -> 200 | ETag: "v1" !! no-validator
+    """,
+    "a redirect to a copy that came in another way": """
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /alias.xml -> 302 | Location: /feed.xml
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /alias.xml -> 302 | Location: /feed.xml
         GET /feed.xml -> 200 !! no-validator
     """,
     "a redirect with an ETag of its own": """
@@ -5505,7 +5516,15 @@ TRANSCRIPTS = {
         GET /new.xml -> 500
         GET /old.xml -> 301 | Location: /new.xml !! moved
         GET /new.xml -> 503
-        GET /old.xml -> 200 !! moved
+        GET /old.xml -> 301 | Location: /newer.xml !! moved
+        GET /newer.xml -> 503
+        GET /old.xml -> 200
+    """,
+    "a permanent redirect to what has worked before only": """
+        GET /new.xml -> 200
+        GET /old.xml -> 301 | Location: /new.xml
+        GET /new.xml -> 502
+        GET /old.xml -> 200
     """,
     "a permanent redirect that failed once": """
         GET /old.xml -> 301 | Location: /new.xml
