@@ -2696,12 +2696,10 @@ def _takes_its_time(response: Response) -> bool:
 
 def _verbatim(response: Response) -> Response:
     """An answer that is all in its body; the record has what can be made of its head."""
-    head = re.split(b"\r?\n\r?\n", bytes(response._content[:_MAX_LINE]), maxsplit=1)[0]
-    first, *lines = head.decode("utf-8", "surrogateescape").split("\n")
-    status = re.match(r"HTTP/[^ \r]* +([1-9][0-9][0-9])(?![0-9])", first)
+    status, lines = _first_head(bytes(response._content[:_MAX_LINE])) or (response.status, [])
     fields = (line.partition(":") for line in lines)
     return response._but(
-        status=int(status.group(1)) if status else response.status,
+        status=status,
         reason=None,
         headers=tuple((name.strip(), value.strip()) for name, colon, value in fields if colon),
         compress=None,
@@ -2711,6 +2709,18 @@ def _verbatim(response: Response) -> Response:
         _closes=True,
         _at_once=not _takes_its_time(response),
     )
+
+
+def _first_head(answer: bytes) -> tuple[int, list[str]] | None:
+    """The status and the field lines of an answer, of a final one if there are others before."""
+    found = None
+    for head in re.split(b"\r?\n\r?\n", answer):
+        first, *lines = head.decode("utf-8", "surrogateescape").split("\n")
+        status = re.match(r"HTTP/[^ \r]* +([1-9][0-9][0-9])(?![0-9])", first)
+        if status is None or (found and found[0] >= 200):
+            break
+        found = int(status.group(1)), lines
+    return found
 
 
 @functools.lru_cache(maxsize=8)

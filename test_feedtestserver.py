@@ -962,6 +962,9 @@ class PlanTest(unittest.TestCase):
                 self.assertEqual((plan._head, plan._sent, plan._closes), (b"", body, True))
                 self.assertEqual((plan.status, plan.reason, plan.headers), (status, None, ()))
                 self.assertEqual((plan.chunked, plan.compress, plan.delay), (None, None, 1))
+        hinted = b"HTTP/1.1 103 Hints\r\nA: 1\r\n\r\nHTTP/1.1 204 No\nB : \xff \r\nnone\r\n\r\nC: 3"
+        plan = planned(Response(hinted, asis=True))
+        self.assertEqual((plan.status, plan.headers), (204, (("B", "\udcff"),)))
         template = Response(b"HTTP/1.1 200 {{port}}\r\n\r\n", asis=True, template=True)
         self.assertEqual(planned(template)._sent, b"HTTP/1.1 200 8000\r\n\r\n")
 
@@ -6016,8 +6019,10 @@ class AuditTest(ServerTestCase):
         self.assertIn("GET /feed.xml (1st request): Cookie was", audit(server.requests)[-1])
 
     def test_what_an_asis_answer_gives_may_be_sent_back(self):
+        hint = b'HTTP/1.1 103 Early Hints\r\nETag: "hint"\r\n\r\n'
         answer = b'HTTP/1.1 200 OK\netag: "v1"\r\nSet-Cookie: a=1; Path=/\nConnection: x\n\n<rss/>'
-        server = self.serve({"a.asis": answer + b'\nETag: "body"'})
+        more = b'\n\nHTTP/1.1 200 OK\nETag: "body"'
+        server = self.serve({"a.asis": hint + answer + more})
         for fields in (
             {},
             {"If-None-Match": '"v1"', "Cookie": "a=1"},
