@@ -46,7 +46,7 @@ say, ``Response`` can say, in the same words, and a test can say when::
 
     self.server.respond("/feed.xml", "v1.xml", 503, Response(delay=2, fault="reset at 50%"))
 
-What the client did wrong, as the owner of a feed would see it, ``self.assertPolite()`` tells.
+``self.assertPolite()`` tells what the client did wrong, as the owner of a feed would see it.
 
 HTTPS is spoken on the same port, ``self.get_url("feed.xml", "https")``, with certificates that are
 made when they are needed. Inside of ``with self.server.intercept():`` the server is the whole Web:
@@ -2335,7 +2335,7 @@ class Response:
 
 
 def _as_sent(text: str) -> str:
-    """The bytes of a field's value as a client may read them: in Latin-1."""
+    """A field's value as a client may read its bytes: in Latin-1."""
     return text.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
@@ -3028,12 +3028,8 @@ def audit(requests: Iterable[Request]) -> list[Finding]:
     return [finding for request in answered for finding in client.ask(request)]
 
 
-# The audit: the rules
+# The audit: what the client knows
 
-#: The rules by their names; each tells what is wrong with a GET, or None.
-_POLITENESS: dict[str, Callable[[_Exchange], str | None]] = {}
-#: Findings of each rule that a person is shown.
-_SHOWN = 5
 #: The validators that answers give, the conditions that send them back, and who says so.
 _VALIDATORS = {
     "ETag": ("If-None-Match", "RFC 9110 13.1.2"),
@@ -3043,9 +3039,359 @@ _NO_VALIDATORS: dict[str, tuple[str, ...]] = dict.fromkeys(_VALIDATORS, ())
 _REDIRECTS = (301, 302, 303, 307, 308)
 #: How long these are fresh says nothing: they ask for another request at once.
 _ASK_FOR_MORE = (*_REDIRECTS, 206, 401, 406, 407, 412, 416)
-#: Request fields that choose between representations which a client may keep side by side.
+#: Request fields that choose between representations which a client may keep side by side; not so
+#: Accept-Encoding and User-Agent, which most answers vary with.
 _CHOOSING = ("accept", "accept-language", "authorization", "cookie")
 _PAGE = "text/html"
+
+
+class _Client:
+    """The client, as it goes from one request to the next and learns from the answers."""
+
+    def __init__(self) -> None:
+        self.urls: dict[str, _Known] = {}
+        self.cookies: set[str] = set()
+        self.numbers = itertools.count(1)
+        self.on_their_way: list[_Exchange] = []
+
+    def ask(self, request: Request) -> list[Finding]:
+        """The findings about the next request, whose answer it knows later on."""
+        self.catch_up(request._came_at)
+        known = self.what_is_known_of(request.url)
+        exchange = _Exchange(next(self.numbers), request, known, self.cookies)
+        findings = []
+        if request.method == "GET":
+            known.gets += 1
+            if known.kept is None and exchange.status == 304:
+                known.suppose(exchange)
+            findings = exchange.findings()
+        self.hear(exchange)
+        return findings
+
+    def what_is_known_of(self, url: str) -> _Known:
+        return self.urls.setdefault(_comparable(url), _Known())
+
+    def catch_up(self, now: float) -> None:
+        """Learn from the answers that have come whole by now, in the order in which they came."""
+        for exchange in sorted(self.on_their_way, key=lambda exchange: exchange.arrival):
+            if exchange.arrival <= now:
+                self.on_their_way.remove(exchange)
+                exchange.known.learn(exchange)
+
+    def hear(self, exchange: _Exchange) -> None:
+        """Note what the head of an answer tells, even if the rest is lost; that is yet to come."""
+        for value in exchange.given.get_all("Set-Cookie"):
+            self.cookies.update(_cookies(value.partition(";")[0]))
+        if exchange.request.method not in ("GET", "HEAD"):
+            return
+        if exchange.status < 400:
+            exchange.known.add(exchange.validators)
+        if exchange.location:
+            exchange.leads_to = self.what_is_known_of(exchange.location)
+            exchange.leads_to.come_from(exchange.known)
+        if exchange.request.method == "GET":
+            if exchange.status >= 400 or exchange.arrival == math.inf:
+                exchange.known.failed = exchange.number
+            if exchange.arrival < math.inf:
+                self.on_their_way.append(exchange)
+
+
+class _Known:
+    """What the client knows of one URL."""
+
+    def __init__(self) -> None:
+        self.gets = 0
+        self.failed = 0  # the number of the last GET that met an error or was cut; 0: none
+        #: The last answer that came whole, and the last with a word on when to ask again.
+        self.last: _Exchange | None = None
+        self.waiting: _Exchange | None = None
+        #: A 301 or 308, and a 410, that still hold.
+        self.moved: _Exchange | None = None
+        self.gone: _Exchange | None = None
+        #: Of its copy: the last 200 or 304, its type and its validators.
+        self.kept: _Exchange | None = None
+        self.media_type = ""
+        self.validators = _NO_VALIDATORS
+        #: Whether these are to be sent back.
+        self.must_validate = False
+        #: Validators that may be sent back as well: given since without a copy, as by HEAD or with
+        #: half a body; and those of other URLs, from where or to where redirects have led.
+        self.others = _NO_VALIDATORS
+        self.brought = _NO_VALIDATORS
+        #: All validators, and the types of all bodies, that this URL ever gave.
+        self.ever_given: set[str] = set()
+        self.media_types: set[str] = set()
+        #: The URLs whose redirects lead here just now.
+        self.sources: set[_Known] = set()
+
+    def may_send(self, name: str) -> tuple[str, ...]:
+        given = self.validators, self.others, self.brought
+        return sum((each[name] for each in given), ())
+
+    @property
+    def has_validators(self) -> bool:
+        return any(map(self.may_send, _VALIDATORS))
+
+    def add(self, validators: dict[str, tuple[str, ...]]) -> None:
+        """Note validators that the client may have kept."""
+        self.others = _joined(self.others, validators)
+        self.ever_given.update(*validators.values())
+
+    def come_from(self, source: _Known) -> None:
+        """Expect what a redirect sends here, with the validators that may be sent there."""
+        sources = {source, *source.sources}
+        source.sources = set()
+        self.sources |= sources
+        may_come = {name: source.may_send(name) for name in _VALIDATORS}
+        self.brought = _joined(self.brought, may_come)
+
+    def learn(self, exchange: _Exchange) -> None:
+        """Learn from an answer that has come whole."""
+        self.last = exchange
+        if exchange.status < 400 or exchange.waits():
+            self.waiting = exchange
+        before = self.moved
+        if exchange.status < 400 or exchange.status == 410:
+            self.moved = self.gone = None
+        if exchange.status in (301, 308) and exchange.location:
+            self.moved = exchange
+            if before and before.leads_to is exchange.leads_to:
+                exchange.since = before.since
+        elif exchange.status == 410:
+            self.gone = exchange
+        elif exchange.status in (200, 304):
+            self.keep(exchange)
+
+    def keep(self, exchange: _Exchange) -> None:
+        """Take the validators of a 200, or those that a 304 carries (RFC 9111 4.3.4)."""
+        is_page = exchange.media_type == _PAGE and self.media_type not in ("", _PAGE)
+        given = exchange.validators
+        replaced = [name for name in given if exchange.status == 200 or given[name]]
+        if is_page:  # in the place of a feed, of which the client may keep its copy
+            self.others = _joined(self.others, self.validators)
+        else:
+            self.others = {**self.others, **dict.fromkeys(replaced, ())}
+            self.brought = {**self.brought, **dict.fromkeys(replaced, ())}
+            self.media_type = exchange.media_type
+        if exchange.status == 200:
+            self.media_types.add(exchange.media_type)
+        if replaced:
+            storable = "no-store" not in _members(exchange.value("Cache-Control"))
+            self.must_validate = storable and not is_page
+        self.kept = exchange
+        self.validators = {**self.validators, **{name: given[name] for name in replaced}}
+        for source in self.sources:
+            source.brought = self.validators
+            if exchange.status == 200:  # this copy took the place of the source's own
+                source.must_validate = False
+        self.sources = set()
+
+    def suppose(self, exchange: _Exchange) -> None:
+        """Take what the first 304 confirms as given before the record began."""
+        for name, given in exchange.validators.items():
+            said = given or tuple(exchange.unsaid.get_all(name))
+            if not said and exchange.plan._unsaid is None:  # a 304 of the test's own
+                said = tuple(sent for sent in exchange.sends_back(name) if sent != "*")
+            self.validators = {**self.validators, name: said}
+
+
+class _Exchange:
+    """A request and its answer.
+
+    ``known`` and ``cookies`` are the client's, and go on changing. The rules look at them before
+    the client has heard this answer.
+    """
+
+    def __init__(self, number: int, request: Request, known: _Known, cookies: set[str]) -> None:
+        assert request.response is not None
+        # Its place among all; of redirects in a row that lead to the same URL, that of the first.
+        self.number = self.since = number
+        self.request, self.plan = request, request.response
+        self.time, self.status = request.time, self.plan.status
+        self.known, self.cookies = known, cookies
+        self.leads_to: _Known | None = None
+        self.sent = request._read_values()
+        self.given = _headers((name, _as_sent(value)) for name, value in self.plan.headers)
+        self.unsaid = _headers((name, _as_sent(value)) for name, value in self.plan._unsaid or ())
+        self.validators = {name: self.spellings(name) for name in _VALIDATORS}
+        self.location = self.find_location()
+        self.arrival = self.find_arrival()
+        self.media_type = self.find_media_type()
+
+    def findings(self) -> list[Finding]:
+        """What is wrong with the request, which is a GET."""
+        which = f"GET {self.request._shown} ({_ordinal(self.known.gets)} request)"
+        findings = []
+        for name, rule in _POLITENESS.items():
+            if wrong := rule(self):
+                finding = Finding(f"{which}: {wrong}")
+                finding.rule, finding.request = name, self.request
+                findings.append(finding)
+        return findings
+
+    # What was asked
+
+    def said(self, name: str) -> str:
+        """A sentence's beginning: what was sent in a field, if anything."""
+        value = self.sent.get(name.lower())
+        return f"no {name} was sent" if value is None else f"{name} was {_legible(value)}"
+
+    def sends_back(self, name: str) -> list[str]:
+        """What it sends back of a validator: the value of the condition, and its list's members."""
+        value = self.sent.get(_VALIDATORS[name][0].lower())
+        if value is None:
+            return []
+        # Commas part the members, unless they are in an entity tag.
+        members = re.findall('(?:[^",]|"[^"]*")+', value) if name == "ETag" else []
+        return [value, *(member.strip(" \t") for member in members)]
+
+    @property
+    def is_another_variant(self) -> bool:
+        """Whether an answer before was to a request for another representation (RFC 9111 4.1)."""
+        before = [each for each in (self.known.kept, self.known.last) if each]
+        return any(
+            each.sent.get(name) != self.sent.get(name)
+            for each in before
+            for name in _members(each.value("Vary"))
+            if name in _CHOOSING
+        )
+
+    # What was answered
+
+    def value(self, name: str) -> str:
+        """The value of a field of the answer, that of repeated ones as a list; empty for none."""
+        return ", ".join(self.given.get_all(name))
+
+    def spellings(self, name: str) -> tuple[str, ...]:
+        """The values of a field; clients may read one that is given twice as a list."""
+        values = tuple(filter(None, self.given.get_all(name)))
+        return (*values, ", ".join(values)) if len(values) > 1 else values
+
+    def find_location(self) -> str:
+        """Where a redirect leads to; empty for other answers, and where it leads nowhere."""
+        location = self.given["Location"] if self.status in _REDIRECTS else None
+        if not location:
+            return ""
+        try:
+            as_text = location.encode("latin-1").decode("utf-8", "surrogateescape")
+            return urllib.parse.urljoin(self.request.url, as_text)
+        except ValueError:
+            return ""
+
+    def find_arrival(self) -> float:
+        """When the answer can have come whole, at the earliest; infinity where it never did.
+
+        Infinity, too, where the client did not stay for it, and for an answer that is sent as it
+        is, since nobody knows what clients make of it.
+        """
+        plan, size = self.plan, len(self.plan._sent)
+        fault, end = _fault_of(plan)
+        has_body = self.request.method != "HEAD" and not _has_no_content(self.request, plan)
+        promised = _digits(self.value("Content-Length")) if has_body and not plan.chunked else 0
+        broken_off = fault and (end is None or end < size or plan.chunked)
+        if broken_off or promised > size or plan.asis:
+            return math.inf
+        return self.request._answered_at + plan.delay + (size / plan.rate if plan.rate else 0)
+
+    def find_media_type(self) -> str:
+        """The type of what the URL is known to have, or may have by its name."""
+        said = self.value("Content-Type").partition(";")[0].strip(" \t").lower()
+        if said and 200 <= self.status < 300:
+            return said
+        return self.known.media_type or _media_type(self.request._path_as_sent)
+
+    def waits(self, fresh_as_well: bool = True) -> list[tuple[float, str]]:
+        """Until when the answer asks to wait, or is fresh, and by which words."""
+        waits = (_end_of_wait(self), _end_of_freshness(self) if fresh_as_well else None)
+        return [wait for wait in waits if wait]
+
+    @property
+    def leads_nowhere(self) -> bool:
+        """Whether a client that follows this redirect meets an error, or goes round in circles."""
+        passed: set[_Known] = set()
+        known = self.leads_to
+        while known and known not in passed:
+            worked = known.kept.number if known.kept else 0
+            # It has failed after this redirect, and not worked since the first of its kind.
+            if known.failed > self.number and worked < self.since:
+                return True
+            passed.add(known)
+            known = known.last.leads_to if known.last else None
+        return known is not None
+
+
+def _end_of_wait(answer: _Exchange) -> tuple[float, str] | None:
+    """Until when an answer asks to wait, and by which words (RFC 9110 10.2.3)."""
+    value = answer.given["Retry-After"] if answer.status in (429, 503) else None
+    if value is None:
+        return None
+    end = _seconds(value)
+    if end is None and re.fullmatch("[0-9]+", value):
+        # Clients may count from Date, which has no fractions.
+        end = math.floor(answer.time) + _digits(value)
+    said = f"Retry-After was {_legible(value)} (RFC 9110 10.2.3)"
+    return None if end is None else (end, said)
+
+
+def _end_of_freshness(answer: _Exchange) -> tuple[float, str] | None:
+    """Until when an answer is fresh, and by which words (RFC 9111 4.2)."""
+    directives = _members(answer.value("Cache-Control"))
+    # Also no-cache with the names of fields, which clients may read as without (5.2.2.4).
+    is_stale = any(directive.startswith(("no-cache", "no-store")) for directive in directives)
+    if is_stale or answer.status in _ASK_FOR_MORE or "*" in _members(answer.value("Vary")):
+        return None
+    came, said_date = answer.time, _seconds(answer.value("Date"))
+    date = came if said_date is None else said_date
+    lifetime: float
+    max_ages = [each[len("max-age=") :] for each in directives if each.startswith("max-age=")]
+    expires = answer.given["Expires"]
+    if max_ages:
+        # The least, where there are several (4.2.1).
+        lifetime = min(_digits(max_age.strip('"')) for max_age in max_ages)
+        said = f"Cache-Control was {_legible(answer.value('Cache-Control'))}"
+    elif expires is not None:
+        lifetime = (_seconds(expires) or 0) - date  # what is no date has passed (5.3)
+        said = f"Expires was {_legible(expires)}"
+    else:
+        return None
+    # A 304 changes only the fields that it carries (3.2): an Age before it may still hold.
+    ages = _members(answer.value("Age")) or _members(answer.unsaid["Age"] or "")
+    age = _digits(ages[0]) if ages else 0
+    said += f" and Age was {age}" if age else ""
+    return came + lifetime - max(age, came - date), f"{said} (RFC 9111 4.2)"
+
+
+def _digits(value: str) -> int:
+    """The number that a Content-Length, an Age or the like gives; 0 where it gives none."""
+    return _number(value) if re.fullmatch("[0-9]+", value) else 0
+
+
+def _comparable(url: str) -> str:
+    """A URL in the one form that is compared (RFC 3986 6.2), by whatever name of this machine."""
+    match = re.fullmatch(_URL, url)
+    if match is None:
+        return url
+    scheme, authority, path = match.groups()
+    with contextlib.suppress(ValueError):
+        authority = _sent_authority(authority)
+    origin = _origin(scheme, authority)
+    host, port = _host_and_port(origin)
+    if host in _LOOPBACK:
+        origin = f"{scheme.lower()}://localhost:{port}"
+    return f"{origin}/{_unquote(path.partition('#')[0].removeprefix('/'))}"
+
+
+def _joined(
+    some: dict[str, tuple[str, ...]], others: dict[str, tuple[str, ...]]
+) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(dict.fromkeys(some[name] + others[name])) for name in _VALIDATORS}
+
+
+# The audit: the rules
+
+#: The rules by their names; each tells what is wrong with a GET, or None.
+_POLITENESS: dict[str, Callable[[_Exchange], str | None]] = {}
+#: What does without compression.
 _MEDIA = "(?:audio|font|image|video)/.*"
 #: Types that no feed is served as, and those and the wildcards that an Accept for feeds may name.
 _NO_FEED = f"{_MEDIA}|text/(?:css|javascript|plain)|{_PAGE}"
@@ -3053,7 +3399,11 @@ _FEED = r".*(?:atom|json|opml|rdf|rss|xml).*|(?:\*|application|text)/\*|\*"
 
 
 def _politeness(rule: Callable[[_Exchange], str | None]) -> Callable[[_Exchange], str | None]:
-    """Enter a rule into the table, by the name of its function."""
+    """Enter a rule into the table, by the name of its function.
+
+    Its sentence names the section that defines the field or the status. Owners of feeds may ask for
+    more: where Accept or Accept-Encoding is missing, anything goes by RFC 9110 12.5.
+    """
     _POLITENESS[rule.__name__.strip("_").replace("_", "-")] = rule
     return rule
 
@@ -3061,7 +3411,7 @@ def _politeness(rule: Callable[[_Exchange], str | None]) -> Callable[[_Exchange]
 @_politeness
 def _no_validator(get: _Exchange) -> str | None:
     sends_one = not {"if-none-match", "if-modified-since"}.isdisjoint(get.sent)
-    goes_on = {"range", "if-range"} <= get.sent.keys()
+    goes_on = {"range", "if-range"} <= get.sent.keys()  # with the rest of a part (13.1.5)
     if sends_one or goes_on or get.is_another_variant or not get.known.must_validate:
         return None
     if get.known.sources and not any(source.has_validators for source in get.known.sources):
@@ -3087,13 +3437,15 @@ def _wrong_date(get: _Exchange) -> str | None:
 def _wrong_validator(get: _Exchange, name: str) -> str | None:
     sent, known = get.sends_back(name), get.known
     # An error at first does not tell what the client had before the record began.
-    is_unknown = known.copied is None and get.status >= 400
+    is_unknown = known.kept is None and get.status >= 400
+    # What is sent to a redirect is meant for where it leads: it is how a 304 comes through it.
     if not sent or is_unknown or get.status in _REDIRECTS:
         return None
-    right = known.ever_given if get.is_another_variant else known.may_send(name)
-    if not set(sent).isdisjoint(right):
+    # Byte for byte, and W/ as well, which is more than the comparison of RFC 9110 8.8.3.2 asks for.
+    right = {*known.may_send(name), *(known.ever_given if get.is_another_variant else ())}
+    if not right.isdisjoint(sent):
         return None
-    given = f"no {name} was given" + (" with the last 200" if known.has_body else "")
+    given = f"no {name} was given" + (" with the last 200" if known.media_types else "")
     if last := known.validators[name] or known.others[name]:
         given = f"the last {name} given was {_legible(last[-1])}"
     condition, source = _VALIDATORS[name]
@@ -3106,7 +3458,7 @@ def _too_early(get: _Exchange) -> str | None:
     if last is None:
         return None
     for end, said in last.waits(fresh_as_well=not get.is_another_variant):
-        if last.time <= get.time < end:  # an earlier one has a clock that was set back
+        if last.time <= get.time < end:  # before that answer, the clock was set back
             passed, left = math.floor(get.time - last.time), math.ceil(end - get.time)
             return f"asked again after {passed} s, {left} s too early, as {said}"
     return None
@@ -3114,8 +3466,8 @@ def _too_early(get: _Exchange) -> str | None:
 
 @_politeness
 def _moved(get: _Exchange) -> str | None:
-    redirect = get.known.moved
-    if redirect is None or get.known.sources or redirect.leads_nowhere:
+    redirect, was_led_here = get.known.moved, get.known.sources
+    if redirect is None or was_led_here or redirect.leads_nowhere:
         return None
     section = {301: "15.4.2", 308: "15.4.9"}[redirect.status]
     where = f"{_quote(redirect.location):.200} (RFC 9110 {section})"
@@ -3151,9 +3503,8 @@ def _no_feed_type(get: _Exchange) -> str | None:
     accepted = _accepted(get.sent.get("accept", ""))
     names_one = any(is_so and re.fullmatch(_FEED, name) for name, is_so in accepted.items())
     asks_for_page = accepted.get(_PAGE) and _PAGE in get.known.media_types
-    is_feed = re.fullmatch(
-        _FEED, _media_type(get.request._path_as_sent)
-    )  # whatever it is served as
+    # By its name it is a feed, whatever it is served as.
+    is_feed = re.fullmatch(_FEED, _media_type(get.request._path_as_sent))
     is_other = re.fullmatch(_NO_FEED, get.media_type) and not is_feed
     if names_one or asks_for_page or is_other:
         return None
@@ -3171,351 +3522,13 @@ def _referer(get: _Exchange) -> str | None:
 @_politeness
 def _cookie(get: _Exchange) -> str | None:
     sent = "; ".join(get.request.headers.get_all("Cookie"))
-    pairs = [pair for pair in _cookies(sent) if not pair.startswith("$")]  # RFC 2965
+    # $Version and the like are no cookies (RFC 2965). Who may have which is not looked at.
+    pairs = [pair for pair in _cookies(sent) if not pair.startswith("$")]
     unknown = "; ".join(pair for pair in pairs if pair not in get.cookies)
     if not unknown:
         return None
     not_set = f"no answer had set {_legible(unknown)}"
     return f"Cookie was {_legible(sent)}, but {not_set} (RFC 6265 5.4)"
-
-
-def _rules_to_ignore(names: Iterable[str]) -> set[str]:
-    """The names as a set; raises ValueError for what is no sequence of the names of rules."""
-    is_sequence = hasattr(names, "__iter__") and not isinstance(names, str)
-    ignored = list(names) if is_sequence else []
-    rules = list(_POLITENESS)
-    if not is_sequence or any(name not in rules for name in ignored):
-        takes = f"it takes a sequence of the rules {', '.join(map(repr, rules))}"
-        raise ValueError(f"ignore: found {names!r:.80}; {takes}")
-    return set(ignored)
-
-
-def _judgement(client: str, findings: Sequence[Finding]) -> str:
-    """What a person reads of the findings: rule by rule, the first ones of each."""
-    lines = [f"{client} was not polite:" if findings else f"{client} was polite"]
-    for rule in _POLITENESS:
-        broken = [finding for finding in findings if finding.rule == rule]
-        lines += [f"  {finding} [{rule}]" for finding in broken[:_SHOWN]]
-        if len(broken) > _SHOWN:
-            lines.append(f"  and {len(broken) - _SHOWN} more [{rule}]")
-    return "\n".join(lines)
-
-
-# The audit: what the client knows
-
-
-class _Client:
-    """The client, as it goes from one request to the next and learns from the answers."""
-
-    def __init__(self) -> None:
-        self.urls: dict[str, _Known] = {}
-        self.cookies: set[str] = set()
-        self.numbers = itertools.count(1)
-        self.on_their_way: list[_Exchange] = []
-
-    def ask(self, request: Request) -> list[Finding]:
-        """The findings about the next request, whose answer it knows later on."""
-        self.catch_up(request._came_at)
-        known = self.known(request.url)
-        exchange = _Exchange(next(self.numbers), request, known, self.cookies)
-        findings = exchange.findings() if request.method == "GET" else []
-        self.hear(exchange)
-        return findings
-
-    def known(self, url: str) -> _Known:
-        return self.urls.setdefault(_comparable(url), _Known())
-
-    def catch_up(self, now: float) -> None:
-        """Learn from the answers that have come whole by now, in the order in which they came."""
-        for exchange in sorted(self.on_their_way, key=lambda exchange: exchange.arrival):
-            if exchange.arrival <= now:
-                self.on_their_way.remove(exchange)
-                exchange.known.learn(exchange)
-
-    def hear(self, exchange: _Exchange) -> None:
-        """Note what the head of an answer tells at once, be the rest lost."""
-        for value in exchange.given.get_all("Set-Cookie"):
-            self.cookies.update(_cookies(value.partition(";")[0]))
-        if exchange.request.method not in ("GET", "HEAD"):
-            return
-        if exchange.status < 400:
-            exchange.known.add(exchange.validators)
-        if exchange.location:
-            exchange.leads_to = self.known(exchange.location)
-            exchange.leads_to.come_from(exchange.known)
-        if exchange.request.method == "GET":
-            if exchange.status >= 400 or exchange.arrival == math.inf:
-                exchange.known.failed = exchange.number
-            if exchange.arrival < math.inf:
-                self.on_their_way.append(exchange)
-
-
-class _Known:
-    """What the client knows of one URL."""
-
-    def __init__(self) -> None:
-        self.gets = 0
-        self.failed = 0  # the number of the last one that met an error
-        #: The last answer that came whole, and the last with a word on when to ask again.
-        self.last: _Exchange | None = None
-        self.waiting: _Exchange | None = None
-        #: A 301 or 308, and a 410, that still hold.
-        self.moved: _Exchange | None = None
-        self.gone: _Exchange | None = None
-        #: Of its copy: the last 200 or 304, whether there was a 200, its type and its validators.
-        self.copied: _Exchange | None = None
-        self.has_body = False
-        self.media_type = ""
-        self.validators = _NO_VALIDATORS
-        #: Whether these are to be sent back.
-        self.must_validate = False
-        #: Validators that may be sent back as well: given since without a copy, as by HEAD or with
-        #: half a body; brought along by redirects; given where the redirects of this URL led.
-        self.others = _NO_VALIDATORS
-        self.brought = _NO_VALIDATORS
-        self.elsewhere = _NO_VALIDATORS
-        #: All validators, and all types, that were ever given.
-        self.ever_given: set[str] = set()
-        self.media_types: set[str] = set()
-        #: The URLs whose redirects lead here just now.
-        self.sources: set[_Known] = set()
-
-    def may_send(self, name: str) -> tuple[str, ...]:
-        given = self.validators, self.others, self.brought, self.elsewhere
-        return sum((each[name] for each in given), ())
-
-    @property
-    def has_validators(self) -> bool:
-        return any(map(self.may_send, _VALIDATORS))
-
-    def add(self, validators: dict[str, tuple[str, ...]]) -> None:
-        """Note validators that the client may have kept."""
-        self.others = _joined(self.others, validators)
-        self.ever_given.update(*validators.values())
-
-    def come_from(self, source: _Known) -> None:
-        """Expect what a redirect sends here, with the validators that may be sent there."""
-        sources = {source, *source.sources}
-        source.sources = set()
-        self.sources |= sources
-        may_come = {name: source.may_send(name) for name in _VALIDATORS}
-        self.brought = _joined(self.brought, may_come)
-        self.ever_given.update(*may_come.values())
-
-    def learn(self, exchange: _Exchange) -> None:
-        """Learn from an answer that has come whole."""
-        self.last = exchange
-        if exchange.status < 400 or exchange.waits():
-            self.waiting = exchange
-        moved = self.moved
-        if exchange.status < 400 or exchange.status == 410:
-            self.moved = self.gone = None
-        if exchange.status in (301, 308) and exchange.location:
-            self.moved = exchange
-            if moved and moved.leads_to is exchange.leads_to:
-                exchange.since = moved.since
-        elif exchange.status == 410:
-            self.gone = exchange
-        elif exchange.status in (200, 304):
-            self.copy(exchange)
-
-    def copy(self, exchange: _Exchange) -> None:
-        """Take the validators of a 200, or those that a 304 carries (RFC 9111 4.3.4)."""
-        is_page = exchange.media_type == _PAGE and self.media_type not in ("", _PAGE)
-        given = exchange.validators
-        replaced = [name for name in given if exchange.status == 200 or given[name]]
-        if is_page:  # in the place of a feed, of which the client may keep its copy
-            self.others = _joined(self.others, self.validators)
-        else:
-            self.others = {**self.others, **dict.fromkeys(replaced, ())}
-            self.brought = {**self.brought, **dict.fromkeys(replaced, ())}
-            self.media_type = exchange.media_type
-        if exchange.status == 200:
-            self.has_body = True
-            self.media_types.add(exchange.media_type)
-            self.elsewhere = self.elsewhere if is_page else _NO_VALIDATORS
-        if replaced:
-            storable = "no-store" not in _members(exchange.value("Cache-Control"))
-            self.must_validate = storable and not is_page
-        self.copied = exchange
-        self.validators = {**self.validators, **{name: given[name] for name in replaced}}
-        for source in self.sources:
-            source.elsewhere = self.validators
-            source.must_validate &= exchange.status == 304  # its copy is another one by now
-        self.sources = set()
-
-    def suppose(self, exchange: _Exchange) -> None:
-        """Take what the first 304 confirms as given before the record began."""
-        for name, given in exchange.validators.items():
-            said = given or tuple(exchange.unsaid.get_all(name))
-            if not said and exchange.plan._unsaid is None:  # a 304 of the test's own
-                said = tuple(sent for sent in exchange.sends_back(name) if sent != "*")
-            self.validators = {**self.validators, name: said}
-            self.ever_given.update(said)
-
-
-class _Exchange:
-    """A request and its answer, with what the client knew when it asked."""
-
-    def __init__(self, number: int, request: Request, known: _Known, cookies: set[str]) -> None:
-        assert request.response is not None
-        self.number = self.since = number  # of the exchange, and of the first with this answer
-        self.request, self.plan = request, request.response
-        self.time, self.status = request.time, self.plan.status
-        self.known, self.cookies = known, cookies
-        self.leads_to: _Known | None = None
-        self.sent = request._read_values()
-        self.given = _headers((name, _as_sent(value)) for name, value in self.plan.headers)
-        self.unsaid = _headers((name, _as_sent(value)) for name, value in self.plan._unsaid or ())
-        self.validators = {name: self.spellings(name) for name in _VALIDATORS}
-        self.location = self.find_location()
-        self.arrival = self.find_arrival()
-        self.media_type = self.find_media_type()
-
-    def findings(self) -> list[Finding]:
-        """What is wrong with the request, which is a GET."""
-        self.known.gets += 1
-        if self.known.copied is None and self.status == 304:
-            self.known.suppose(self)
-        which = f"GET {self.request._shown} ({_ordinal(self.known.gets)} request)"
-        findings = []
-        for name, rule in _POLITENESS.items():
-            if wrong := rule(self):
-                finding = Finding(f"{which}: {wrong}")
-                finding.rule, finding.request = name, self.request
-                findings.append(finding)
-        return findings
-
-    # What was asked
-
-    def said(self, name: str) -> str:
-        """A sentence's beginning: what was sent in a field, if anything."""
-        value = self.sent.get(name.lower())
-        return f"no {name} was sent" if value is None else f"{name} was {_legible(value)}"
-
-    def sends_back(self, name: str) -> list[str]:
-        """What it sends back of a validator: the value of the condition, and its list's members."""
-        value = self.sent.get(_VALIDATORS[name][0].lower())
-        if value is None:
-            return []
-        # Commas part the members, unless they are in an entity tag.
-        members = re.findall('(?:[^",]|"[^"]*")+', value) if name == "ETag" else []
-        return [value, *(member.strip(" \t") for member in members)]
-
-    @property
-    def is_another_variant(self) -> bool:
-        """Whether an answer before was to a request for another representation (RFC 9111 4.1)."""
-        before = [each for each in (self.known.copied, self.known.last) if each]
-        return any(
-            each.sent.get(name) != self.sent.get(name)
-            for each in before
-            for name in _members(each.value("Vary"))
-            if name in _CHOOSING
-        )
-
-    # What was answered
-
-    def value(self, name: str) -> str:
-        """The value of a field of the answer, that of repeated ones as a list; empty for none."""
-        return ", ".join(self.given.get_all(name))
-
-    def spellings(self, name: str) -> tuple[str, ...]:
-        """The values of a field; clients may read one that is given twice as a list."""
-        values = tuple(filter(None, self.given.get_all(name)))
-        return (*values, ", ".join(values)) if len(values) > 1 else values
-
-    def find_location(self) -> str:
-        """Where a redirect leads to; empty for other answers, and where it leads nowhere."""
-        location = self.given["Location"] if self.status in _REDIRECTS else None
-        if not location:
-            return ""
-        try:
-            as_text = location.encode("latin-1").decode("utf-8", "surrogateescape")
-            return urllib.parse.urljoin(self.request.url, as_text)
-        except ValueError:
-            return ""
-
-    def find_arrival(self) -> float:
-        """When the answer can have come whole, at the earliest; infinity where it never did.
-
-        Nor does one that is sent as it is, as nobody knows what clients make of it.
-        """
-        plan, size = self.plan, len(self.plan._sent)
-        fault, end = _fault_of(plan)
-        has_body = self.request.method != "HEAD" and not _has_no_content(self.request, plan)
-        promised = _delta(self.value("Content-Length")) if has_body and not plan.chunked else 0
-        broken_off = fault and (end is None or end < size or plan.chunked)
-        if broken_off or promised > size or plan.asis:
-            return math.inf
-        return self.request._answered_at + plan.delay + (size / plan.rate if plan.rate else 0)
-
-    def find_media_type(self) -> str:
-        """The type of what the URL is known to have, or may have by its name."""
-        said = self.value("Content-Type").partition(";")[0].strip(" \t").lower()
-        if said and 200 <= self.status < 300:
-            return said
-        return self.known.media_type or _media_type(self.request._path_as_sent)
-
-    def waits(self, fresh_as_well: bool = True) -> list[tuple[float, str]]:
-        """Until when the answer asks to wait, or is fresh, and by which words."""
-        waits = (_end_of_wait(self), _end_of_freshness(self) if fresh_as_well else None)
-        return [wait for wait in waits if wait]
-
-    @property
-    def leads_nowhere(self) -> bool:
-        """Whether who follows this redirect meets an error, or goes round in circles."""
-        passed: set[_Known] = set()
-        known = self.leads_to
-        while known and known not in passed:
-            worked = known.copied.number if known.copied else 0
-            if known.failed > self.number and worked < self.since:
-                return True
-            passed.add(known)
-            known = known.last.leads_to if known.last else None
-        return known is not None
-
-
-def _end_of_wait(answer: _Exchange) -> tuple[float, str] | None:
-    """Until when an answer asks to wait, and by which words (RFC 9110 10.2.3)."""
-    value = answer.given["Retry-After"] if answer.status in (429, 503) else None
-    if value is None:
-        return None
-    end = _seconds(value)
-    if re.fullmatch("[0-9]+", value):  # clients may count from Date, which has no fractions
-        end = math.floor(answer.time) + _delta(value)
-    said = f"Retry-After was {_legible(value)} (RFC 9110 10.2.3)"
-    return None if end is None else (end, said)
-
-
-def _end_of_freshness(answer: _Exchange) -> tuple[float, str] | None:
-    """Until when an answer is fresh, and by which words (RFC 9111 4.2)."""
-    directives = _members(answer.value("Cache-Control"))
-    no_use = any(directive.startswith(("no-cache", "no-store")) for directive in directives)
-    if no_use or answer.status in _ASK_FOR_MORE or "*" in _members(answer.value("Vary")):
-        return None
-    now, said_date = answer.time, _seconds(answer.value("Date"))
-    date = now if said_date is None else said_date
-    lifetime: float
-    max_ages = [each[len("max-age=") :] for each in directives if each.startswith("max-age=")]
-    expires = answer.given["Expires"]
-    if max_ages:
-        lifetime = min(_delta(max_age.strip('"')) for max_age in max_ages)
-        said = f"Cache-Control was {_legible(answer.value('Cache-Control'))}"
-    elif expires is not None:
-        lifetime = (_seconds(expires) or 0) - date
-        said = f"Expires was {_legible(expires)}"
-    else:
-        return None
-    # A cache that takes a 304 for news of what it has keeps the Age that the 304 does not tell.
-    ages = _members(answer.value("Age")) or _members(answer.unsaid["Age"] or "")
-    age = _delta(ages[0]) if ages else 0
-    said += f" and Age was {age}" if age else ""
-    return now + lifetime - max(age, now - date), f"{said} (RFC 9111 4.2)"
-
-
-def _delta(seconds: str) -> int:
-    """A number of seconds or bytes; 0 for what is none."""
-    return _number(seconds) if re.fullmatch("[0-9]+", seconds) else 0
 
 
 def _accepted(value: str) -> dict[str, bool]:
@@ -3529,30 +3542,9 @@ def _accepted(value: str) -> dict[str, bool]:
 
 
 def _cookies(value: str) -> list[str]:
-    """The pairs of a Cookie field, alike whether or not their values are quoted (RFC 6265 4.1)."""
+    """The pairs of a Cookie field, without quotes, as some clients drop them (RFC 6265 4.1.1)."""
     pairs = ([part.strip().strip('"') for part in pair.split("=", 1)] for pair in value.split(";"))
     return [pair for pair in ("=".join(parts).strip("=") for parts in pairs) if pair]
-
-
-def _comparable(url: str) -> str:
-    """A URL in the one form that is compared (RFC 3986 6.2), by whatever name of this machine."""
-    match = re.fullmatch(_URL, url)
-    if match is None:
-        return url
-    scheme, authority, path = match.groups()
-    with contextlib.suppress(ValueError):
-        authority = _sent_authority(authority)
-    origin = _origin(scheme, authority)
-    host, port = _host_and_port(origin)
-    if host in _LOOPBACK:
-        origin = f"{scheme.lower()}://localhost:{port}"
-    return f"{origin}/{_unquote(path.partition('#')[0].removeprefix('/'))}"
-
-
-def _joined(
-    some: dict[str, tuple[str, ...]], others: dict[str, tuple[str, ...]]
-) -> dict[str, tuple[str, ...]]:
-    return {name: tuple(dict.fromkeys(some[name] + others[name])) for name in _VALIDATORS}
 
 
 def _legible(value: str) -> str:
@@ -3563,6 +3555,34 @@ def _legible(value: str) -> str:
 def _ordinal(number: int) -> str:
     ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{'th' if number % 100 in (11, 12, 13) else ending}"
+
+
+# The audit: as it is told to a person
+
+#: Findings of each rule that are shown.
+_SHOWN = 5
+
+
+def _judgement(client: str, findings: Sequence[Finding]) -> str:
+    """What a person reads of the findings: rule by rule, the first ones of each."""
+    lines = [f"{client} was not polite:" if findings else f"{client} was polite"]
+    for rule in _POLITENESS:
+        broken = [finding for finding in findings if finding.rule == rule]
+        lines += [f"  {finding} [{rule}]" for finding in broken[:_SHOWN]]
+        if len(broken) > _SHOWN:
+            lines.append(f"  and {len(broken) - _SHOWN} more [{rule}]")
+    return "\n".join(lines)
+
+
+def _rules_to_ignore(names: Iterable[str]) -> set[str]:
+    """The names as a set; raises ValueError for what is no sequence of the names of rules."""
+    is_sequence = hasattr(names, "__iter__") and not isinstance(names, str)
+    ignored = list(names) if is_sequence else []
+    rules = list(_POLITENESS)
+    if not is_sequence or any(name not in rules for name in ignored):
+        takes = f"it takes a sequence of the rules {', '.join(map(repr, rules))}"
+        raise ValueError(f"ignore: found {names!r:.80}; {takes}")
+    return set(ignored)
 
 
 # TLS, which any connection and any tunnel may begin with
@@ -4557,7 +4577,7 @@ def _judge_each_client(requests: Iterable[Request]) -> Iterator[str]:
     clients: dict[str, list[Request]] = {}
     for request in requests:
         if not request._refused:
-            # Some readers tell the number of their subscribers there.
+            # Without digits, as some readers tell the number of their subscribers.
             name = re.sub("[0-9]+", "", request.headers["User-Agent"] or "")
             clients.setdefault(name, []).append(request)
     for sent in clients.values():

@@ -5319,11 +5319,17 @@ TRANSCRIPTS = {
         GET /feed.xml | If-None-Match: "v1" -> 200 | Content-Type: text/html; charset=utf-8
         GET /feed.xml -> 200 | Content-Type: text/html
         GET /feed.xml | If-None-Match: "v1" -> 200 | ETag: "page" | Content-Type: text/html
+        GET /feed.xml -> 200 | ETag: "page" | Content-Type: text/html
         GET /feed.xml | If-None-Match: "page" -> 304
         GET /feed.xml | If-None-Match: "v1" -> 304
         GET /feed.xml | If-None-Match: "v1" -> 200 | ETag: "v2"
         GET /feed.xml | If-None-Match: "v1" -> 200 | ETag: "v2" !! wrong-etag
         GET /feed.xml | If-None-Match: "page" -> 200 | ETag: "v2" !! wrong-etag
+    """,
+    "a feed that is called a page": """
+        GET /index.html -> 200 | ETag: "v1" | Content-Type: application/rss+xml
+        GET /index.html | If-None-Match: "v1" -> 304 | ETag: "v1"
+        GET /index.html -> 200 !! no-validator
     """,
     "a page that a redirect leads to": """
         GET /feed.xml -> 200 | ETag: "v1"
@@ -5363,6 +5369,10 @@ TRANSCRIPTS = {
         GET /feed.xml | User-Agent: other/2 | no Accept-Encoding
             -> 200 | ETag: "v1" | Vary: Accept-Encoding !! no-validator no-compression
         GET /feed.xml | Accept-Encoding: gzip, br | If-None-Match: "v2" -> 200 !! wrong-etag
+    """,
+    "an error for one variant": """
+        GET /feed.xml -> 404 | Vary: Accept | Cache-Control: max-age=60
+        GET /feed.xml | Accept: */* -> 200
     """,
     "a wait is for all variants": """
         GET /feed.xml -> 429 | Retry-After: 60 | Vary: Accept
@@ -6087,7 +6097,7 @@ class AuditTest(ServerTestCase):
 
     def test_the_server_has_many_names(self):
         server = self.serve()
-        to_b = {"Location": f"http://LOCALHOST:{server.port}/b"}
+        to_b = {"Location": f"HTTP://LOCALHOST:{server.port}/b"}
         first = Response(headers={"ETag": '"v1"'})
         server.respond("/a", first, Response(status=302, headers=to_b))
         server.respond("/b", 200)
