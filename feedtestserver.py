@@ -4566,7 +4566,7 @@ def _serve(directory: str, host: str, port: int) -> int:
                 pass
         with contextlib.suppress(KeyboardInterrupt):
             for judgement in _judge_each_client(server.requests):
-                _say(judgement)
+                _say(f"\n{judgement}")
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0

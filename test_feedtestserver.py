@@ -6619,7 +6619,7 @@ class CommandLineTest(ServerTestCase):
                 out, err = process.communicate(timeout=PATIENCE)
                 self.assertEqual(process.returncode, 0)
                 log, findings = out.split("Python-urllib", 1)
-                self.assertEqual(log, "GET /feed.xml -> 200\nGET /wrong.xml -> 500\n")
+                self.assertEqual(log, "GET /feed.xml -> 200\nGET /wrong.xml -> 500\n\n")
                 self.assertRegex(findings, r"^/3\.\d+ was not polite:\n  GET /feed.xml \(1st re")
                 self.assertEqual(findings.count("[no-compression]\n"), 2)
                 self.assertEqual(err.count("\n"), 1)
