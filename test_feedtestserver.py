@@ -5762,7 +5762,7 @@ TRANSCRIPTS = {
     "what is no feed": """
         GET /favicon.ico | no Accept -> 404
         GET /cover | Accept: image/* -> 200 | Content-Type: image/png
-        GET / | Accept: text/html -> 200 | Content-Type: text/html; charset=utf-8
+        GET / | Accept: text/html -> 200 | Content-Type: Text/HTML ; charset=utf-8
         GET / | Accept: text/html -> 304
         GET /1.mp3 | no Accept -> 301 | Location: /2.mp3
         GET /a.xml | no Accept -> 200 | Content-Type: text/html !! no-feed-type
