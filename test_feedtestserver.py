@@ -5930,6 +5930,7 @@ class AuditTest(ServerTestCase):
             for exchange in exchanges:
                 now += exchange.pause
                 self.send(server, exchange)
+            self.assertEqual(len(server.requests), len(exchanges))
             return list(zip(exchanges, server.requests))
 
     def send(self, server, exchange):
