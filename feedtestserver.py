@@ -578,10 +578,7 @@ class FeedTestServer(threading.Thread):
 
     def _address(self, path: str) -> _Address:
         """What a path, or a whole URL, of respond() and the assertions stands for."""
-        whole = re.fullmatch(_URL, path)
-        origin = ""
-        if whole:
-            origin, path = _origin(whole.group(1), _sent_authority(whole.group(2))), whole.group(3)
+        origin, path = _parted(path)
         path, mark, query = path.partition("#")[0].partition("?")
         if path != "*" and not path.startswith("/"):
             path = f"/{path}"
@@ -1471,7 +1468,6 @@ _REQUEST_LINE = re.compile(rf"({_TOKEN.pattern}) ([\x21-\x7e\x80-\xff]+) HTTP/([
 _HEAD = re.compile(rf"{_REQUEST_LINE.pattern}\r\n((?:{_FIELD_LINE.pattern}\r\n)*)\r\n")
 _PORT = "[0-9]{0,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_URL = "(?is)(https?)://([^/?#]*)(.*)"
 _HOST = re.compile(rf"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]*)(?::(?:{_PORT}))?")
 _ABSOLUTE_FORM = re.compile(rf"(https?)://(?![:/?]|\Z)({_HOST.pattern})(/.*)?", re.IGNORECASE)
 _AUTHORITY_FORM = rf"(?=[^:].*:0*[1-9][0-9]*\Z){_HOST.pattern}"
@@ -1630,6 +1626,18 @@ def _origin(scheme: str, authority: str) -> str:
     scheme, authority = scheme.lower(), authority.lower().replace(".:", ":")
     default = {"http": ":80", "https": ":443"}.get(scheme, ":")
     return f"{scheme}://{authority.removesuffix(default).removesuffix(':').removesuffix('.')}"
+
+
+def _parted(url: str) -> tuple[str, str]:
+    """The origin of a whole URL, and what comes after; a path alone has no origin.
+
+    Raises ValueError where there is no host in it.
+    """
+    whole = re.fullmatch("(?is)(https?)://([^/?#]*)(.*)", url)
+    if whole is None:
+        return "", url
+    scheme, authority, rest = whole.groups()
+    return _origin(scheme, _sent_authority(authority)), rest
 
 
 def _sent_authority(authority: str) -> str:
@@ -3368,16 +3376,13 @@ def _digits(value: str) -> int:
 
 def _comparable(url: str) -> str:
     """A URL in the one form that is compared (RFC 3986 6.2), by whatever name of this machine."""
-    match = re.fullmatch(_URL, url)
-    if match is None:
+    try:
+        origin, path = _parted(url)
+    except ValueError:  # nobody gets there
         return url
-    scheme, authority, path = match.groups()
-    with contextlib.suppress(ValueError):
-        authority = _sent_authority(authority)
-    origin = _origin(scheme, authority)
     host, port = _host_and_port(origin)
     if host in _LOOPBACK:
-        origin = f"{scheme.lower()}://localhost:{port}"
+        origin = f"{origin.partition(':')[0]}://localhost:{port}"
     return f"{origin}/{_unquote(path.partition('#')[0].removeprefix('/'))}"
 
 

@@ -5457,6 +5457,7 @@ TRANSCRIPTS = {
             -> 302 | Location: HTTP://user@Example.com:80?b%7Ec
         GET http://example.com/?b~c | If-None-Match: "v1" -> 200
         GET /feed.xml | If-None-Match: "v1" -> 302 | Location: http://:80/
+        GET /feed.xml | If-None-Match: "v1" -> 302 | Location: http://a..b:\u00b2/
         GET /feed.xml | If-None-Match: "v1" -> 301 | Location: mailto:a@example.com
     """,
     "a Location that is of no redirect": """
