@@ -3713,27 +3713,25 @@ class InterceptionTest(ServerTestCase):
             client.connect(("example.com", 80, 1, 2))
         self.assertEqual(called[0][2:], (1, 2))
 
+    def outlive_an_interception(self, server, connection, target):
+        """Ask for a feed on the same connection before an interception and after it."""
+        request = b"GET %s HTTP/1.1\r\nHost: example.com\r\n" % target
+        connection.sendall(request + b"\r\n")
+        self.assertIn(b"<rss/>", connection.recv(65536))
+        with server.intercept():
+            pass
+        connection.sendall(request + b"Connection: close\r\n\r\n")
+        self.assertIn(b"<rss/>", read_all(connection))
+
     def test_who_comes_to_a_proxy_stays_connected(self):
         server = self.serve(self.FILES)
-        request = b"GET http://example.com/feed.xml HTTP/1.1\r\nHost: example.com\r\n"
         with connect(server) as connection:
-            connection.sendall(request + b"\r\n")
-            self.assertIn(b"<rss/>", connection.recv(65536))
-            with server.intercept():
-                pass
-            connection.sendall(request + b"Connection: close\r\n\r\n")
-            self.assertIn(b"<rss/>", read_all(connection))
+            self.outlive_an_interception(server, connection, b"http://example.com/feed.xml")
 
     def test_the_end_of_an_inner_one_hangs_up_on_nobody(self):
         server = self.serve(self.FILES)
-        request = b"GET /feed.xml HTTP/1.1\r\nHost: example.com\r\n"
         with connect(server) as connection, server.intercept():
-            connection.sendall(request + b"\r\n")
-            self.assertIn(b"<rss/>", connection.recv(65536))
-            with server.intercept():
-                pass
-            connection.sendall(request + b"Connection: close\r\n\r\n")
-            self.assertIn(b"<rss/>", read_all(connection))
+            self.outlive_an_interception(server, connection, b"/feed.xml")
 
     def test_who_stays_connected_is_hung_up_on_in_the_end(self):
         server = self.serve(self.FILES)
@@ -5887,8 +5885,8 @@ def unfolded(text):
     return re.sub("\n +", " ", textwrap.dedent(text.rstrip()).strip()).split("\n")
 
 
-class Exchange:
-    """One line of a transcript."""
+class TranscriptLine:
+    """What is asked, what is answered, and which rules that breaks."""
 
     def __init__(self, line):
         line, _, rules = line.partition(" !! ")
@@ -5918,26 +5916,24 @@ class Exchange:
 
 class AuditTest(ServerTestCase):
     def play(self, transcript):
-        """Let the exchanges take place; returns them with the requests on record."""
-        exchanges = [Exchange(line) for line in unfolded(transcript)]
+        """Ask and answer what a transcript says; returns its lines with the requests on record."""
+        lines = [TranscriptLine(line) for line in unfolded(transcript)]
         with FeedTestServer(HERE / "data") as server:
             now = NOW
             server.clock = lambda: now
-            for target, steps in itertools.groupby(
-                sorted(exchanges, key=lambda exchange: exchange.target),
-                key=lambda exchange: exchange.target,
-            ):
-                server.respond(target, *[exchange.response for exchange in steps])
-            for exchange in exchanges:
-                now += exchange.pause
-                self.send(server, exchange)
-            self.assertEqual(len(server.requests), len(exchanges))
-            return list(zip(exchanges, server.requests))
+            for target in {line.target for line in lines}:
+                steps = [line.response for line in lines if line.target == target]
+                server.respond(target, *steps)
+            for line in lines:
+                now += line.pause
+                self.send(server, line)
+            self.assertEqual(len(server.requests), len(lines))
+            return list(zip(lines, server.requests))
 
-    def send(self, server, exchange):
-        fields = "".join(f"{name}: {value}\r\n" for name, value in exchange.sent)
-        line = f"{exchange.method} {exchange.target} HTTP/1.1"
-        lines = f"{line}\r\nHost: a\r\nConnection: close\r\n{fields}\r\n"
+    def send(self, server, line):
+        fields = "".join(f"{name}: {value}\r\n" for name, value in line.sent)
+        begin = f"{line.method} {line.target} HTTP/1.1"
+        lines = f"{begin}\r\nHost: a\r\nConnection: close\r\n{fields}\r\n"
         with connect(server) as connection:
             connection.sendall(lines.encode("latin-1"))
             read_to_the_end(connection)
@@ -5952,12 +5948,12 @@ class AuditTest(ServerTestCase):
         for title, transcript in TRANSCRIPTS.items():
             played = self.play(transcript)
             findings = audit(request for _, request in played)
-            for exchange, request in played:
+            for line, request in played:
                 rules = [finding.rule for finding in findings if finding.request is request]
                 broken.update(rules)
                 with self.subTest(title, request=request):
-                    self.assertEqual(request.response.status, exchange.status)
-                    self.assertEqual(rules, exchange.rules)
+                    self.assertEqual(request.response.status, line.status)
+                    self.assertEqual(rules, line.rules)
         self.assertEqual(broken, set(feedtestserver._POLITENESS))
 
     def test_sentences(self):
