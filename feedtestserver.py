@@ -719,11 +719,14 @@ class StoppableHttpServer(http.server.HTTPServer):
         self.handler_makes_way = handler_makes_way and hasattr(select, "poll")
         self.stopping = False
         self._changed = changed or threading.Condition()
-        self._accepting = 0
-        self._serving = 0
-        self._threads: list[threading.Thread] = []
+        self._accepting = 0  # threads that accept, or are about to
+        self._working: set[object] = set()  # threads that accept or serve, or hang up on those
+        self._joining: set[object] = set()  # those of them that wait in join() for the others
+        self._threads: list[threading.Thread] = []  # those that were started to make way
+        # Connections and the threads that serve them: the open ones, and those that were hung up
+        # when the server was stopped, which are closed together when their threads are done.
         self._connections: dict[socket.socket, threading.Thread] = {}
-        self._joining: set[threading.Thread] = set()
+        self._hung_up: dict[socket.socket, threading.Thread] = {}
         _open_servers.add(self)
         if ":" in server_address[0]:
             self.address_family = socket.AF_INET6
@@ -743,7 +746,7 @@ class StoppableHttpServer(http.server.HTTPServer):
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Serve until ``shutdown()``; nothing is polled, so ``poll_interval`` is not used."""
         with self._changed:
-            self._serving += 1
+            self._working.add(threading.current_thread())
             self._accepting += 1
             self._changed.notify_all()
         self._work()
@@ -751,22 +754,19 @@ class StoppableHttpServer(http.server.HTTPServer):
     @property
     def serving(self) -> bool:
         """Whether connections are accepted."""
-        return self._serving > 0 and not self.stopping
+        return bool(self._working) and not self.stopping
 
     def _work(self) -> None:
         """Accept connections and serve them, as each of the server's threads does."""
         try:
-            while True:
-                connection = self._next_connection()
-                if connection is None:
-                    return
+            while connection := self._next_connection():
                 self._serve(*connection)
+                if self.stopping:
+                    break
                 with self._changed:
                     self._accepting += 1
         finally:
-            with self._changed:
-                self._serving -= 1
-                self._changed.notify_all()
+            self._leave(threading.current_thread())
 
     def _next_connection(self) -> tuple[socket.socket, Any] | None:
         """Accept a connection, as a thread that counts as accepting; None where it is to end."""
@@ -822,7 +822,7 @@ class StoppableHttpServer(http.server.HTTPServer):
             name = f"port {self.server_port} thread {len(self._threads) + 2}"
             thread = threading.Thread(target=self._work, name=name, daemon=True)
             self._threads.append(thread)
-            self._serving += 1
+            self._working.add(thread)
             self._accepting += 1
         try:
             thread.start()
@@ -830,7 +830,7 @@ class StoppableHttpServer(http.server.HTTPServer):
             _logger().info("no further thread: %s", error)
             with self._changed:
                 self._threads.remove(thread)
-                self._serving -= 1
+                self._working.remove(thread)
                 self._accepting -= 1
                 self._close_unused_port()
 
@@ -851,16 +851,14 @@ class StoppableHttpServer(http.server.HTTPServer):
 
     def shutdown_request(self, request: Any) -> None:
         """End a connection; socketserver calls this when its handler is done."""
-        with self._changed:  # so that request_shutdown() never meets a closed descriptor
-            self._connections.pop(request, None)
-        super().shutdown_request(request)
+        if self._connections.pop(request, None):
+            super().shutdown_request(request)
 
     def reset(self, connection: socket.socket) -> None:
         """End a connection by a reset (RST), as a handler without files may before it returns."""
         # Not to linger at all; the two numbers are short on Windows.
         at_once = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
-        with self._changed:  # so that request_shutdown() never meets a closed descriptor
-            self._connections.pop(connection, None)
+        if self._connections.pop(connection, None):
             with contextlib.suppress(OSError):  # the client was faster
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
             connection.close()
@@ -879,14 +877,41 @@ class StoppableHttpServer(http.server.HTTPServer):
 
     def request_shutdown(self) -> None:
         """Close the port and end all connections but that of this thread, without waiting."""
+        this, work = threading.current_thread(), object()
         with self._changed:
+            self._working.add(work)
+            open_ones = list(self._connections.items())
+            # Who takes a connection out of the open ones is the only one to end it.
+            taken = [
+                (connection, thread)
+                for connection, thread in open_ones
+                if thread is not this and self._connections.pop(connection, None)
+            ]
             self.stopping = True
             self._changed.notify_all()
             self._wake_accepting()
             self._close_unused_port()
-            for connection, thread in self._connections.items():
-                if thread is not threading.current_thread():
-                    _hang_up(connection)
+        for connection, thread in taken:
+            _hang_up(connection)
+            self._hung_up[connection] = thread
+        self._leave(work)
+
+    def _leave(self, work: object) -> None:
+        """Strike off what is done, maybe the last.
+
+        Without the lock, for which the threads of hundreds of connections would queue.
+        """
+        self._working.discard(work)
+        if self._working <= self._joining:
+            with self._changed:
+                self._close_hung_up()
+                self._changed.notify_all()
+
+    def _close_hung_up(self) -> None:
+        for connection, thread in list(self._hung_up.items()):
+            if thread not in self._working:
+                del self._hung_up[connection]
+                connection.close()
 
     def _close_unused_port(self) -> None:
         """Close the listening socket when the server stops and no thread may be in accept().
@@ -896,6 +921,10 @@ class StoppableHttpServer(http.server.HTTPServer):
         if self.stopping and not self._accepting:
             self.server_close()
             self._changed.notify_all()
+
+    def is_last(self, connection: socket.socket) -> bool:
+        """Whether a connection is all that keeps the server, which its own thread has stopped."""
+        return self.stopping and connection in self._connections
 
     def wait_closed(self) -> None:
         """Wait until the port is closed, which takes no time, after ``request_shutdown()``."""
@@ -921,12 +950,13 @@ class StoppableHttpServer(http.server.HTTPServer):
         """
         this = threading.current_thread()
         with self._changed:
-            here = {this} if self.serves(this) else set()
+            here = {this} & self._working
             self._joining |= here
             self._changed.notify_all()
             ended = self._changed.wait_for(
-                lambda: self._serving <= (len(self._joining) if here else 0), timeout
+                lambda: self._working <= (self._joining if here else set()), timeout
             )
+            self._close_hung_up()
             threads = set(self._threads) - self._joining if ended else set()
             self._joining -= here
         for thread in threads:
@@ -934,8 +964,8 @@ class StoppableHttpServer(http.server.HTTPServer):
         return ended
 
     def serves(self, thread: threading.Thread) -> bool:
-        """Whether a thread serves one of the open connections."""
-        return thread in self._connections.values()
+        """Whether a thread is one of the server's that are at work."""
+        return thread in self._working
 
 
 #: The servers of this process, for the children that it forks.
@@ -948,8 +978,8 @@ def _leave_to_the_parent() -> None:
     While there is a copy, closing the connection does not reset it.
     """
     for server in _open_servers:
-        server.stopping = server.stopping or server._serving > 0
-        for connection in server._connections:
+        server.stopping = server.stopping or server.serving
+        for connection in (*server._connections, *server._hung_up):
             connection.close()
 
 
@@ -1356,7 +1386,8 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         """
         self.server.make_way()
         end = self.now() + seconds
-        while (left := end - self.now()) > 0 and not (self.client_left or self.server.stopping):
+        is_last = functools.partial(self.server.is_last, self.connection)
+        while (left := end - self.now()) > 0 and not (self.client_left or is_last()):
             event = _LEFT if len(self.buffer) > _MAX_BODY else _READABLE
             if not self.origin._timer.wait(self.connection, left, event):
                 return

@@ -2594,6 +2594,36 @@ class FaultTest(ServerTestCase):
                     server.stop()
                     self.assertEqual(server.errors, [])
 
+    def test_who_waits_does_not_hurry_when_the_server_stops(self):
+        """Sending the rest at once, hundreds would keep the server from ending them."""
+        waiting, waits_again = threading.Event(), threading.Event()
+
+        class Timer(feedtestserver._Timer):
+            def wait(self, connection, seconds, event):
+                if server._httpd.stopping:
+                    waits_again.set()
+                    return super().wait(connection, seconds, event)
+                waiting.set()
+                with server._changed:
+                    server._changed.wait_for(lambda: server._httpd.stopping, PATIENCE)
+                return False
+
+        def hang_up(connection):
+            waits_again.wait(PATIENCE)
+            connection.shutdown(socket.SHUT_RDWR)
+
+        server = self.serve()
+        server._timer = Timer()
+        server.respond("/x", Response(self.BODY, rate=10))
+        with connect(server) as connection:
+            connection.sendall(self.GET)
+            self.assertTrue(waiting.wait(PATIENCE))
+            with mock.patch.object(feedtestserver, "_hang_up", hang_up):
+                server.stop()
+            self.assertTrue(waits_again.is_set())
+            body = read_all(connection).partition(b"\r\n\r\n")[2]
+        self.assertEqual(body, self.BODY[:1])
+
     def test_a_reset_that_waits_ends_when_the_client_leaves_or_the_server_stops(self):
         for leaves in (True, False):
             server, waiting, finished = self.watched(Response(self.BODY, fault="reset at 100"))
@@ -3260,7 +3290,7 @@ class TlsTest(ServerTestCase):
                 connection.sendall(hello_for("a.example")[:size])
             stack.enter_context(self.shake_hands(server))
             server.stop()
-            self.assertEqual(server._httpd._serving, 0)
+            self.assertEqual(server._httpd._working, set())
 
     def test_the_file_of_the_ca(self):
         server = self.serve(self.FILES)
@@ -4648,7 +4678,7 @@ class StoppableHttpServerTest(unittest.TestCase):
             with socket.create_connection(server.server_address, PATIENCE) as connection:
                 self.assertEqual(read_all(connection), b"")
         server.shutdown()
-        self.assertEqual(server._serving, 0)
+        self.assertEqual(server._working, set())
 
     def test_shutdown_after_an_interrupted_accept(self):
         server = StoppableHttpServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)

@@ -1,0 +1,431 @@
+"""Runs servers by the thousand, and looks at what is left of them, and how long stop() takes.
+
+Each trial has an interpreter of its own, under -X dev -W error, and may print nothing to stderr.
+Trials are chosen by their names; without any, all are run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import http.client
+import itertools
+import math
+import multiprocessing
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+
+HERE = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(HERE))
+
+from feedtestserver import FeedTestServer, Request, Response  # noqa: E402
+from test_feedtestserver import hello_for  # noqa: E402
+
+DATA = HERE / "data"
+FEED = "formats/rss20.rss"
+PYTHON = [sys.executable, "-X", "dev", "-W", "error"]
+PATIENCE = 60.0  # seconds; only a broken server makes anybody wait so long
+GROWTH = 2048  # KiB by which a process may grow whatever it does
+os.environ["no_proxy"] = "*"  # a proxy for the outer world is not for these fetches
+
+TRIALS: dict[str, Callable[[], None]] = {}
+
+
+def trial(function: Callable[[], None]) -> Callable[[], None]:
+    """Enter a trial into the table; it raises an exception where something is wrong."""
+    TRIALS[function.__name__.replace("_", "-")] = function
+    return function
+
+
+def state() -> dict[str, int]:
+    """What this process has: threads, descriptors, and memory in KiB where the system tells."""
+    gc.collect()
+    found = {"threads": threading.active_count(), "descriptors": len(os.listdir("/dev/fd"))}
+    with contextlib.suppress(OSError):
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        found["KiB"] = pages * os.sysconf("SC_PAGE_SIZE") // 1024
+    return found
+
+
+@contextlib.contextmanager
+def leaving_nothing(what: str) -> Iterator[None]:
+    """A context that must end in the state in which it began, and with no file in the way."""
+    with tempfile.TemporaryDirectory() as folder:
+        tempfile.tempdir = folder
+        before, begin = state(), time.perf_counter()
+        yield
+        seconds, after = time.perf_counter() - begin, state()
+        tempfile.tempdir = None
+        before["files"], after["files"] = 0, len(os.listdir(folder))
+    grown = after.pop("KiB", 0) - before.pop("KiB", 0)
+    numbers = ", ".join(f"{name} {before[name]} -> {after[name]}" for name in before)
+    print(f"{what}: {seconds:.1f} s; {numbers}, memory {grown:+} KiB", flush=True)
+    if before != after or grown > GROWTH:
+        raise AssertionError("something is left")
+
+
+def fetch(server: FeedTestServer, path: str = FEED) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+    with contextlib.closing(connection):
+        connection.request("GET", f"/{path}")
+        assert connection.getresponse().read()
+
+
+# What is left
+
+
+@trial
+def one_after_the_other() -> None:
+    def run(servers: int) -> None:
+        for _ in range(servers):
+            with FeedTestServer(DATA) as server:
+                fetch(server)
+
+    run(500)  # until all is loaded and all is allocated
+    with leaving_nothing("5,000 servers, one after the other"):
+        run(5000)
+
+
+@trial
+def with_https_for_every_host() -> None:
+    def run(servers: int) -> None:
+        for _ in range(servers):
+            with FeedTestServer(DATA) as server, server.intercept():
+                server.respond("https://example.com/feed.xml", b"<rss/>")
+                urllib.request.urlopen("https://example.com/feed.xml").close()
+
+    run(100)
+    with leaving_nothing("500 that were the whole Web, in HTTPS"):
+        run(500)
+
+
+@trial
+def at_once() -> None:
+    def run(number: int) -> None:
+        with contextlib.ExitStack() as stack:
+            servers = [stack.enter_context(FeedTestServer(DATA)) for _ in range(number)]
+            for server in servers:
+                fetch(server)
+
+    run(200)
+    with leaving_nothing("200 servers at once"):
+        run(200)
+
+
+@trial
+def in_processes() -> None:
+    children = [
+        subprocess.Popen([*PYTHON, __file__, "one-of-many"], stdout=-1, stderr=subprocess.STDOUT)
+        for _ in range(16)
+    ]
+    outputs = [child.communicate(timeout=PATIENCE)[0].decode() for child in children]
+    print("16 processes at once, each with", outputs[0], end="")
+    assert all(child.returncode == 0 for child in children), "\n".join(outputs)
+
+
+def one_of_many() -> None:
+    with FeedTestServer(DATA) as server:
+        fetch(server)
+    with leaving_nothing("50 servers"), contextlib.ExitStack() as stack:
+        for _ in range(50):
+            fetch(stack.enter_context(FeedTestServer(DATA)))
+
+
+# Children
+
+
+def be_a_child(port: int) -> None:
+    """Ask the parent's server, and start one more, as the child of a test may do."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    with contextlib.closing(connection):
+        connection.request("GET", f"/{FEED}")
+        assert connection.getresponse().read()
+    with FeedTestServer(DATA) as server:
+        fetch(server)
+
+
+@trial
+def beside_children() -> None:
+    # Of fork() beside threads, which is what this is about.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    for method in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context(method)
+        with FeedTestServer(DATA) as server:
+            fetch(server)
+            target = functools.partial(be_a_child, server.port)
+            children = [context.Process(target=target) for _ in range(20)]
+            for child in children:
+                child.start()
+                fetch(server)
+            for child in children:
+                child.join(PATIENCE)
+            statuses = [child.exitcode for child in children]
+            fetch(server)
+            count = len(server.requests)
+        print(f"20 children by {method}: statuses {set(statuses)}, requests {count}", flush=True)
+        assert (set(statuses), count) == ({0}, 42), "the parent's server is not what it was"
+
+
+# The end of an interpreter that has never stopped its server
+
+CONVERSATION = """
+import socket, sys, threading, feedtestserver
+from feedtestserver import Response
+server = feedtestserver.FeedTestServer(sys.argv[1])
+server.start()
+GET = b"GET /x HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n"
+entered = threading.Event()
+
+def connect(sent, wait_for=0):
+    connection = socket.create_connection(("127.0.0.1", server.port))
+    connection.sendall(sent)
+    connection.recv(wait_for)
+    connection.detach()  # it is open until the end, and that is not to be warned of
+
+def wait(request):
+    entered.set()
+    threading.Event().wait()
+
+"""
+ENDS = {
+    "at once": "",
+    "after an answer": "connect(GET, 1)",
+    "in half a request": "connect(b'GET / HT')",
+    "in half a handshake": "connect(bytes([22, 3, 1, 2, 0, 1]))",
+    "stalled": "server.respond('/x', Response(fault='stall at headers')); connect(GET, 1)",
+    "in a delay": "server.respond('/x', Response(delay=9999)); connect(GET);"
+    " server.wait_for_request()",
+    "in a body that is not read": "server.respond('/x', Response(bytes(50_000_000)));"
+    " connect(GET, 1)",
+    "in a callable": "server.respond('/x', wait); connect(GET); entered.wait()",
+    "with a file of the CA": "server.ca_file",
+    "as the whole Web": "server.intercept().__enter__()",
+    "by an exception": "raise SystemExit(0)",
+}
+
+
+@trial
+def never_stopped() -> None:
+    with leaving_nothing(f"{len(ENDS)} interpreters that have never stopped their server"):
+        for when, end in ENDS.items():
+            command = [*PYTHON, "-c", CONVERSATION + end, str(DATA)]
+            environment = {**os.environ, "TMPDIR": tempfile.gettempdir(), "PYTHONPATH": str(HERE)}
+            done = subprocess.run(
+                command, env=environment, timeout=PATIENCE, capture_output=True, check=False
+            )
+            assert (done.returncode, done.stderr) == (0, b""), f"{when}: {done}"
+
+
+# How long stop() takes
+
+GET = b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n"
+HELLO = hello_for("example.com")
+ANSWERS = {
+    "/large": Response(bytes(20_000_000)),
+    "/stalled": Response(bytes(1000), fault="stall at 50%"),
+    "/delayed": Response(delay=9999),
+    "/dripping": Response(bytes(100_000), rate=100),
+}
+#: How many of each, and what they have sent.
+CONNECTIONS = {
+    "idle": (100, b""),
+    "half-sent": (100, b"GET / HT"),
+    "unread large": (50, GET % b"large"),
+    "stalled": (50, GET % b"stalled"),
+    "delayed": (50, GET % b"delayed"),
+    "dripping": (50, GET % b"dripping"),
+    "half a handshake": (25, HELLO[:100]),
+    "hello, and no more": (25, HELLO),
+}
+LIMIT = 50  # milliseconds that stop() may take, but for one in a hundred
+TIMES_FLOOR = 3  # or so many times what bare threads take, where the machine is busy
+
+
+def connections_to(port: int, kinds: Iterable[str]) -> list[socket.socket]:
+    connections = []
+    for number, sent in map(CONNECTIONS.__getitem__, kinds):
+        for _ in range(number):
+            connections.append(socket.create_connection(("127.0.0.1", port), PATIENCE))
+            connections[-1].sendall(sent)
+    return connections
+
+
+class Arrivals:
+    """A child that goes on connecting to a port until it is refused."""
+
+    def __init__(self) -> None:
+        command = [*PYTHON, __file__, "arrive"]
+        self.child = subprocess.Popen(command, stdin=-1, stdout=-1, bufsize=0)
+
+    def at(self, port: int) -> None:
+        """Have it connect there; returns when it is at it."""
+        assert self.child.stdin and self.child.stdout
+        self.child.stdin.write(b"%d\n" % port)
+        self.child.stdout.readline()
+
+    def end(self) -> None:
+        self.child.communicate(timeout=PATIENCE)
+        assert self.child.returncode == 0
+
+
+def arrive() -> None:
+    for line in sys.stdin:
+        with contextlib.ExitStack() as stack, contextlib.suppress(ConnectionError):
+            for number in itertools.count():
+                address = "127.0.0.1", int(line)
+                connection = stack.enter_context(socket.create_connection(address, PATIENCE))
+                connection.sendall(b"GET / HT")
+                if number == 0:
+                    print("begun", flush=True)
+
+
+def time_of_stop(kinds: Iterable[str], way: Way, arrivals: Arrivals) -> float:
+    """Milliseconds that it takes to stop a server with such connections, and new ones arriving."""
+    server = FeedTestServer(DATA)
+    server.stop()  # which does nothing yet
+    for path, answer in ANSWERS.items():
+        server.respond(path, answer)
+    server.start()
+    stop = way(server)
+    connections = connections_to(server.port, kinds)
+    asked = [kind for kind in kinds if CONNECTIONS[kind][1].endswith(b"\r\n\r\n")]
+    requests = sum(CONNECTIONS[kind][0] for kind in asked)
+    assert server._httpd
+    while len(server._httpd._connections) < len(connections) or len(server.requests) < requests:
+        time.sleep(0.001)
+    arrivals.at(server.port)
+    begin = time.perf_counter()
+    stop()
+    milliseconds = (time.perf_counter() - begin) * 1000
+    server.stop()
+    with FeedTestServer(DATA, port=server.port, bind_timeout=0):
+        pass  # the port was free at once
+    for connection in connections:
+        connection.close()
+    return milliseconds
+
+
+def time_of_threads(number: int) -> float:
+    """Milliseconds to wake up so many threads that wait for their connection, and to join them."""
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=number))
+        accepted, threads = [], []
+        for _ in range(number):
+            stack.enter_context(socket.create_connection(listening.getsockname(), PATIENCE))
+            accepted.append(stack.enter_context(listening.accept()[0]))
+            threads.append(threading.Thread(target=accepted[-1].recv, args=[1]))
+            threads[-1].start()
+        begin = time.perf_counter()
+        for connection in accepted:
+            connection.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join()
+        return (time.perf_counter() - begin) * 1000
+
+
+# Each way is prepared before the others connect, and returns what stops the server.
+
+
+def by_itself(server: FeedTestServer) -> Callable[[], None]:
+    return server.stop
+
+
+def by_ten_threads(server: FeedTestServer) -> Callable[[], None]:
+    def stop() -> None:
+        threads = [threading.Thread(target=server.stop) for _ in range(10)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    return stop
+
+
+def by_request(server: FeedTestServer, sent: bytes) -> Callable[[], None]:
+    connection = socket.create_connection(("127.0.0.1", server.port), PATIENCE)
+
+    def stop() -> None:
+        with connection:
+            connection.sendall(sent)
+            while connection.recv(65536):
+                pass
+        server.stop()
+
+    return stop
+
+
+def by_a_callable(server: FeedTestServer) -> Callable[[], None]:
+    def answer(request: Request) -> bytes:
+        server.stop()
+        return b"stopped"
+
+    server.respond("/stop", answer)
+    return by_request(server, GET % b"stop")
+
+
+def by_quit(server: FeedTestServer) -> Callable[[], None]:
+    return by_request(server, b"QUIT / HTTP/1.0\r\n\r\n")
+
+
+Way = Callable[[FeedTestServer], Callable[[], None]]
+WAYS: dict[str, Way] = {
+    "stop()": by_itself,
+    "ten threads": by_ten_threads,
+    "a callable": by_a_callable,
+    "QUIT": by_quit,
+}
+
+
+@trial
+def stop() -> None:
+    everything = "all of these", list(CONNECTIONS)
+    rows = [(kind, [kind], "stop()", 10) for kind in CONNECTIONS]
+    rows += [(*everything, way, 100 if way == "stop()" else 10) for way in WAYS]
+    print(f"{'ms to stop':20} {'connections':>11} {'stopped by':11}  p50   p99 | threads   p99")
+    arrivals = Arrivals()
+    late = []
+    for name, kinds, way, stops in rows:
+        number = sum(CONNECTIONS[kind][0] for kind in kinds)
+        times = sorted(time_of_stop(kinds, WAYS[way], arrivals) for _ in range(stops))
+        floor = sorted(time_of_threads(number) for _ in range(stops))
+        median, last = stops // 2, math.ceil(stops * 0.99) - 1
+        print(f"{name:20} {number:11} {way:11} {times[median]:4.1f} {times[last]:5.1f} |", end="")
+        print(f"    {floor[median]:4.1f} {floor[last]:5.1f}", flush=True)
+        if times[last] > max(LIMIT, TIMES_FLOOR * floor[last]):
+            late.append(f"{name} by {way}")
+    arrivals.end()
+    assert not late, f"stop() takes too long: {', '.join(late)}"
+
+
+def run(name: str) -> bool:
+    """Run a trial in an interpreter of its own; whether all was well."""
+    done = subprocess.run([*PYTHON, __file__, name, "--here"], stderr=subprocess.PIPE, check=False)
+    sys.stderr.write(done.stderr.decode())
+    return done.returncode == 0 and not done.stderr
+
+
+def main(arguments: list[str]) -> int:
+    parts = {"arrive": arrive, "one-of-many": one_of_many}
+    if arguments[:1] and arguments[0] in parts:
+        parts[arguments[0]]()
+        return 0
+    if arguments[1:] == ["--here"]:
+        TRIALS[arguments[0]]()
+        return 0
+    wrong = [name for name in arguments or TRIALS if not run(name)]
+    print(f"trials: {len(arguments or TRIALS)}, wrong: {wrong or 'none'}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
