@@ -174,6 +174,7 @@ class FeedTestServer(threading.Thread):
         self._changed = threading.Condition()
         self._httpd: StoppableHttpServer | None = None
         self._pid = os.getpid()
+        self._claimed = threading.Lock()  # held from start() on
         self._connection_numbers = itertools.count(1)
         self._requests: list[Request] = []
         self._errors: list[str] = []
@@ -192,9 +193,18 @@ class FeedTestServer(threading.Thread):
         Raises OSError where the directory is missing or the port cannot be had, RuntimeError where
         the server was started before. No thread and no socket is left then.
         """
-        if self._httpd is not None:
+        if not self._claimed.acquire(blocking=False):
             raise RuntimeError("a server is started once only; make a new FeedTestServer")
-        _require_directory(self.directory)
+        try:
+            _require_directory(self.directory)
+            _logger()  # imported later, out of descriptors or beside a fork(), it could fail
+            self._begin_to_serve()
+        except BaseException:
+            self._claimed.release()
+            raise
+
+    def _begin_to_serve(self) -> None:
+        """Take the port, and serve it in the new thread."""
         self._httpd = httpd = self._bind()
         self._pid = os.getpid()
         try:
@@ -236,13 +246,17 @@ class FeedTestServer(threading.Thread):
         """End the server and all its connections, at once; on return nothing of it is left.
 
         Waits ``stop_timeout`` seconds for a callable that is still running, then raises a
-        RuntimeError that names its request. Before ``start()``, a second time, and in a forked
+        RuntimeError that names its request. Before ``start()``, once all has ended, and in a forked
         child it does nothing. Called from inside a callable it does not wait for that one.
         """
         if self._httpd is None or self._pid != os.getpid():
             return
+        if sys.is_finalizing():  # its threads have been stopped, maybe with a lock in their hands
+            _remove(self._files, self._pid)
+            return
         self._httpd.request_shutdown()
-        _remove(self._files, self._pid)
+        with self._changed:
+            _remove(self._files, self._pid)
         if not self._httpd.join(self.stop_timeout):
             with self._changed:
                 running = ", ".join(str(request) for request in self._unanswered) or "?"
@@ -255,7 +269,7 @@ class FeedTestServer(threading.Thread):
             # The handler class holds this server; without the cycle it goes with its last user.
             self._httpd.RequestHandlerClass = socketserver.BaseRequestHandler
 
-    def wait_ended(self, timeout: float | None = None) -> bool:
+    def _wait_ended(self, timeout: float | None = None) -> bool:
         """Wait until QUIT or stop() ended the server, its last answer included; tell whether."""
         return self._httpd is None or self._httpd.join(timeout)
 
@@ -367,6 +381,8 @@ class FeedTestServer(threading.Thread):
 
         Clients would keep them, and come back for hosts that are elsewhere by then.
         """
+        if sys.is_finalizing():  # see stop()
+            return
         with self._changed:
             self._intercepting -= 1
             if not self._intercepting:
@@ -398,10 +414,16 @@ class FeedTestServer(threading.Thread):
         with self._changed:
             return self._errors.copy()
 
+    def _take_errors(self) -> list[str]:
+        """The errors so far, which no other test of those that share the server is to blame for."""
+        with self._changed:
+            found, self._errors = self._errors, []
+            return found
+
     def clear(self) -> None:
         """Forget requests, errors and scripted steps."""
         with self._changed:
-            self._requests.clear()
+            self._requests = []  # a new one, as wait_for_request() notes how far it has looked
             self._errors.clear()
             self._scripts.clear()
 
@@ -439,17 +461,25 @@ class FeedTestServer(threading.Thread):
         what did arrive, after ``timeout`` seconds, and at once where the server has stopped.
         """
         wanted = _Wanted(self, path, method, headers, body, times)
+        record: list[Request] = []
+        found: list[Request] = []
+        looked_at = 0
 
         def has_stopped() -> bool:
             return self._httpd is not None and self._httpd.stopping
 
+        def is_over() -> bool:
+            nonlocal record, found, looked_at
+            if record is not self._requests:
+                record, found, looked_at = self._requests, [], 0
+            found += wanted.among(record[looked_at:])
+            looked_at = len(record)
+            return len(found) >= times or has_stopped()
+
         with self._changed:
-            self._changed.wait_for(
-                lambda: has_stopped() or len(wanted.among(self._requests)) >= times, timeout
-            )
-            arrived = self._requests.copy()
+            self._changed.wait_for(is_over, timeout)
+            arrived = record.copy()
             limit = "before the server stopped" if has_stopped() else f"within {timeout:g} s"
-        found = wanted.among(arrived)
         if len(found) < times:
             raise AssertionError(wanted.missed(arrived, f"at least {_times(times)} {limit}"))
         return found[-1]
@@ -486,10 +516,12 @@ class FeedTestServer(threading.Thread):
     def _now(self) -> float:
         """The time by the server's clock; a clock that fails is an error like any callable's."""
         try:
-            return float(self.clock())
+            now = float(self.clock())
+            _http_date(int(now))  # no infinity, and no year 10000, which no Date field can tell
         except BaseException as error:
-            self._fail(f"the server's clock: {error!r}")
+            self._fail(f"the server's clock: {_shown(error)}")
             return time.time()
+        return now
 
     def _fail(self, words: str) -> Response:
         """Note what is wrong with a fixture or a callable; the client gets the same words."""
@@ -562,7 +594,7 @@ class FeedTestServer(threading.Thread):
         return self._fail(words)._but(status=502)
 
     def _not_found(self, request: Request, folder: str) -> Response:
-        wanted = folder + request.path.lstrip("/")
+        wanted = folder + request.path.lstrip("/") or "/"
         return _text_response(
             404, f"{wanted!r} was not found in {self.directory}{self._nearest(wanted)}"
         )
@@ -661,9 +693,10 @@ def stop_server(port: int, host: str = "127.0.0.1") -> None:
     """Stop the server on a port, of this process or another, by the HTTP method QUIT.
 
     Returns when the server is gone. Raises ConnectionRefusedError where there is none,
-    PermissionError where it does not take QUIT from here, ConnectionError where it says nothing.
+    PermissionError where it does not take QUIT from here, and ConnectionError where it does not
+    answer, or says nothing for 10 seconds.
     """
-    with socket.create_connection((host, port)) as connection:
+    with socket.create_connection((host, port), 10) as connection:
         status_line = _send_quit(connection)
     if not status_line:
         with contextlib.suppress(ConnectionRefusedError):  # somebody else has stopped it
@@ -681,7 +714,7 @@ def _send_quit(connection: socket.socket) -> bytes:
         with connection.makefile("rb") as answer:
             status_line = answer.readline()
             answer.read()
-    except ConnectionError:
+    except (ConnectionError, socket.timeout):
         return b""
     return status_line
 
@@ -885,7 +918,7 @@ class StoppableHttpServer(http.server.HTTPServer):
             taken = [
                 (connection, thread)
                 for connection, thread in open_ones
-                if thread is not this and self._connections.pop(connection, None)
+                if thread is not this and self._connections.pop(connection, None) is thread
             ]
             self.stopping = True
             self._changed.notify_all()
@@ -973,14 +1006,16 @@ _open_servers: weakref.WeakSet[StoppableHttpServer] = weakref.WeakSet()
 
 
 def _leave_to_the_parent() -> None:
-    """In a forked child, serve no further, and close the copies of the connections.
+    """In a forked child, serve no further, and close the copies of the sockets.
 
-    While there is a copy, closing the connection does not reset it.
+    While there is a copy, the port is not free, and closing a connection does not reset it. What
+    was not started yet may still be started in the child.
     """
     for server in _open_servers:
-        server.stopping = server.stopping or server.serving
-        for connection in (*server._connections, *server._hung_up):
-            connection.close()
+        if server.serving or server.stopping:
+            server.stopping = True
+            for each in (server.socket, *server._connections, *server._hung_up):
+                each.close()
 
 
 if hasattr(os, "register_at_fork"):
@@ -1429,7 +1464,14 @@ def _explain(error: BaseException, request: Request) -> str:
     import traceback  # for what has gone wrong only, so not part of the import time
 
     lines = traceback.format_exception(type(error), error, error.__traceback__)
-    return f"{request.method} {request._shown}: {error!r}\n{''.join(lines)}"
+    return f"{request.method} {request._shown}: {_shown(error)}\n{''.join(lines)}"
+
+
+def _shown(error: BaseException) -> str:
+    try:
+        return repr(error)
+    except Exception as fault:  # in the test's own class
+        return f"{type(error).__name__}, whose repr() raises {type(fault).__name__}"
 
 
 @functools.cache
@@ -1527,9 +1569,10 @@ def _parse_head(head: str) -> Request:
     if match is None:
         raise _first_fault(head)
     method, target, version, lines = match.group(1, 2, 3, 4)
-    request = Request(method, target, version, lines)
     if lines.count("\n") > _MAX_FIELDS:
-        raise _Refusal(431, f"there are more than {_MAX_FIELDS} fields", request)
+        words = f"there are more than {_MAX_FIELDS} fields"
+        raise _Refusal(431, words, Request(method, target, version))
+    request = Request(method, target, version, lines)
     if version[0] != "1":
         raise _Refusal(505, f"HTTP/{version} is not spoken here; HTTP/1.1 is", request)
     if not _is_target(request):
@@ -1579,7 +1622,8 @@ def _begun(head: str) -> Request | None:
 def _refuse_hopeless(beginning: bytearray, searched: int) -> None:
     """Raise _Refusal where nothing that may follow makes a request of this beginning of one.
 
-    Its first fault counts, so that the answer is the same in whichever pieces a head arrives.
+    Its first fault counts, so that the status is the same in whichever pieces a head arrives; the
+    words go by what has come so far.
     """
     garbage = _GARBAGE.search(beginning, max(0, searched - 1))
     end = garbage.start() if garbage else len(beginning)
@@ -1761,7 +1805,7 @@ def _names_below(directory: str) -> Iterator[str]:
     for folder, folders, names in os.walk(directory):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            if not _is_hidden(name) and not name.endswith(_SIDECAR):
+            if not _is_hidden(name) and not _is_sidecar(name):
                 path = os.path.relpath(os.path.join(folder, name), directory)
                 yield path.replace(os.sep, "/")
 
@@ -1769,6 +1813,10 @@ def _names_below(directory: str) -> Iterator[str]:
 def _is_hidden(name: str) -> bool:
     """Whether a fixture is served but not listed."""
     return any(segment.startswith(".") for segment in name.split("/"))
+
+
+def _is_sidecar(name: str) -> bool:
+    return name.lower().endswith(_SIDECAR)
 
 
 def _root(directory: str) -> str:
@@ -1780,7 +1828,7 @@ def _may_be_served(root: str, name: str) -> bool:
     """Whether a file, and its sidecar, really lie below the root; sidecars are not served."""
     real = os.path.realpath(root + name)
     sidecar = root + name + _SIDECAR
-    if not real.startswith(root) or real.lower().endswith(_SIDECAR):
+    if not real.startswith(root) or _is_sidecar(real):
         return False
     return not os.path.islink(sidecar) or os.path.realpath(sidecar).startswith(root)
 
@@ -3995,8 +4043,12 @@ def _temporary_file(text: str, name: str) -> str:
     import tempfile
 
     descriptor, path = tempfile.mkstemp(f"-{name}", "feedtestserver-")
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+    except BaseException:
+        os.unlink(path)
+        raise
     return path
 
 
@@ -4013,7 +4065,6 @@ def _packed(host: str) -> bytes | None:
 
 #: Those that have begun, the innermost last.
 _interceptions: list[_Interception] = []
-_interceptions_lock = threading.Lock()
 
 
 class _Interception:
@@ -4022,6 +4073,8 @@ class _Interception:
     Each keeps what it found in place, and the innermost is in force. One that ends before another
     inside of it leaves to that one what it had found, so that in the end all is as it was.
     """
+
+    lock = threading.Lock()
 
     def __init__(self, server: FeedTestServer, address: tuple[str, int]) -> None:
         import ssl
@@ -4045,7 +4098,7 @@ class _Interception:
             (ssl.SSLContext, "_wrap_socket", self.wrap_socket),
             (ssl.SSLContext, "_wrap_bio", self.wrap_bio),
         )
-        with _interceptions_lock:
+        with self.lock:
             attributes: dict[tuple[Any, str], Any] = {
                 (owner, name): _instead(getattr(owner, name), method)
                 for owner, name, method in replaced
@@ -4059,7 +4112,7 @@ class _Interception:
 
     def end(self) -> None:
         """Put back what was found."""
-        with _interceptions_lock:
+        with self.lock:
             position = _interceptions.index(self)
             del _interceptions[position]
             if position < len(_interceptions):
@@ -4172,6 +4225,14 @@ class _Interception:
             tls.context = _trusting(*context.get_ca_certs(binary_form=True))
         return tls
 
+
+def _renew_the_lock() -> None:
+    """In a forked child there is no thread that would release it."""
+    _Interception.lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_the_lock)
 
 _ABSENT = object()
 
@@ -4340,7 +4401,8 @@ class FeedTestServerMixin(_TestCase):
     """Gives each test of a ``unittest.TestCase`` class a server of its own, ``self.server``.
 
     Put it before TestCase among the bases. The server is stopped after the test, and fails it
-    where a fixture, a directive or a callable was wrong.
+    where a fixture, a directive or a callable was wrong. Where the class has a ``server`` that is
+    running, its tests share that one; whoever has started it stops it.
     """
 
     #: The directory to serve, relative to the file that defines the test class.
@@ -4353,11 +4415,14 @@ class FeedTestServerMixin(_TestCase):
     intercept = False
 
     def setUp(self) -> None:
-        """Start the server."""
+        """Start the server, unless the class has one that its tests share."""
         super().setUp()
-        if not self.server.ready:  # it is of an earlier run
+        own = vars(self).get("server")
+        if own and not own.ready:  # it is of an earlier run of the same TestCase
             del self.server
-        _ = self.server
+        if self.server is not vars(self).get("server"):
+            self.addCleanup(self._report_errors)
+            self._begin_interception()
 
     @functools.cached_property
     def server(self) -> FeedTestServer:
@@ -4367,13 +4432,16 @@ class FeedTestServerMixin(_TestCase):
         directory = os.path.join(folder, self.data_directory)
         server = self.server_class(directory, **self.server_options)
         server.start()
-        self.server = server
+        self.server = server  # known even if the rest fails
         self.addCleanup(self._stop_server)
+        self._begin_interception()
+        return server
+
+    def _begin_interception(self) -> None:
         if self.intercept:
-            self._interception = server.intercept()
+            self._interception = self.server.intercept()
             self._interception.__enter__()
             self.addCleanup(self._end_interception)
-        return server
 
     def _end_interception(self) -> None:
         self._interception.__exit__(None, None, None)
@@ -4382,8 +4450,12 @@ class FeedTestServerMixin(_TestCase):
         try:
             self.server.stop()
         finally:
-            if self.server.errors:
-                self.fail("the server found errors:\n" + "\n".join(self.server.errors))
+            self._report_errors()
+
+    def _report_errors(self) -> None:
+        found = self.server._take_errors()
+        if found:
+            self.fail("\n".join(["the server found errors:", *found]))
 
     def __getstate__(self) -> dict[str, Any]:
         """What a parallel runner sends to another process, where the server cannot go."""
@@ -4475,13 +4547,19 @@ class _ShownServer(FeedTestServer):
 
 
 def _say(text: object, stream: TextIO | None = None) -> None:
-    """Print a line, whatever the stream can encode and whether or not anybody still reads it."""
+    """Print lines, whatever the stream can encode and whether or not anybody still reads it.
+
+    What is not printable, and could do something to a terminal, is shown by its number.
+    """
     stream = stream or sys.stdout
     if stream is None:  # there is none, as under pythonw
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
+    shown = "".join(
+        each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in f"{text}"
+    )
     with contextlib.suppress(OSError):
-        print(f"{text}".encode(encoding, "backslashreplace").decode(encoding), file=stream)
+        print(shown.encode(encoding, "backslashreplace").decode(encoding), file=stream)
         stream.flush()
 
 
@@ -4598,7 +4676,7 @@ def _serve(directory: str, host: str, port: int) -> int:
         with contextlib.suppress(KeyboardInterrupt), server:
             _say(f"{server.base_url}/")
             # Windows sees Ctrl-C only between two waits.
-            while not server.wait_ended(1 if os.name == "nt" else None):
+            while not server._wait_ended(1 if os.name == "nt" else None):
                 pass
         with contextlib.suppress(KeyboardInterrupt):
             for judgement in _judge_each_client(server.requests):
@@ -4626,7 +4704,7 @@ def _check(directory: str) -> int:
     _require_directory(directory)
     found = sorted(pathlib.Path(os.path.abspath(directory)).rglob("*"))
     files = [path for path in found if path.is_file()]
-    paths = [str(path) for path in files if path.suffix.lower() != _SIDECAR]
+    paths = [str(path) for path in files if not _is_sidecar(path.name)]
     errors = []
     for path in paths:
         try:
@@ -4640,9 +4718,10 @@ def _check(directory: str) -> int:
 
 
 def _lonely_sidecars(files: Iterable[pathlib.Path]) -> list[str]:
-    sidecars = (path for path in files if path.suffix.lower() == _SIDECAR)
-    named = ((path, path.with_suffix("")) for path in sidecars)
-    return [f"{path}: there is no {name} beside it" for path, name in named if not name.exists()]
+    sidecars = [str(path) for path in files if _is_sidecar(path.name)]
+    named = [(path, path[: -len(_SIDECAR)]) for path in sidecars]
+    lonely = [(path, name) for path, name in named if not os.path.isfile(name)]
+    return [f"{path}: there is no {name} beside it" for path, name in lonely]
 
 
 # What an answer says to one client or one connection only (RFC 9110 7.6.1, RFC 6265).

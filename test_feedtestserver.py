@@ -1696,16 +1696,16 @@ class LookupTest(ServerTestCase):
         self.assertIsNone(feedtestserver._load(str(directory / "data"), "link.xml"))
 
     def test_404_names_the_nearest_fixture(self):
-        server = self.serve({"atom/feed.xml": b"1", "rss/other.xml": b"2"})
+        server = self.serve({"atom/feed.xml": b"1", "rss/other.xml": b"2", "fed.HEADERS": b""})
         text = self.get(server, "/atom/fed.xml").content.decode()
         self.assertEqual(
             text,
             f"'atom/fed.xml' was not found in {server.directory};"
             " the nearest name there is 'atom/feed.xml'\n",
         )
-        self.assertEqual(
-            self.get(self.serve(), "/x").content.decode().partition("; ")[2], "it has no fixtures\n"
-        )
+        server = self.serve()
+        text = self.get(server, "/").content.decode()
+        self.assertEqual(text, f"'/' was not found in {server.directory}; it has no fixtures\n")
 
 
 # Reading requests
@@ -1875,6 +1875,14 @@ class ReaderTest(ServerTestCase):
             return str(handler.read())
         except feedtestserver._Refusal as refusal:
             return f"{refusal.status} {refusal.request or ''}"
+
+    def test_a_field_that_is_repeated_a_hundred_thousand_times(self):
+        """Its values are not joined one after the other, which would take seconds."""
+        server = self.serve(self.FEED)
+        answer = Answer(exchange(server, HEAD + b"a:\r\n" * 200_000 + b"\r\n"))
+        self.assertEqual((answer.status, answer.body[:14]), (431, b"there are more"))
+        [request] = server.requests
+        self.assertEqual((request.path, request.headers.items()), ("/feed.xml", []))
 
     def test_chunks_that_are_refused(self):
         server = self.serve(self.FEED)
@@ -3318,6 +3326,33 @@ class TlsTest(ServerTestCase):
             server.stop()
         self.assertEqual(list(folder.iterdir()), [])
 
+    def test_no_file_is_left_where_there_is_no_room(self):
+        folder = self.make_directory()
+        full = mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+        server = self.serve()
+        with (
+            mock.patch("tempfile.tempdir", str(folder)),
+            mock.patch.object(feedtestserver, "open", full, create=True),
+            self.assertRaisesRegex(OSError, "No space left"),
+        ):
+            _ = server.ca_file
+        os.close(full.call_args.args[0])
+        self.assertEqual(os.listdir(folder), [])
+
+    def test_no_second_stop_returns_before_the_files_are_gone(self):
+        server = self.serve()
+        unlink, held = os.unlink, []
+
+        def note(path):
+            # Another thread's stop() would wait.
+            run_at_once([lambda: held.append(not server._changed.acquire(blocking=False))])
+            unlink(path)
+
+        _ = server.ca_file
+        with mock.patch("os.unlink", note):
+            server.stop()
+        self.assertEqual(held, [True])
+
     def test_the_file_goes_with_a_process_that_forgets_to_stop(self):
         code = (
             "import feedtestserver, os, sys\n"
@@ -4120,6 +4155,51 @@ class LifeCycleTest(ServerTestCase):
             server.stop()
         self.assert_gone(server)
 
+    def test_started_by_two_at_once(self):
+        class Server(FeedTestServer):
+            def _bind(self):
+                with test.assertRaisesRegex(RuntimeError, "a server is started once only"):
+                    self.start()
+                return super()._bind()
+
+        test = self
+        with Server(self.make_directory()) as server:
+            self.assertTrue(server.ready)
+        self.assert_gone(server)
+
+    @unittest.skipUnless(sys.platform.startswith("linux"), "descriptors are counted by /proc")
+    def test_started_without_descriptors(self):
+        """What is imported on first use is not to be looked for then."""
+        script = textwrap.dedent(
+            """
+            import os, resource, socket, sys, feedtestserver
+            assert "logging" not in sys.modules
+            server = feedtestserver.FeedTestServer(sys.argv[1])
+            resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+            files = [open(os.devnull) for _ in range(40 - len(os.listdir("/proc/self/fd")) + 1)]
+            while not server.ready:
+                try:
+                    server.start()
+                except OSError as error:
+                    print(error.strerror)
+                    files.pop().close()
+            address = "127.0.0.1", server.port
+            connections = []
+            for _ in range(3):
+                files.pop().close()
+                connections.append(socket.create_connection(address))
+            for each in files + connections:
+                each.close()
+            with socket.create_connection(address, 20) as connection:
+                connection.sendall(b"QUIT / HTTP/1.0\\r\\n\\r\\n")
+                print(connection.recv(12))
+            """
+        )
+        done = run([sys.executable, "-c", script, str(self.make_directory())])
+        self.assertEqual(done.stderr, "")
+        *errors, last = done.stdout.splitlines()
+        self.assertEqual((set(errors), last), ({os.strerror(errno.EMFILE)}, "b'HTTP/1.1 200'"))
+
     def test_missing_directory(self):
         directory = self.make_directory({"file": b""})
         for name, error in (("none", FileNotFoundError), ("file", NotADirectoryError)):
@@ -4378,6 +4458,10 @@ class LifeCycleTest(ServerTestCase):
             (lambda: 1 / 0, "ZeroDivisionError"),
             (lambda: None, "TypeError"),
             (sys.exit, "SystemExit"),
+            (lambda: float("nan"), "ValueError"),
+            (lambda: INFINITY, "OverflowError"),
+            (lambda: 253402300800.0, "ValueError"),  # the year 10000
+            (lambda: -1e18, ""),
         ):
             server = self.serve({"feed.xml": b"<rss/>"})
             server.clock = clock
@@ -4430,7 +4514,7 @@ class LifeCycleTest(ServerTestCase):
         server = self.serve()
         with connect(server) as connection:
             connection.sendall(b"QUIT / HTTP/1.1\r\nHost: x\r\n\r\n")
-            self.assertTrue(server.wait_ended(PATIENCE))
+            self.assertTrue(server._wait_ended(PATIENCE))
             self.assertEqual(Answer(read_all(connection)).body, b"the server has stopped\n")
         server.stop()
         self.assert_gone(server)
@@ -4448,6 +4532,20 @@ class LifeCycleTest(ServerTestCase):
             with self.assertRaisesRegex(ConnectionError, f"^127.0.0.1:{port} did not answer QUIT"):
                 stop_server(port)
             thread.join()
+
+    def test_quit_where_nobody_says_anything(self):
+        connect = socket.create_connection
+
+        def connect_impatiently(address, timeout=None):
+            self.assertEqual(timeout, 10)
+            socket.create_connection = connect
+            return connect(address, 0.01)
+
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            port = listening.getsockname()[1]
+            impatiently = mock.patch.object(socket, "create_connection", connect_impatiently)
+            with impatiently, self.assertRaisesRegex(ConnectionError, "did not answer QUIT"):
+                stop_server(port)
 
     def test_quit_is_for_clients_on_this_machine(self):
         for address, loopback in (
@@ -4584,6 +4682,60 @@ class LifeCycleTest(ServerTestCase):
         )
         done = run([sys.executable, "-c", script, str(self.make_directory())])
         self.assertEqual((done.stdout, done.stderr), ("b'0'\n" * 3, ""))
+
+    @unittest.skipUnless(hasattr(os, "fork"), "there is no fork() here")
+    def test_a_forked_child_does_not_keep_the_port(self):
+        script = textwrap.dedent(
+            """
+            import os, socket, sys, warnings
+            warnings.simplefilter("ignore", DeprecationWarning)  # of fork() beside threads
+            import feedtestserver
+            inlet, outlet = os.pipe()
+            with feedtestserver.FeedTestServer(sys.argv[1]) as server:
+                port = server.port
+            with feedtestserver.FeedTestServer(sys.argv[1], port=port) as server:
+                if not os.fork():
+                    os.read(inlet, 1)
+                    os._exit(0)
+            with socket.socket() as other:
+                other.bind(("127.0.0.1", port))
+                print("free")
+            os.write(outlet, b"x")
+            os.wait()
+            """
+        )
+        done = run([sys.executable, "-c", script, str(self.make_directory())])
+        self.assertEqual((done.stdout, done.stderr), ("free\n", ""))
+
+    @unittest.skipUnless(hasattr(os, "fork"), "there is no fork() here")
+    def test_a_child_forked_during_the_beginning_of_an_interception_may_begin_one(self):
+        script = textwrap.dedent(
+            """
+            import os, sys, feedtestserver
+            feedtestserver._Interception.lock.acquire()  # as another thread may have
+            child = os.fork()
+            if not child:
+                with feedtestserver.FeedTestServer(sys.argv[1]) as server, server.intercept():
+                    os._exit(0)
+            print(os.waitpid(child, 0)[1])
+            """
+        )
+        done = run([sys.executable, "-c", script, str(self.make_directory())])
+        self.assertEqual((done.stdout, done.stderr), ("0\n", ""))
+
+    def test_a_server_that_is_stopped_when_the_interpreter_has_ended_its_threads(self):
+        script = textwrap.dedent(
+            """
+            import sys, feedtestserver
+            def serve():
+                with feedtestserver.FeedTestServer(sys.argv[1]) as server, server.intercept():
+                    yield
+            server = serve()
+            next(server)
+            """
+        )
+        done = run([sys.executable, "-c", script, str(self.make_directory())])
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
 
     def test_an_interpreter_ends_with_a_server_that_was_never_stopped(self):
         script = "import sys, feedtestserver; feedtestserver.FeedTestServer(sys.argv[1]).start()"
@@ -4939,6 +5091,20 @@ class RespondTest(ServerTestCase):
                 shown = error.encode("utf-8", "backslashreplace").decode()
                 self.assertEqual(response.content.decode(), shown + "\n")
 
+    def test_an_exception_that_cannot_be_shown(self):
+        class Fault(Exception):
+            def __repr__(self):
+                raise ZeroDivisionError
+
+        def answer(request):
+            raise Fault
+
+        server = self.serve()
+        server.respond("/", answer)
+        self.assertEqual(self.get(server, "/").status, 500)
+        [words] = server.errors
+        self.assertIn("GET /: Fault, whose repr() raises ZeroDivisionError\nTraceback", words)
+
     def test_each_step_is_taken_once_by_ten_threads(self):
         server = self.serve()
         server.respond("/x", *range(200, 250), 599)
@@ -5030,6 +5196,42 @@ class WaitTest(ServerTestCase):
     def test_none_is_not_to_be_waited_for(self):
         with self.assertRaisesRegex(ValueError, "^times: found 0; it takes 1 or more"):
             self.serve().wait_for_request(times=0)
+
+    def test_it_looks_at_each_request_once(self):
+        server = self.serve()
+        matches = feedtestserver._Wanted.matches
+        with mock.patch.object(feedtestserver._Wanted, "matches", autospec=True) as looked_at:
+            looked_at.side_effect = matches
+            waiter = threading.Thread(target=server.wait_for_request, kwargs={"times": 30})
+            for number in range(30):
+                self.get(server, "/x")
+                if number == 10:
+                    waiter.start()
+            waiter.join()
+        self.assertEqual(looked_at.call_count, 30)
+
+    def test_what_was_cleared_does_not_count(self):
+        server = self.serve()
+        begun, found = threading.Event(), []
+        among = feedtestserver._Wanted.among
+
+        def note(wanted, requests):
+            begun.set()
+            return among(wanted, requests)
+
+        def wait():
+            found.append(server.wait_for_request(times=2))
+
+        self.get(server, "/old")
+        with mock.patch.object(feedtestserver._Wanted, "among", note):
+            waiter = threading.Thread(target=wait)
+            waiter.start()
+            begun.wait(PATIENCE)
+            server.clear()
+            self.get(server, "/1")
+            self.get(server, "/2")
+            waiter.join()
+        self.assertEqual(found, server.requests[1:])
 
     def test_it_says_what_did_arrive(self):
         server = self.serve()
@@ -6478,6 +6680,37 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
         result = run_test(Test)
         self.assertIn("there is no such directory to serve", result.errors[0][1])
 
+    def test_a_server_that_the_class_shares(self):
+        class Test(FeedTestServerMixin, unittest.TestCase):
+            __module__ = __name__
+            intercept = True
+
+            @classmethod
+            def setUpClass(cls):
+                cls.server = FeedTestServer(HERE / "data")
+                cls.server.start()
+                cls.addClassCleanup(cls.server.stop)
+
+            def test_1(self):
+                self.server.respond("http://example.com/", 204)
+                urllib.request.urlopen("http://example.com/").close()
+
+            def test_2(self):
+                self.assertRequested("http://example.com/", times=1)
+                self.server._fail("the fault of the second")
+
+            def test_3(self):
+                self.assertTrue(self.server.ready)
+
+        result = unittest.TestResult()
+        unittest.defaultTestLoader.loadTestsFromTestCase(Test).run(result)
+        self.assertEqual((result.testsRun, result.errors), (3, []))
+        [(test, words)] = result.failures
+        self.assertEqual(test.id().rpartition(".")[2], "test_2")
+        self.assertTrue(words.endswith("found errors:\nthe fault of the second\n"))
+        self.assertFalse(Test.server.is_alive())
+        self.assertNotIn("http_proxy", {name for name in os.environ if name == "http_proxy"})
+
     def test_asyncio(self):
         class Test(FeedTestServerMixin, unittest.IsolatedAsyncioTestCase):
             async def test(self):
@@ -6673,7 +6906,7 @@ class CommandLineTest(ServerTestCase):
         interrupted = mock.Mock(side_effect=KeyboardInterrupt)
         with (
             mock.patch.multiple(feedtestserver, _judge_each_client=interrupted),
-            mock.patch.object(FeedTestServer, "wait_ended", interrupted),
+            mock.patch.object(FeedTestServer, "_wait_ended", interrupted),
         ):
             self.assertEqual(self.run_main(directory, "--port", "0")[0], 0)
         self.assertEqual(interrupted.call_count, 2)
@@ -6693,6 +6926,11 @@ class CommandLineTest(ServerTestCase):
         self.assertEqual(stream.buffer.getvalue(), b"caf\\xe9\n")
         with contextlib.redirect_stdout(None):
             feedtestserver._say("nobody")
+
+    def test_prints_nothing_that_a_terminal_obeys(self):
+        stream = io.StringIO()
+        feedtestserver._say("GET /\x9b31m\u202e\x1b[2J caf\u00e9\n  2\x7f", stream)
+        self.assertEqual(stream.getvalue(), "GET /\\x9b31m\\u202e\\x1b[2J caf\u00e9\n  2\\x7f\n")
 
     def test_lists_the_fixtures(self):
         directory = self.make_directory(
@@ -6761,19 +6999,23 @@ class CommandLineTest(ServerTestCase):
         (directory / "e.json.headers").write_bytes(b"Status: 1\n")
         (directory / "f.json.headers").write_bytes(b"Status: 1\n")
         (directory / ".hidden.xml").write_bytes(b"")
+        (directory / "b" / ".headers").write_bytes(b"")
+        (directory / "g.HEADERS").write_bytes(b"")
         slip = "found the key 'Stauts'; the directive is Status"
         status_error = f"Status: found '1'; it takes {feedtestserver._RULES['status'].takes}"
         status, out, _ = self.run_main("--check", directory)
         self.assertEqual(status, 1)
         self.assertEqual(
-            out.splitlines()[:3],
+            out.splitlines()[:5],
             [
                 f"{directory / 'b' / 'd.xml'}, line 3: {slip}",
                 f"{directory / 'e.json.headers'}, line 1: {status_error}",
+                f"{directory / 'b' / '.headers'}: there is no {directory / 'b'}{os.sep} beside it",
                 f"{directory / 'f.json.headers'}: there is no {directory / 'f.json'} beside it",
+                f"{directory / 'g.HEADERS'}: there is no {directory / 'g'} beside it",
             ],
         )
-        self.assertEqual(out.splitlines()[3:], ["fixtures: 5, errors: 3"])
+        self.assertEqual(out.splitlines()[5:], ["fixtures: 5, errors: 5"])
 
     def test_data_is_right(self):
         status, out, _ = self.run_main("--check", HERE / "data")
