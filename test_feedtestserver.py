@@ -10,6 +10,7 @@ import errno
 import functools
 import gc
 import gzip
+import html.parser
 import http.client
 import io
 import itertools
@@ -4115,6 +4116,261 @@ class InterceptionTest(ServerTestCase):
         )
         done = run([sys.executable, "-W", "error", "-c", code, str(folder)])
         self.assertEqual((done.returncode, done.stderr), (0, ""))
+
+
+# What nobody gets
+
+
+class OutsideTest(ServerTestCase):
+    """Not one byte from outside of the directory, however it is asked for."""
+
+    SECRET = b"not for you"
+    #: Below the folder in whose ``data`` the server is.
+    FILES = {
+        "secret.xml": SECRET,
+        "secret.xml.headers": b"Header: X-Secret: " + SECRET,
+        "data-secret/secret.xml": SECRET,
+        "outside/index.html": SECRET,
+        "data/feed.xml": b"<rss/>",
+        "data/feed.xml.headers": b"Header: X-Mine: 1",
+        "data/folder/feed.xml": b"<rss/>",
+        "data/example.com/feed.xml": b"<rss/>",
+    }
+    #: Links in ``data``, and what they lead to.
+    LINKS = {
+        "out": "..",
+        "out.xml": "../secret.xml",
+        "absolute.xml": "{outer}/secret.xml",
+        "out.asis": "../secret.xml",
+        "folder/feed.xml.headers": "../../secret.xml.headers",
+        "folder/index.html": "../../secret.xml",
+        "sibling.xml": "../data-secret/secret.xml",
+        "loop": "loop",
+        "linked.example": "../outside",
+        "example.com/out": "../..",
+    }
+    PATHS = (
+        *("/../secret.xml", "/./../secret.xml", "/folder/../../secret.xml", "/.../secret.xml"),
+        *("/%2e%2e/secret.xml", "/%2E./secret.xml", "/.%2e/secret.xml", "/%2e%2e%2fsecret.xml"),
+        *(
+            "/..%2fsecret.xml",
+            "/..%5csecret.xml",
+            "/..\\secret.xml",
+            "/folder/..%2f..%2fsecret.xml",
+        ),
+        *(
+            "/%252e%252e/secret.xml",
+            "/..%252fsecret.xml",
+            "/%c0%ae%c0%ae/secret.xml",
+            "/..;/secret.xml",
+        ),
+        *("/..%c0%afsecret.xml", "/%u002e%u002e/secret.xml", "/\uff0e\uff0e/secret.xml"),
+        *("/..%00/secret.xml", "/%00/../secret.xml", "/feed.xml%00/../../secret.xml"),
+        *(
+            "/secret.xml%00",
+            "/feed.xml/../../secret.xml",
+            "/folder//../../secret.xml",
+            "/~/secret.xml",
+        ),
+        *(
+            "//secret.xml",
+            "//{outer}/secret.xml",
+            "/{outer}/secret.xml",
+            "/%2f{outer}%2fsecret.xml",
+        ),
+        *("/file://{outer}/secret.xml", "/C:/secret.xml", "/C:%5csecret.xml", "/c:secret.xml"),
+        *("/%5c%5clocalhost%5cshare%5csecret.xml", "/feed.xml::$DATA", "/feed.xml:secret"),
+        *(
+            "/out/secret.xml",
+            "/out.xml",
+            "/absolute.xml",
+            "/out.asis",
+            "/sibling.xml",
+            "/out/data/",
+        ),
+        *(
+            "/folder/",
+            "/folder/feed.xml",
+            "/folder/index.html",
+            "/loop",
+            "/loop/",
+            "/loop/secret.xml",
+        ),
+        *("/feed.xml.headers", "/feed.xml.HEADERS", "/feed.xml%2eheaders", "/feed.xml.headers/"),
+        *("/linked.example/", "/linked.example/index.html", "/example.com/out/secret.xml"),
+        *("/example.com/../../secret.xml", "/data/../../secret.xml", "/", "/data/", "/.."),
+        *("/dev/null", "/proc/self/environ", "/CON", "/" + "../" * 300, "/" + "%2e%2e%2f" * 300),
+    )
+    HOSTS = (
+        *(
+            "..",
+            "...",
+            ".",
+            "../..",
+            "..%2f..",
+            "%2e%2e",
+            ".%2e",
+            "..\\..",
+            "%00",
+            "example.com%00",
+        ),
+        *(
+            "linked.example",
+            "LINKED.example",
+            "example.com/..",
+            "example.com%2f..",
+            "example.com/out",
+        ),
+        *("-", "a b", "a\tb", "c:", "~", "{outer}", "localhost/../..", "[..]", "[::1]", "..:80"),
+        *("\uff0e\uff0e", "\u2025", "out", "feed.xml", "folder", "data", "%6f%75%74"),
+    )
+
+    def setUp(self):
+        outer = self.make_directory(self.FILES)
+        self.outer = str(outer)
+        for name, target in self.LINKS.items():
+            try:
+                (outer / "data" / name).symlink_to(target.format(outer=outer))
+            except OSError as error:
+                self.skipTest(f"no symbolic links here: {error}")
+        self.server = FeedTestServer(outer / "data")
+        self.server.start()
+        self.addCleanup(self.server.stop)
+
+    def ask(self, *requests):
+        """All that comes for these requests, in which ``{outer}`` is filled in."""
+        with contextlib.suppress(ConnectionResetError):
+            sent = [text.replace("{outer}", self.outer).encode() for text in requests]
+            return exchange(self.server, *sent)
+        return b""
+
+    def check(self, *requests):
+        with self.subTest(requests):
+            wire = self.ask(*requests)
+            self.assertNotIn(self.SECRET, wire)
+            *_, status = re.findall(rb"(?m)^HTTP/1.1 (...)", wire)
+            self.assertIn(status, (b"400", b"404", b"502"))
+
+    def test_what_is_inside(self):
+        answer = Answer(self.ask("GET /feed.xml HTTP/1.0\r\n\r\n"))
+        self.assertEqual((answer.body, answer.headers["X-Mine"]), (b"<rss/>", "1"))
+
+    def test_paths(self):
+        for path in self.PATHS:
+            self.check(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            self.check(f"GET {path}?feed.xml#feed.xml HTTP/1.0\r\n\r\n")
+        self.assertEqual(self.server.errors, [])
+
+    def test_paths_of_other_hosts(self):
+        with self.server.intercept():
+            for path in self.PATHS:
+                self.check(f"GET http://example.com{path} HTTP/1.0\r\n\r\n")
+                self.check(f"GET {path} HTTP/1.1\r\nHost: example.com\r\nConnection: close\r\n\r\n")
+                self.check(
+                    "CONNECT example.com:80 HTTP/1.1\r\nHost: x\r\n\r\n",
+                    f"GET {path} HTTP/1.0\r\n\r\n",
+                )
+        self.assertEqual(self.server.errors, [])
+
+    def test_hosts(self):
+        with self.server.intercept():
+            for host in self.HOSTS:
+                for path in ("/secret.xml", "/out/secret.xml", "/", "/%2e%2e/x"):
+                    self.check(f"GET http://{host}{path} HTTP/1.0\r\n\r\n")
+                    self.check(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
+                    self.check(
+                        f"CONNECT {host}:80 HTTP/1.1\r\nHost: x\r\n\r\n",
+                        f"GET {path} HTTP/1.0\r\n\r\n",
+                    )
+        for error in self.server.errors:
+            self.assertIn("no such host here", error)
+
+    def test_names_of_fixtures(self):
+        for path in self.PATHS:
+            name = urllib.parse.unquote(path.replace("{outer}", self.outer), errors="replace")
+            with self.subTest(name), self.assertRaises(FileNotFoundError):
+                self.server.respond("/x", name)
+
+    def test_what_is_listed(self):
+        names = {fixture.name for fixture in self.server.fixtures()}
+        self.assertEqual(names, {"feed.xml", "example.com/feed.xml"})
+        self.assertNotIn(b"secret", self.ask("GET /secre.xml HTTP/1.0\r\n\r\n"))
+
+
+class InjectionTest(ServerTestCase):
+    """What a client or a file name says stays a text where it comes out again."""
+
+    def head(self, wire):
+        """The names of the fields of an answer."""
+        lines = wire.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+        self.assertNotRegex("".join(lines), "[\r\n\0]")
+        return {line.partition(":")[0].lower() for line in lines[1:]}
+
+    def test_no_line_break_gets_into_a_field_line(self):
+        template = comment("Header: Location: {{base_url}}/x", "Header: X: {{host}} {{port}}")
+        files = {"feed.xml": template, "example.com/feed.xml": template}
+        server = self.serve(files)
+        right = {"location", "x", "date", "server", "content-type", "content-length", "connection"}
+        breaks = ("%0d%0aInjected:1", "%0aInjected:1", "\rInjected:1", "\nInjected:1", "\0", "%00")
+        breaks += ("%E5%98%8A%E5%98%8DInjected:1", "\u560a\u560dInjected:1", "\u2028Injected:1")
+        breaks += ("\x85Injected:1", "\r\n Injected:1")
+        with server.intercept():
+            for text in breaks:
+                for request in (
+                    f"GET /feed.xml{text} HTTP/1.0\r\n\r\n",
+                    f"GET /feed.xml?{text} HTTP/1.0\r\n\r\n",
+                    f"GET http://example.com{text}/feed.xml HTTP/1.0\r\n\r\n",
+                    f"GET http://example.com:80{text}/feed.xml HTTP/1.0\r\n\r\n",
+                    f"GET http://{text}@example.com/feed.xml HTTP/1.0\r\n\r\n",
+                    f"GET /feed.xml HTTP/1.0\r\nHost: example.com{text}\r\n\r\n",
+                    f"GET{text} /feed.xml HTTP/1.0\r\n\r\n",
+                    f"CONNECT a{text}:443 HTTP/1.0\r\n\r\nGET /feed.xml HTTP/1.0\r\n\r\n",
+                    f"OPTIONS {text} HTTP/1.0\r\n\r\n",
+                ):
+                    with self.subTest(request):
+                        found = self.head(exchange(server, request.encode()))
+                        self.assertLessEqual(found, right | {"allow"})
+            wire = exchange(server, b"GET http://example.com:8/feed.xml HTTP/1.0\r\n\r\n")
+        self.assertEqual(self.head(wire), right)
+        self.assertIn(b"\r\nLocation: http://example.com:8/x\r\nX: example.com 8\r\n", wire)
+
+    def test_a_callable_that_hands_a_line_break_on(self):
+        server = self.serve()
+        server.respond("/\r\nInjected: 1", lambda request: Response(headers={"X": request.path}))
+        wire = exchange(server, b"GET /%0d%0aInjected:%201 HTTP/1.0\r\n\r\n")
+        self.assertNotIn("injected", self.head(wire))
+        self.assertEqual(Answer(wire).status, 500)
+        self.assertIn(
+            "it takes a field name, a colon, and a value without control", server.errors[0]
+        )
+
+    def test_names_and_values_are_text_in_the_listing(self):
+        server = self.serve({}, feedtestserver._ShownServer)
+        with contextlib.redirect_stdout(io.StringIO()):
+            server.directory = str(self.make_directory({"a.xml": b"", "b.xml": comment("Status:")}))
+            plain = self.tags(server)
+        markup = "<script>x</script><b onclick='x' id=\"x\">&lt;"
+        for odd in (markup, f"'>{markup}", f'">{markup}', "--></table>", "]]></td>", "{title}"):
+            name = odd.replace("/", "\\") if os.name != "nt" else "plain"
+            lines = comment(f"Description: {odd}", f"Header: X: {odd}", f"Status: 200 {odd}")
+            wrong = comment(f"Status: {odd}")
+            files = {f"{name}.xml": lines, f"wrong{name}.xml": wrong}
+            server.directory = str(self.make_directory(files))
+            with self.subTest(odd), contextlib.redirect_stdout(io.StringIO()):
+                self.assertLessEqual(self.tags(server), plain)
+
+    def tags(self, server):
+        """The elements of the listing, with the names of their attributes."""
+        found = set()
+
+        class Parser(html.parser.HTMLParser):
+            def handle_starttag(self, tag, attributes):
+                found.add(" ".join([tag, *sorted(name for name, _ in attributes)]))
+
+        parser = Parser()
+        parser.feed(self.get(server, "/").content.decode())
+        parser.close()
+        return found
 
 
 # Life cycle
