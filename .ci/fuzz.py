@@ -1,34 +1,39 @@
-"""Begins 10,000 connections with anything but a proper request, and looks at what is left of them.
+"""Sends and parses 60,000 things that are hardly right, and looks for what is not documented.
 
-What is sent is random bytes, ClientHellos and requests with some bytes changed, cut anywhere. The
-seed is printed; give it as the argument to send the same again.
+Connections that begin with anything; whole requests of odd parts, to which there must be
+well-formed answers; fixtures, of which there are directives or a DirectiveError; and inputs of up
+to a megabyte that cost twice as much where they are twice as long. The seed is printed; give it as
+the argument to have the same again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import logging
-import os
 import pathlib
 import random
-import resource
 import socket
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 
 HERE = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(HERE))
 
-from feedtestserver import FeedTestServer  # noqa: E402
-from test_feedtestserver import hello_for  # noqa: E402
+from soak import state  # noqa: E402
 
-CONNECTIONS, CLIENTS = 10_000, 8
+from feedtestserver import DirectiveError, FeedTestServer, Response, parse_directives  # noqa: E402
+from test_feedtestserver import Answer, hello_for  # noqa: E402
+
+CONNECTIONS, REQUESTS, FIXTURES = 10_000, 20_000, 30_000
+CLIENTS = 8
 PATIENCE = 30.0  # seconds; only a broken server makes a client wait for it
 
+# What connections begin with
 
 HELLO = hello_for("example.com")
 TUNNEL = b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n"
@@ -43,6 +48,7 @@ BEGINNINGS = [
 
 
 def beginning(chance: random.Random) -> bytes:
+    """Random bytes, or one of these with some bytes changed, cut anywhere."""
     if chance.random() < 0.2:
         return chance.randbytes(chance.randrange(1, 200))
     sent = bytearray(chance.choice(BEGINNINGS))
@@ -51,19 +57,107 @@ def beginning(chance: random.Random) -> bytes:
     return bytes(sent[: chance.randrange(1, len(sent) + 1)])
 
 
-def send(port: int, sent: bytes) -> None:
+def begin(server: FeedTestServer, chance: random.Random) -> None:
+    send(server, beginning(chance))
+
+
+# Whole requests, each part of which may be right
+
+METHODS = ["GET", "HEAD", "POST", "OPTIONS", "BREW", "get", "G\u00e9T", ""]
+TARGETS = [
+    *("/feed.xml", "/", "/none", "http://example.com/feed.xml", "*", "//", "/%", "/%zz", "/?q=%00"),
+    *("http://", "http://a:99999/", "https://[::1]/", "ftp://a/", "a:80", "/a b", "/" * 20_000),
+]
+VERSIONS = ["HTTP/1.1", "HTTP/1.1", "HTTP/1.0", "HTTP/2.0", "HTTP/1.", "http/1.1", "HTTP/11", ""]
+NAMES = [
+    *("Host", "Content-Length", "Transfer-Encoding", "Connection", "Expect", "Range", "If-Range"),
+    *("If-None-Match", "If-Match", "If-Modified-Since", "If-Unmodified-Since", "X", "X", "X"),
+    *("", " X", "X ", "X\0", "h\u00f6st"),
+]
+VALUES = [
+    *("a", "example.com", "a,b", "", "0", "5", "05", "-1", "5,5", "5, 6", "9" * 30, "chunked"),
+    *("gzip, chunked", "chunked, chunked", "close", "keep-alive", "100-continue", "bytes=0-1"),
+    *("bytes=-5", "bytes=99-", "bytes=1-0", "bytes=0-1,3-4", "pages=1", '"v1"', 'W/"v1"', "*"),
+    *("Sat, 07 Mar 2009 10:00:00 GMT", "yesterday", '"', "\0", "\x7f", "caf\u00e9", "x" * 17_000),
+]
+BODIES = [
+    "",
+    "",
+    "hello",
+    "5\r\nhello\r\n0\r\n\r\n",
+    "5;a=b\r\nhello\r\n0\r\nT: 1\r\n\r\n",
+    "z\r\n",
+]
+ENDS = ["\r\n"] * 12 + ["\n", "\r", "\r\n "]
+#: Those of the reader, those that a fixture's validators lead to, and an unknown host's.
+STATUSES = {200, 204, 206, 304, 400, 404, 405, 412, 413, 414, 416, 417, 431, 501, 502, 505}
+
+
+def whole_request(chance: random.Random) -> bytes:
+    lines = [f"{chance.choice(METHODS[:3])} {chance.choice(TARGETS[:4])} HTTP/1.1", "Host: a"]
+    if chance.random() < 0.3:
+        parts = chance.choice(METHODS), chance.choice(TARGETS), chance.choice(VERSIONS)
+        lines = [" ".join(parts)]
+    for _ in range(chance.choice([0, 1, 1, 2, 2, 3, 300])):
+        lines.append(f"{chance.choice(NAMES)}: {chance.choice(VALUES)}")
+    text = chance.choice(ENDS).join([*lines, "", ""]) + chance.choice(BODIES)
+    return text.encode("latin-1")
+
+
+def ask(server: FeedTestServer, chance: random.Random) -> None:
+    """Send a request; what comes must be answers, as HTTP knows them, with known statuses."""
+    sent = whole_request(chance)
+    received = send(server, sent)
+    try:
+        method = "HEAD" if sent.startswith(b"HEAD ") else "GET"
+        while received:
+            answer = Answer(received, method)
+            assert answer.status in STATUSES, answer.status
+            if answer.headers["Connection"] == "close":
+                break  # where it refuses what it cannot read, it does not know that this is a HEAD
+            received, method = answer.rest, "GET"
+    except Exception as error:
+        raise AssertionError(f"{sent[:500]!r} was answered by {received[:500]!r}") from error
+
+
+# The server that is sent all that
+
+
+def send(server: FeedTestServer, sent: bytes) -> bytes:
     """Send it, say that this is all, and read what comes to its end."""
-    connection = socket.create_connection(("127.0.0.1", port), PATIENCE)
+    received = bytearray()
+    connection = socket.create_connection(("127.0.0.1", server.port), PATIENCE)
     with connection, contextlib.suppress(ConnectionError):
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
-        while connection.recv(65536):
-            pass
+        while data := connection.recv(65536):
+            received += data
+    return bytes(received)
 
 
-def state() -> dict[str, int]:
-    gc.collect()
-    return {"threads": threading.active_count(), "descriptors": len(os.listdir("/dev/fd"))}
+def send_many(
+    server: FeedTestServer,
+    what: Callable[[FeedTestServer, random.Random], None],
+    number: int,
+    seed: int,
+) -> list[str]:
+    """Do it that many times, by several clients at once; returns what went wrong."""
+    wrong = []
+
+    def run(client: int) -> None:
+        chance = random.Random(seed + client)
+        try:
+            for _ in range(number // CLIENTS):
+                what(server, chance)
+        except BaseException as error:
+            wrong.append(f"{what.__name__}: {error!r}")
+
+    clients = [threading.Thread(target=run, args=[client]) for client in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    return wrong
 
 
 def settle(server: FeedTestServer) -> None:
@@ -74,49 +168,175 @@ def settle(server: FeedTestServer) -> None:
         time.sleep(0.01)
 
 
+def is_alive(server: FeedTestServer) -> bool:
+    server.respond("https://example.com/alive", b"alive")
+    with urllib.request.urlopen("https://example.com/alive", timeout=PATIENCE) as answer:
+        return bool(answer.read() == b"alive")
+
+
+FEED = b"""<!--
+Header: ETag: "v1"
+Header: Last-Modified: Sat, 07 Mar 2009 10:00:00 GMT
+-->
+<rss/>"""
+
+
+def fuzz_the_server(seed: int) -> list[str]:
+    """What was wrong, which should be nothing."""
+    before, said = state(), io.StringIO()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("feed.xml", "example.com/feed.xml"):
+            path = pathlib.Path(folder, name)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(FEED)
+        with (
+            contextlib.redirect_stderr(said),
+            FeedTestServer(folder) as server,
+            server.intercept(),
+        ):
+            wrong = send_many(server, begin, CONNECTIONS, seed)
+            wrong += send_many(server, ask, REQUESTS, seed)
+            settle(server)
+            left = state()["descriptors"] - before["descriptors"]
+            wrong += [error for error in server.errors if "no such host here" not in error]
+            if not is_alive(server):
+                wrong.append("it does not answer any more")
+    after = state()
+    grown = after.pop("KiB", 0) - before.pop("KiB", 0)
+    print(f"{CONNECTIONS} connections and {REQUESTS} requests: before {before}, after {after},")
+    print(f"memory {grown:+} KiB, descriptors of the running server {left}")
+    if before != after or left > CLIENTS:
+        wrong.append("something is left")
+    return wrong + said.getvalue().splitlines()
+
+
+# Fixtures
+
+PIECES = [
+    *("<!--", "-->", "--", "<![CDATA[", "]]>", "<?xml version='1.0' encoding='utf-8'?>", "<rss>"),
+    *("\n", "\n", "\n", "\r\n", "\r", " ", "\t", "\n ", "\n\t", ":", ": ", "\0", "\x7f", "\x85"),
+    *("Header", "Status", "Without", "Ignore", "Compress", "Chunked", "Delay", "Rate", "Fault"),
+    *("Template", "Stauts", "header", "Headers", "Description", "Expect", "caf\u00e9", "\u2028"),
+    *(
+        "Status: 404",
+        "Header: ETag: x",
+        "Rate: 10",
+        "Fault: reset at 50%",
+        "Delay: .5",
+        "Chunked: 9",
+    ),
+    *("200", "99", "1e3", "-1", "gzip", "yes", "at 50%", "close", "{{host}}", "{{", "\U0001f600"),
+    "x" * 5000,
+]
+CODECS = ["utf-8", "utf-8", "latin-1", "utf-8-sig", "utf-16", "utf-16-be", "utf-32-le", "cp037"]
+
+
+def fixture(chance: random.Random) -> bytes:
+    text = "".join(chance.choice(PIECES) for _ in range(chance.randrange(40)))
+    if chance.random() < 0.7:
+        text = f"<!--\n{text}\n-->"
+    data = bytearray(text.encode(chance.choice(CODECS), "replace"))
+    for _ in range(chance.choice([0, 0, 0, 1, 5]) if data else 0):
+        data[chance.randrange(len(data))] = chance.randrange(256)
+    return bytes(data)
+
+
+def fuzz_directives(seed: int) -> list[str]:
+    chance, wrong, refused = random.Random(seed), [], 0
+    for _ in range(FIXTURES):
+        data = fixture(chance)
+        try:
+            directives = parse_directives(data, "feed.xml")
+            response = Response(b"", **directives.arguments)
+            for name, value in (*response.headers, ("", response.reason or "")):
+                assert not {"\r", "\n", "\0"} & {*name, *value}, f"{name}: {value}"
+        except DirectiveError as error:
+            refused += 1
+            if "\n" in str(error) or len(str(error)) > 400 or not 0 < error.line <= len(data):
+                wrong.append(f"{data[:500]!r}: {error}")
+        except Exception as error:
+            wrong.append(f"{data[:500]!r}: {error!r}")
+    print(f"{FIXTURES} fixtures, of which {refused} have a wrong directive")
+    return wrong
+
+
+# What may cost no more than its length
+
+MEGABYTE = 1_000_000
+#: What stands before, again and again in the middle, and at the end.
+COMMENTS = [
+    ("", "<!--", ""),
+    ("", "<![CDATA[", ""),
+    ("", "<!-- -->", ""),
+    ("<!--", "\n", "-->"),
+    ("<!--", "\r", "-->"),
+    ("<!--", " ", ": 1-->"),
+    ("<!--\n", " \t", "\n-->"),
+    ("<!--A: 1\n", " x\n", "-->"),
+    ("<!--", "a", ": 1-->"),
+    ("<!--", "Header: X: 1\n", "-->"),
+    ("<!--", "Headr", ": 1-->"),
+    ("<!--", "Stat", "-->"),
+    ("<!--", "a:\n", "-->"),
+    ("<!--Header: X: ", "\t", "\x01-->"),
+    ("<!--Delay: ", "1", "x-->"),
+    ("<!--Fault: ", "reset ", "-->"),
+    ("<!--Status: 200 ", " ", "\x7f-->"),
+    ("<!--Header: X: ", "{{host}}", "-->"),
+    ("<?xml ", "encoding=", ""),
+    ("", "--", ""),
+]
+HEAD = "POST / HTTP/1.1\r\nHost: a\r\n"
+MESSAGES = [
+    (HEAD, "a:\r\n", "\r\n"),
+    (HEAD, "a", ": 1\r\n\r\n"),
+    (HEAD, " ", "\r\n\r\n"),
+    ("", "\r\n", "GET / HTTP/1.0\r\n\r\n"),
+    ("GET /", "x", " HTTP/1.1\r\n\r\n"),
+    ("GET /", "%2e/", " HTTP/1.1\r\n\r\n"),
+    (f"{HEAD}Transfer-Encoding: chunked\r\n\r\n", "1\r\nx\r\n", "0\r\n\r\n"),
+    (f"{HEAD}Transfer-Encoding: chunked\r\n\r\n1", ";a", "\r\nx\r\n0\r\n\r\n"),
+    (f"{HEAD}Transfer-Encoding: chunked\r\n\r\n0\r\n", "a: 1\r\n", "\r\n"),
+    (f"{HEAD}Content-Length: {MEGABYTE}\r\n\r\n", "x", ""),
+    ("", "GET /status/404.xml HTTP/1.1\r\nHost: a\r\n\r\n", ""),
+]
+
+
+def cost(take: Callable[[bytes], object], parts: tuple[str, str, str], size: int) -> float:
+    """Seconds of this process's own time."""
+    before, again, after = (part.encode() for part in parts)
+    data = before + again * (size // len(again)) + after
+    begun = time.process_time()
+    with contextlib.suppress(DirectiveError):
+        take(data)
+    return time.process_time() - begun
+
+
+def check_costs() -> list[str]:
+    """Quadratic is what takes four times as long where it is twice as long."""
+    wrong, most = [], 0.0
+    with FeedTestServer(HERE / "data") as server:
+        rows: list[tuple[Callable[[bytes], object], tuple[str, str, str]]] = [
+            *((parse_directives, parts) for parts in COMMENTS),
+            *((lambda data: send(server, data), parts) for parts in MESSAGES),
+        ]
+        for take, parts in rows:
+            half, whole = (cost(take, parts, size) for size in (MEGABYTE // 2, MEGABYTE))
+            most = max(most, whole)
+            if whole > max(0.2, 3 * half):
+                wrong.append(f"{parts}: {half:.2f} s for half a megabyte, {whole:.2f} s for one")
+    print(f"{len(rows)} kinds of a megabyte: {most:.2f} s at most, and not quadratic")
+    return wrong
+
+
 def main() -> int:
     seed = int(sys.argv[1]) if len(sys.argv) > 1 else random.randrange(2**32)
+    print(f"seed {seed}", flush=True)
     logging.getLogger("feedtestserver").disabled = True
-    before = state()
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    failed: list[BaseException] = []
-    said = io.StringIO()
-    with (
-        contextlib.redirect_stderr(said),
-        FeedTestServer(HERE / "data") as server,
-        server.intercept(),
-    ):
-
-        def run(number: int) -> None:
-            chance = random.Random(seed + number)
-            try:
-                for _ in range(CONNECTIONS // CLIENTS):
-                    send(server.port, beginning(chance))
-            except BaseException as error:
-                failed.append(error)
-
-        begin = time.perf_counter()
-        clients = [threading.Thread(target=run, args=[number]) for number in range(CLIENTS)]
-        for client in clients:
-            client.start()
-        for client in clients:
-            client.join()
-        seconds = time.perf_counter() - begin
-        settle(server)
-        server.respond("https://example.com/feed.xml", b"<rss/>")
-        with urllib.request.urlopen("https://example.com/feed.xml", timeout=PATIENCE) as answer:
-            alive = answer.read() == b"<rss/>"
-        left = state()["descriptors"] - before["descriptors"]
-        wrong = [error for error in server.errors if "no such host here" not in error]
-    after = state()
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
-    print(
-        f"seed {seed}: {CONNECTIONS} connections in {seconds:.1f} s; {grown} KiB more at the peak"
-    )
-    print(f"before {before}, after {after}; descriptors of the running server: {left}")
-    print("alive" if alive else "not alive", *failed, *wrong, said.getvalue(), sep="\n")
-    is_well = alive and before == after and left < CLIENTS
-    return 0 if is_well and not (failed or wrong or said.getvalue()) else 1
+    wrong = [*fuzz_the_server(seed), *fuzz_directives(seed), *check_costs()]
+    print(*wrong[:20], sep="\n")
+    print(f"wrong: {len(wrong)}")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
