@@ -696,10 +696,10 @@ def stop_server(port: int, host: str = "127.0.0.1") -> None:
     PermissionError where it does not take QUIT from here, and ConnectionError where it does not
     answer, or says nothing for 10 seconds.
     """
-    with socket.create_connection((host, port), 10) as connection:
-        status_line = _send_quit(connection)
+    status_line = _send_quit((host, port))
     if not status_line:
-        with contextlib.suppress(ConnectionRefusedError):  # somebody else has stopped it
+        # Where nobody is there now, somebody else has stopped it.
+        with contextlib.suppress(ConnectionRefusedError, ConnectionResetError):
             socket.create_connection((host, port)).close()
             raise ConnectionError(f"{host}:{port} did not answer QUIT")
     elif status_line.split()[1:2] != [b"200"]:
@@ -707,13 +707,16 @@ def stop_server(port: int, host: str = "127.0.0.1") -> None:
         raise PermissionError(errno.EPERM, f"{host}:{port} answered QUIT with {found!r}")
 
 
-def _send_quit(connection: socket.socket) -> bytes:
+def _send_quit(address: tuple[str, int]) -> bytes:
     """The status line that QUIT gets, once the connection has ended; empty where there is none."""
     try:
-        connection.sendall(b"QUIT / HTTP/1.0\r\n\r\n")
-        with connection.makefile("rb") as answer:
-            status_line = answer.readline()
-            answer.read()
+        with socket.create_connection(address, 10) as connection:
+            connection.sendall(b"QUIT / HTTP/1.0\r\n\r\n")
+            with connection.makefile("rb") as answer:
+                status_line = answer.readline()
+                answer.read()
+    except ConnectionRefusedError:
+        raise
     except (ConnectionError, socket.timeout):
         return b""
     return status_line

@@ -4946,18 +4946,22 @@ class LifeCycleTest(ServerTestCase):
             import os, socket, sys, warnings
             warnings.simplefilter("ignore", DeprecationWarning)  # of fork() beside threads
             import feedtestserver
-            inlet, outlet = os.pipe()
+            (ready, begin), (end, finish) = os.pipe(), os.pipe()
             with feedtestserver.FeedTestServer(sys.argv[1]) as server:
                 port = server.port
             with feedtestserver.FeedTestServer(sys.argv[1], port=port) as server:
                 if not os.fork():
-                    os.read(inlet, 1)
+                    os.write(begin, b"x")
+                    os.read(end, 1)
                     os._exit(0)
-            with socket.socket() as other:
-                other.bind(("127.0.0.1", port))
-                print("free")
-            os.write(outlet, b"x")
-            os.wait()
+                os.read(ready, 1)
+            try:
+                with socket.socket() as other:
+                    other.bind(("127.0.0.1", port))
+                    print("free")
+            finally:
+                os.write(finish, b"x")
+                os.wait()
             """
         )
         done = run([sys.executable, "-c", script, str(self.make_directory())])
@@ -6816,8 +6820,9 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
         class Test(FeedTestServerMixin, unittest.TestCase):
             def test(self):
                 self.server.respond("/x", lambda request: 1 / 0)
-                with contextlib.suppress(urllib.error.HTTPError):
+                with self.assertRaises(urllib.error.HTTPError) as caught:
                     urllib.request.urlopen(self.get_url("/x"))
+                caught.exception.close()
 
             def test_cleared(self):
                 self.test()
@@ -6888,8 +6893,9 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
                 super().setUp()
 
             def test(self):
-                with contextlib.suppress(urllib.error.HTTPError):
+                with self.assertRaises(urllib.error.HTTPError) as caught:
                     urllib.request.urlopen(self.get_url("/x"))
+                caught.exception.close()
 
         result = run_test(Test)
         self.assertTrue(result.wasSuccessful(), result.failures + result.errors)
@@ -7281,8 +7287,8 @@ class CommandLineTest(ServerTestCase):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             for arguments, words in (
-                ((HERE / "none",), f"there is no such directory to serve: '{HERE / 'none'}'"),
-                (("--check", HERE / "none"), f"no such directory to serve: '{HERE / 'none'}'"),
+                ((HERE / "none",), f"there is no such directory to serve: {str(HERE / 'none')!r}"),
+                (("--check", HERE / "none"), f"no such directory to serve: {str(HERE / 'none')!r}"),
                 ((HERE, "--port", 99999), "there is no port 99999"),
                 (("--record", "file:///etc/hosts", HERE / "none"), "it takes one of http or https"),
                 ((HERE, "--port", port), f"port {port} of 127.0.0.1 cannot be had"),
