@@ -52,16 +52,20 @@ HTTPS is spoken on the same port, ``self.get_url("feed.xml", "https")``, with ce
 made when they are needed. Inside of ``with self.server.intercept():`` the server is the whole Web:
 what fetches ``https://example.com/feed.xml`` gets ``data/example.com/feed.xml``.
 
-The life of a request, which is also the order of this file:
+The life of a request, in the order of this file:
 
     FeedTestServer           the thread that a test starts and stops
     StoppableHttpServer      accepts connections until it is told to stop
     FeedTestRequestHandler   reads a request, finds who answers, plans, records, sends
+    _parse_head              what a request may look like
     _load                    from a URL to a fixture
     parse_directives         from a fixture's comments to what they ask for
     Response, _plan          the answer as a value, decided before its first byte
     Request                  what came in, as it is kept on record
     _write                   the bytes on the wire
+
+and what there is beside it:
+
     audit                    what the client did wrong, by the record
     _Tls                     the same bytes in TLS
     _Authority               the certificates that TLS needs
@@ -144,9 +148,10 @@ _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 class FeedTestServer(threading.Thread):
     """A server for the fixtures in a directory, in a thread of its own.
 
-    ``directory`` is made absolute here and must exist when the server is started. ``port`` 0 takes
-    any free port. A fixed port that is in use is tried again until ``bind_timeout`` seconds have
-    passed. Use it as a context manager, or call ``start()`` and ``stop()``.
+    ``directory`` is made absolute here and must exist when the server is started. ``host`` is the
+    address to listen at, "0.0.0.0" for all. ``port`` 0 takes any free port. A fixed port that is in
+    use is tried again until ``bind_timeout`` seconds have passed. Use it as a context manager, or
+    call ``start()`` and ``stop()``.
     """
 
     #: The class that answers requests; a subclass of FeedTestRequestHandler may add do_ methods.
@@ -264,7 +269,7 @@ class FeedTestServer(threading.Thread):
                 f"stop() waited {self.stop_timeout:g} s for the callable that answers"
                 f" {running}; it must come to an end by itself"
             )
-        if self.ident is not None and not self._httpd.serves(threading.current_thread()):
+        if self.ident is not None and not self._httpd.employs(threading.current_thread()):
             self.join()
             # The handler class holds this server; without the cycle it goes with its last user.
             self._httpd.RequestHandlerClass = socketserver.BaseRequestHandler
@@ -308,7 +313,10 @@ class FeedTestServer(threading.Thread):
         return self.base_url if scheme == "http" else self.base_url.replace("http", scheme, 1)
 
     def fixtures(self, pattern: str = "**/*") -> list[Fixture]:
-        """The fixtures whose path below the directory matches a glob pattern, sorted."""
+        """The fixtures whose path below the directory matches a glob pattern, sorted.
+
+        Hidden ones, whose names begin with a dot, and sidecars are left out.
+        """
         found = sorted(pathlib.Path(self.directory).glob(pattern))
         names = (file.relative_to(self.directory).as_posix() for file in found)
         root = _root(self.directory)
@@ -331,8 +339,8 @@ class FeedTestServer(threading.Thread):
 
     @certificate.setter
     def certificate(self, kind: str) -> None:
-        if kind not in _CERTIFICATES:
-            kinds = ", ".join(map(repr, _CERTIFICATES))
+        if kind not in _CERTIFICATE_KINDS:
+            kinds = ", ".join(map(repr, _CERTIFICATE_KINDS))
             raise ValueError(f"certificate: found {kind!r:.80}; it takes one of {kinds}")
         self._certificate = kind
 
@@ -347,12 +355,14 @@ class FeedTestServer(threading.Thread):
     def ssl_context(self) -> ssl.SSLContext:
         """A new context for clients, which trusts that CA and no other.
 
-        Raises RuntimeError in a forked child whose parent has made no CA before.
+        Raises RuntimeError in a forked child where no CA was made before the fork.
         """
         import ssl  # not every Python has it
 
         if not _authorities and self._pid != os.getpid():
-            raise RuntimeError("the CA was not made before the fork: use ca_file or this before it")
+            raise RuntimeError(
+                "the CA was not made before the fork: call ssl_context() or read ca_file before it"
+            )
         return ssl.create_default_context(cadata=_authority().pem)
 
     # Any host
@@ -394,7 +404,7 @@ class FeedTestServer(threading.Thread):
         with self._changed:
             if name not in self._files:
                 if not self.ready:
-                    raise RuntimeError(f"there is no {name} but while the server is running")
+                    raise RuntimeError(f"{name} is there only while the server is running")
                 if not self._files:  # where stop() is forgotten, they go with the process
                     weakref.finalize(self, _remove, self._files, self._pid)
                 self._files[name] = _temporary_file(text, name)
@@ -458,7 +468,8 @@ class FeedTestServer(threading.Thread):
         """Wait until ``times`` matching requests were answered, and return the last of them.
 
         A field of ``headers`` with the value None must be absent. Raises AssertionError, naming
-        what did arrive, after ``timeout`` seconds, and at once where the server has stopped.
+        what did arrive, after ``timeout`` seconds, and at once where the server has stopped;
+        ValueError where ``times`` is less than 1.
         """
         wanted = _Wanted(self, path, method, headers, body, times)
         record: list[Request] = []
@@ -484,14 +495,14 @@ class FeedTestServer(threading.Thread):
             raise AssertionError(wanted.missed(arrived, f"at least {_times(times)} {limit}"))
         return found[-1]
 
-    def _receive(self, request: Request, connection: socket.socket) -> None:
+    def _note_request(self, request: Request, connection: socket.socket) -> None:
         """Remember a request that is being answered, so that stop() can name it."""
         with self._changed:
             self._unanswered[request] = None
             if request._origin and self._intercepting:
                 self._led_here.add(connection)
 
-    def _forget(self, connection: socket.socket) -> None:
+    def _note_end(self, connection: socket.socket) -> None:
         if self._led_here:
             with self._changed:
                 self._led_here.discard(connection)
@@ -728,12 +739,12 @@ def _send_quit(address: tuple[str, int]) -> bytes:
 class StoppableHttpServer(http.server.HTTPServer):
     """An HTTP server that serves until told to stop, at once, and many connections at a time.
 
-    The thread that accepts a connection serves it. Before it waits for anything, it makes way:
-    another thread accepts, an idle one or a new one. A handler that calls ``make_way()`` itself,
-    before it waits, and ``wait_alone()`` before it reads, is served without a second thread as
-    long as there is no second connection; for others (``handler_makes_way`` false) way is made at
-    once. So there is always a thread that accepts, or one that looks at the port while it waits.
-    ``changed`` is the Condition that guards the server's state.
+    The thread that accepts a connection also serves it. Before it waits for anything it makes way,
+    that is, it sees to it that another thread accepts, an idle one or a new one. With
+    ``handler_makes_way`` the handler does so itself, by ``make_way()`` before it waits and
+    ``wait_alone()`` before it reads; then one connection at a time takes one thread only. Without
+    it way is made for every connection at once. ``changed`` is the Condition that guards the state.
+    For others than this module there are ``serve_forever()`` and ``shutdown()``.
     """
 
     #: The backlog: connections that may wait to be accepted.
@@ -871,18 +882,18 @@ class StoppableHttpServer(http.server.HTTPServer):
                 self._close_unused_port()
 
     def watch(self, connection: socket.socket) -> select.poll | None:
-        """What ``wait_alone()`` needs for a connection."""
+        """A connection and the port, for ``wait_alone()``; None where way is made at once."""
         if not self.handler_makes_way:
             return None
-        both = select.poll()
-        both.register(connection, select.POLLIN)
+        watched = select.poll()
+        watched.register(connection, select.POLLIN)
         with contextlib.suppress(ValueError):  # the listening socket is closed already
-            both.register(self.socket, select.POLLIN)
-        return both
+            watched.register(self.socket, select.POLLIN)
+        return watched
 
-    def wait_alone(self, both: select.poll | None) -> None:
+    def wait_alone(self, watched: select.poll | None) -> None:
         """Wait for something to read, and make way as soon as somebody else connects."""
-        if both and not self._accepting and self._listening in dict(both.poll()):
+        if watched and not self._accepting and self._listening in dict(watched.poll()):
             self.make_way()
 
     def shutdown_request(self, request: Any) -> None:
@@ -891,8 +902,8 @@ class StoppableHttpServer(http.server.HTTPServer):
             super().shutdown_request(request)
 
     def reset(self, connection: socket.socket) -> None:
-        """End a connection by a reset (RST), as a handler without files may before it returns."""
-        # Not to linger at all; the two numbers are short on Windows.
+        """End a connection by a reset (RST); a handler that holds a file of it would keep it."""
+        # struct linger: yes, for 0 seconds. Its members are short on Windows.
         at_once = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
         if self._connections.pop(connection, None):
             with contextlib.suppress(OSError):  # the client was faster
@@ -980,7 +991,7 @@ class StoppableHttpServer(http.server.HTTPServer):
         return _ANY_ADDRESS.get(self.server_name, self.server_name), self.server_port
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until all threads have ended, but those that wait here themselves; tell whether.
+        """Wait until all threads have ended, except those that wait here; tell whether they have.
 
         ``timeout`` is in seconds; None waits however long it takes.
         """
@@ -999,7 +1010,7 @@ class StoppableHttpServer(http.server.HTTPServer):
             thread.join()
         return ended
 
-    def serves(self, thread: threading.Thread) -> bool:
+    def employs(self, thread: threading.Thread) -> bool:
         """Whether a thread is one of the server's that are at work."""
         return thread in self._working
 
@@ -1046,8 +1057,10 @@ class _Refusal(Exception):
 class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
     """Answers the requests of one connection.
 
-    A subclass may add ``do_`` methods; they find the Request in ``self.received`` and answer by
-    ``self.reply(Response(...))``. ``self.origin`` is the FeedTestServer.
+    A subclass may add ``do_`` methods; they find the Request in ``self.received``, the
+    FeedTestServer in ``self.test_server``, and answer by ``self.reply(Response(...))``. There is
+    nothing of what writes and reads bit by bit in the base class (``send_response()``, ``wfile``,
+    ``rfile`` and the like): a Response is complete before its first byte is sent.
     """
 
     server: StoppableHttpServer
@@ -1060,15 +1073,15 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
     client_left = False
     broken_off = False
 
-    def __init__(self, origin: FeedTestServer, *args: Any) -> None:
-        self.origin = origin
+    def __init__(self, test_server: FeedTestServer, *args: Any) -> None:
+        self.test_server = test_server
         super().__init__(*args)
 
     def setup(self) -> None:
         """Begin with an empty buffer; neither rfile nor wfile is made."""
         self.connection = self.request
-        self.both = self.server.watch(self.connection)
-        self.number = next(self.origin._connection_numbers)
+        self.watched = self.server.watch(self.connection)
+        self.connection_number = next(self.test_server._connection_numbers)
         self.close_connection = False
         self.lingering = False
         self.heard_at = 0.0
@@ -1086,7 +1099,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
             if error.filename is None:
                 _logger().info("the client has gone: %s", error)
             else:  # a fixture changed while it was sent
-                self.origin._fail(str(error))
+                self.test_server._fail(str(error))
 
     def handle_one_request(self) -> None:
         """The life of a request: read, find who answers, plan, record, send."""
@@ -1100,12 +1113,12 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
             request = self.refused(refusal)
             plan = self.plan(request, _refuse(refusal.status, str(refusal)))
         request.response = plan
-        self.origin._record(request)
+        self.test_server._record(request)
         self.write(request)
 
     def finish(self) -> None:
         """Let a client that may still be sending read the answer before the connection closes."""
-        self.origin._forget(self.connection)
+        self.test_server._note_end(self.connection)
         if self.tls and not (self.broken_off or self.server.stopping):
             with contextlib.suppress(OSError):  # the client was faster
                 self.transmit(self.tls.close())
@@ -1148,7 +1161,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
             if not self.server.stopping:
                 host = f" for {name!a:.80}" if name else ""
                 why = str(error) or "the client has left"
-                self.origin._log(f"TLS handshake{host} failed: {why}")
+                self.test_server._log(f"TLS handshake{host} failed: {why}")
 
     def certified(self, name: str) -> ssl.SSLContext:
         """The TLS for a client that asks for the host of that name, or for none."""
@@ -1158,9 +1171,9 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         own = self.connection.getsockname()[0].removeprefix("::ffff:").partition("%")[0]
         host = name or _host_and_port(f"https://{self.tunnel}")[0] or own
         try:
-            return _server_context(host.lower(), self.origin.certificate)
+            return _server_context(host.lower(), self.test_server.certificate)
         except OSError as error:
-            self.origin._fail(f"there is no certificate for {host}: {error}")
+            self.test_server._fail(f"there is no certificate for {host}: {error}")
             raise
 
     # Read
@@ -1174,8 +1187,8 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         request = None
         try:
             request = _parse_head(self.read_head())
-            request.connection = self.number
-            request._locate(self.origin, self.scheme, self.tunnel)
+            request.connection = self.connection_number
+            request._locate(self.test_server, self.scheme, self.tunnel)
             request.body = self.read_body(request)
         except EOFError:
             if self.server.stopping or not (request or self.buffer):
@@ -1184,15 +1197,15 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         except _Refusal as refusal:
             refusal.request = refusal.request or request
             raise
-        request.time, request._came_at = self.origin._now(), self.heard_at
-        self.origin._receive(request, self.connection)
+        request.time, request._came_at = self.test_server._now(), self.heard_at
+        self.test_server._note_request(request, self.connection)
         return request
 
     def receive(self) -> None:
         """Wait for more of what the client says; raises EOFError where no more comes."""
         if self.client_left:
             raise EOFError
-        self.server.wait_alone(self.both)
+        self.server.wait_alone(self.watched)
         self.take_in(self.connection.recv(65536))
 
     def take_in(self, data: bytes) -> None:
@@ -1255,7 +1268,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
             if size == 0:
                 break
             if len(body) + size > _MAX_BODY:
-                raise _too_large()
+                raise _body_too_large()
             body += self.take(size)
             if self.take(2) != b"\r\n":
                 raise _Refusal(400, "the data of a chunk is longer than its size says")
@@ -1282,8 +1295,8 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         """What is on record of a request that could not be read."""
         request = refusal.request or Request()
         request._refused = True
-        request.connection, request.time = self.number, self.origin._now()
-        request._locate(self.origin, self.scheme, self.tunnel)
+        request.connection, request.time = self.connection_number, self.test_server._now()
+        request._locate(self.test_server, self.scheme, self.tunnel)
         return request
 
     # Find who answers
@@ -1293,18 +1306,18 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         try:
             return self.plan(request, self.find(request))
         except BaseException as error:  # pytest.fail() in a callable raises no Exception
-            return self.plan(request, self.origin._fail(_explain(error, request)))
+            return self.plan(request, self.test_server._fail(_explain(error, request)))
 
     def find(self, request: Request) -> Response:
         """The response of the step or of the do_ method for a request, whose host is known."""
-        mine = request.method in _FOR_THE_SERVER
-        step = None if mine else self.origin._next_step(request)
+        for_the_server = request.method in _FOR_THE_SERVER
+        step = None if for_the_server else self.test_server._next_step(request)
         if step is None:
-            known = mine or not request._origin or self.origin._knows(request)
-            return self.dispatch(request) if known else self.origin._unknown_host(request)
+            known = for_the_server or not request._origin or self.test_server._knows(request)
+            return self.dispatch(request) if known else self.test_server._unknown_host(request)
         if callable(step):
             self.server.make_way()
-        return self.origin._perform(step, request)
+        return self.test_server._perform(step, request)
 
     def dispatch(self, request: Request) -> Response:
         """Call the do_ method of the request's method, and return what it replied."""
@@ -1327,7 +1340,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         self.response = response
 
     def do_GET(self) -> None:
-        self.reply(self.origin._fixture_for(self.received))
+        self.reply(self.test_server._fixture_for(self.received))
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -1337,7 +1350,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
 
     def do_CONNECT(self) -> None:
         """Begin a tunnel to whatever host was asked for, which is here (RFC 9110 9.3.6)."""
-        if not self.origin._intercepting:
+        if not self.test_server._intercepting:
             words = "CONNECT is not answered here; inside of server.intercept() it is"
             self.reply(_refuse(405, words, [("Allow", self.allowed())]))
             return
@@ -1367,10 +1380,10 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
 
     def plan(self, request: Request, response: Response) -> Response:
         """Decide the answer completely, and whether the connection ends with it."""
-        begins_a_tunnel = not self.scheme
+        begins_a_tunnel = not self.scheme  # do_CONNECT() has forgotten it
         persistent = begins_a_tunnel or request._persists(response.ignore)
         stopping: bool = self.server.stopping
-        date = _http_date(int(self.origin._now()))
+        date = _http_date(int(self.test_server._now()))
         if response.compress:
             self.server.make_way()
         plan = _plan(request, response, date, persistent and not stopping)
@@ -1396,7 +1409,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
                 request._answered_at = math.inf
 
     def send(self, data: bytes | memoryview) -> None:
-        """Send it all, in TLS where that is spoken."""
+        """Send it all, in TLS where that is spoken; block by block, as TLS makes a copy."""
         if self.tls is None:
             self.transmit(data)
             return
@@ -1414,7 +1427,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
             self.connection.sendall(memoryview(data)[sent:])
 
     def now(self) -> float:
-        return self.origin._timer.now()
+        return self.test_server._timer.now()
 
     def pause(self, seconds: float) -> None:
         """Let time pass, unless the client leaves or the server stops; what it says is kept.
@@ -1426,16 +1439,17 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         end = self.now() + seconds
         is_last = functools.partial(self.server.is_last, self.connection)
         while (left := end - self.now()) > 0 and not (self.client_left or is_last()):
+            # Who goes on talking meanwhile does not fill the memory.
             event = _LEFT if len(self.buffer) > _MAX_BODY else _READABLE
-            if not self.origin._timer.wait(self.connection, left, event):
+            if not self.test_server._timer.wait(self.connection, left, event):
                 return
             data = self.connection.recv(65536) if event == _READABLE else b""
             self.take_in(data)
 
     def break_off(self, fault: str) -> None:
-        """End the connection by a reset, or go on with nothing; a close is what follows anyway.
+        """Carry out a fault: a reset, or silence until the client leaves; a close follows anyway.
 
-        Who breaks off says no farewell, so that TLS knows that something is missing.
+        No farewell is said, so that TLS tells the client that something is missing.
         """
         self.broken_off = True
         if fault == "stall":
@@ -1448,7 +1462,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         """Wait until the client's system has all that was sent; a reset would drop the rest."""
         seconds = 0.001
         while _in_flight(self.connection) and not self.server.stopping:
-            if self.origin._timer.wait(self.connection, seconds, _ENDED):
+            if self.test_server._timer.wait(self.connection, seconds, _ENDED):
                 return
             seconds = min(2 * seconds, 0.02)
 
@@ -1484,13 +1498,15 @@ def _logger() -> logging.Logger:
     return logging.getLogger("feedtestserver")
 
 
-# What may happen to a connection, for poll(): there is something to read, be it the end; the client
+# Waiting, and what a connection tells meanwhile
+
+# What may happen to it, for poll(): there is something to read, be it the end; the client
 # has shut down its sending side, where that has an event of its own; both sides have ended.
 _READABLE = getattr(select, "POLLIN", 1)
 _LEFT = getattr(select, "POLLRDHUP", _READABLE)
 _ENDED = 0
 #: Seconds that poll() can wait, 23 days: it counts milliseconds in an int.
-_LONGEST = 2_000_000
+_LONGEST_POLL = 2_000_000
 
 
 class _Timer:
@@ -1502,7 +1518,7 @@ class _Timer:
 
     def wait(self, connection: socket.socket, seconds: float, event: int) -> bool:
         """Wait for an event on a connection, so many seconds at most; tell whether it came."""
-        for_ever = seconds > _LONGEST
+        for_ever = seconds > _LONGEST_POLL
         if not hasattr(select, "poll"):  # Windows
             connections = [connection] if event else []
             timeout = None if for_ever else seconds
@@ -1525,7 +1541,7 @@ def _in_flight(connection: socket.socket) -> int:
     return int.from_bytes(count, sys.byteorder)
 
 
-#: To send what fits into the buffer.
+#: To send what fits into the buffer; on Windows, which has no such thing, way is made before.
 _DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 
 # The reader: what a request's head may look like (RFC 9112 2 to 6)
@@ -1533,10 +1549,8 @@ _DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 _METHODS = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
 #: Methods that ask the server itself for something: neither scripted nor on record.
 _FOR_THE_SERVER = ("CONNECT", "QUIT")
-_MAX_LINE = 16 * 1024
 _MAX_FIELDS = 256
-_MAX_HEAD = 1024 * 1024
-_MAX_BODY = 64 * 1024 * 1024
+_MAX_LINE, _MAX_HEAD, _MAX_BODY = 16 * 1024, 1024 * 1024, 64 * 1024 * 1024  # in bytes
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_LINE = re.compile(rf"({_TOKEN.pattern}):([^\x00-\x08\x0a-\x1f\x7f]*)")
@@ -1609,11 +1623,9 @@ def _first_fault(head: str) -> _Refusal:
     if request is None:
         found = f"{request_line[:80]!r} is no request line"
         return _Refusal(400, f"{found}; it would be METHOD SP TARGET SP HTTP/1.1 (RFC 9112 3)")
-    for line in lines:
-        if line and not _FIELD_LINE.fullmatch(line):
-            fault = next(fault for pattern, fault in _FIELD_FAULTS if re.match(pattern, line))
-            return _Refusal(400, f"the field line {line[:80]!r} {fault}", request)
-    return _Refusal(400, "the request is malformed (RFC 9112 2)", request)
+    line = next(line for line in lines if line and not _FIELD_LINE.fullmatch(line))
+    fault = next(fault for pattern, fault in _FIELD_FAULTS if re.match(pattern, line))
+    return _Refusal(400, f"the field line {line[:80]!r} {fault}", request)
 
 
 def _begun(head: str) -> Request | None:
@@ -1635,18 +1647,20 @@ def _refuse_hopeless(beginning: bytearray, searched: int) -> None:
         if len(line.removesuffix(b"\r")) > _MAX_LINE:
             if number == 0:
                 raise _Refusal(414, f"the request line is longer than {_MAX_LINE} bytes")
-            raise _too_much(beginning, f"a field line is longer than {_MAX_LINE} bytes")
+            raise _head_too_large(beginning, f"a field line is longer than {_MAX_LINE} bytes")
     if end > _MAX_HEAD:
-        raise _too_much(beginning, f"the head of the request is larger than {_MAX_HEAD} bytes")
+        raise _head_too_large(
+            beginning, f"the head of the request is larger than {_MAX_HEAD} bytes"
+        )
     if garbage:
         raise _first_fault(beginning.decode("latin-1"))
 
 
-def _too_much(beginning: bytearray, words: str) -> _Refusal:
+def _head_too_large(beginning: bytearray, words: str) -> _Refusal:
     return _Refusal(431, words, _begun(beginning.decode("latin-1")))
 
 
-def _too_large() -> _Refusal:
+def _body_too_large() -> _Refusal:
     return _Refusal(413, f"the body is larger than {_MAX_BODY} bytes")
 
 
@@ -1666,7 +1680,7 @@ def _body_size(request: Request) -> int | None:
         raise _Refusal(400, f"the Content-Length {digits[:80]!r} is not a number (RFC 9110 8.6)")
     size = _number(digits)
     if size > _MAX_BODY:
-        raise _too_large()
+        raise _body_too_large()
     return size
 
 
@@ -1677,7 +1691,7 @@ def _number(digits: str) -> int:
 
 
 def _check_coding(coding: str, length: str | None, version: str) -> None:
-    """Refuse what RFC 9112 6.1 says of Transfer-Encoding; what is left is chunked."""
+    """Refuse what RFC 9112 6.1 forbids, and codings that are not known; what is left is chunked."""
     *others, last = _members(coding) or [""]
     if length is not None:
         raise _Refusal(400, "there are both Content-Length and Transfer-Encoding (RFC 9112 6.1)")
@@ -1694,6 +1708,9 @@ def _chunk_size(line: str) -> int:
     if match is None:
         raise _Refusal(400, f"{line[:80]!r} is no chunk size (RFC 9112 7.1)")
     return int(match.group(1), 16)
+
+
+# Origins: the scheme, the host and the port of a URL
 
 
 def _origin(scheme: str, authority: str) -> str:
@@ -1942,7 +1959,10 @@ class _File:
 
 
 class DirectiveError(ValueError):
-    """A wrong directive; the text says file and line, what was found and what would be right."""
+    """A wrong directive; the text says file and line, what was found and what would be right.
+
+    Its parts are ``source``, ``line`` (from 1) and ``sentence``.
+    """
 
     def __init__(self, source: str, line: int, sentence: str) -> None:
         super().__init__(source, line, sentence)
@@ -2003,7 +2023,7 @@ def parse_directives(data: bytes, source: str = "") -> Directives:
 
 # Directives: the grammar
 
-_FIRST = 4096  # bytes of a fixture in which a comment with directives begins
+_COMMENTS_BEGIN_WITHIN = 4096  # bytes of a fixture in which a comment with directives begins
 _BYTE_ORDER_MARK = re.compile("\\A(?:\ufeff|\xef\xbb\xbf)")  # the latter is UTF-8's, as Latin-1
 _NEWLINE = re.compile(r"\r\n|\r|\n")
 _MARKUP = re.compile(r"<!--|<!\[CDATA\[")
@@ -2017,7 +2037,7 @@ class _Text:
     def __init__(self, data: bytes) -> None:
         self.codec = _codec(data)
         self.text = data.decode(self.codec, "replace")
-        self.first = len(data[:_FIRST].decode(self.codec, "ignore"))
+        self.first = len(data[:_COMMENTS_BEGIN_WITHIN].decode(self.codec, "ignore"))
         if self.codec != "latin-1" and not self.codec.startswith("utf"):
             self.text = self.text.replace("\x85", "\n")  # EBCDIC's own newline
 
@@ -2048,7 +2068,7 @@ def _codec(data: bytes) -> str:
 
 def _ebcdic(data: bytes) -> str:
     """The code page that an XML declaration in EBCDIC names; the letters of all are the same."""
-    named = _XML_ENCODING.match(data[:_FIRST].decode("cp037"))
+    named = _XML_ENCODING.match(data[:_COMMENTS_BEGIN_WITHIN].decode("cp037"))
     if named:
         with contextlib.suppress(LookupError, UnicodeError):
             if "<?xml".encode(named.group(1)) == data[:5]:
@@ -2186,7 +2206,7 @@ def _template(text: str) -> dict[str, Any] | None:
     return {"template": True} if text.lower() == "yes" else None
 
 
-# Compiled when they are needed, which is more seldom than this module is imported.
+# Strings: re compiles them when they are first used, which is more seldom than an import.
 _WHOLE_NUMBER = "[1-9][0-9]{0,11}"
 _SECONDS = r"[0-9]{1,9}(?:\.[0-9]+)?|\.[0-9]+"
 _FAULT = (
@@ -2194,6 +2214,7 @@ _FAULT = (
     "(?P<place>start|headers)|(?P<percent>100|[1-9]?[0-9])%|(?P<bytes>0|[1-9][0-9]{0,11})"
     "))?"
 )
+
 #: Control characters, and surrogates that stand for no byte.
 _UNSENDABLE = re.compile("[\\x00-\\x08\\x0a-\\x1f\\x7f\\ud800-\\udc7f\\udd00-\\udfff]")
 _KNOWN_DIRECTIVE = re.compile(rf"(?:{'|'.join(_RULES)}):", re.IGNORECASE)
@@ -2202,8 +2223,8 @@ _KNOWN_DIRECTIVE = re.compile(rf"(?:{'|'.join(_RULES)}):", re.IGNORECASE)
 def _apply(fields: dict[str, Any], key: str, text: str) -> None:
     """Add what a directive says to the fields of a response; ValueError where it is wrong."""
     if key.lower() not in _RULES:
-        if _meant(key):
-            raise ValueError(f"found the key {key[:80]!r}; the directive is {_meant(key)}")
+        if meant := _meant(key):
+            raise ValueError(f"found the key {key[:80]!r}; the directive is {meant}")
         return
     for field, value in _parsed(key, text).items():
         if isinstance(value, list):
@@ -2266,10 +2287,13 @@ _DEFAULTS = {
 class Response:
     """An answer: everything that a fixture can say, in the same words.
 
-    ``headers`` is a sequence of (name, value) pairs or a mapping, ``without`` and ``ignore`` are
-    sequences of names, ``delay`` is in seconds, ``rate`` in bytes of the body a second, ``chunked``
-    in bytes, and ``fault`` is written as in a fixture. ``asis``: the body is the whole answer.
-    Raises ValueError, with the sentence of the directive, for a wrong value.
+    ``body`` is bytes, before any coding. ``reason`` None is the usual phrase. ``headers`` is a
+    sequence of (name, value) pairs or a mapping, ``without`` and ``ignore`` are sequences of names.
+    ``compress`` is "gzip" or "deflate", ``chunked`` the size of a chunk in bytes, ``delay`` in
+    seconds, ``rate`` in bytes of the body a second, and ``fault`` is written as in a fixture.
+    ``template``: expressions in the body are expanded. ``asis``: the body is the whole answer.
+    Raises ValueError, with the sentence of the directive, for a wrong value, and TypeError for a
+    body that is no bytes.
     """
 
     status: int
@@ -2284,11 +2308,11 @@ class Response:
     fault: str | None
     template: bool
     asis: bool
-    #: The body before any coding, and what it is in the codings that it was sent in.
+    #: The body before any content coding, and its coded forms by coding, each made once.
     _content: bytes | _File
     _codings: dict[str, bytes]
     _media_type: str | None
-    #: Where this is a 304 in the place of a 200: the fields of that which it has left out.
+    #: On a 304 that stands for a 200: the fields of the 200 that it leaves out, for the audit.
     _unsaid: tuple[tuple[str, str], ...] | None = None
     _given: frozenset[str]
     _left_out: frozenset[str]
@@ -2399,7 +2423,7 @@ class Response:
         return [*notes, "as it is"] if self.asis else notes
 
     def _but(self, **changes: Any) -> Response:
-        """The same response with some fields changed, which are right already."""
+        """A copy with some fields changed; the new values are not checked."""
         copy = object.__new__(Response)
         copy.__dict__.update(self.__dict__, _planned=((), None), **changes)
         if copy._content is not self._content:
@@ -2502,7 +2526,7 @@ def _plan(request: Request, response: Response, date: str, persistent: bool) -> 
         plan = _verbatim(response)
     else:
         selected = response if plain else _select(request, response)
-        plan = _complete(request, _possible(request, selected), date, persistent)
+        plan = _complete(request, _sendable(request, selected), date, persistent)
     if plain:
         response.__dict__["_planned"] = alike, plan
     return plan
@@ -2545,13 +2569,17 @@ def _precondition(request: Request, response: Response) -> Response:
     reads = request.method in ("GET", "HEAD")
     if asked["if-match"] is not None:
         if not _has_tag(asked["if-match"], etag, weakly=False):
-            return _failed(response, "If-Match", asked["if-match"])
+            return _precondition_failed(response, "If-Match", asked["if-match"])
     elif _is_newer(modified, asked["if-unmodified-since"]):
-        return _failed(response, "If-Unmodified-Since", asked["if-unmodified-since"])
+        return _precondition_failed(response, "If-Unmodified-Since", asked["if-unmodified-since"])
     tags = asked["if-none-match"]
     if tags is not None:
         if _has_tag(tags, etag, weakly=True):
-            return _not_modified(response) if reads else _failed(response, "If-None-Match", tags)
+            return (
+                _not_modified(response)
+                if reads
+                else _precondition_failed(response, "If-None-Match", tags)
+            )
     elif reads and _is_newer(modified, asked["if-modified-since"]) is False:
         return _not_modified(response)
     return response
@@ -2601,7 +2629,7 @@ def _not_modified(response: Response) -> Response:
     return response._but(status=304, reason=None, headers=headers, _unsaid=unsaid)
 
 
-def _failed(response: Response, name: str, value: str | None) -> Response:
+def _precondition_failed(response: Response, name: str, value: str | None) -> Response:
     return _error_instead_of(response, 412, f"{name} does not hold: {value}")
 
 
@@ -2681,8 +2709,8 @@ def _part(asked: str, size: int) -> range | None:
     return range(first, min(last + 1, size)) if first <= last else None
 
 
-def _possible(request: Request, response: Response) -> Response:
-    """The response without what cannot be sent: nothing in a coding, chunks by HTTP/1.0."""
+def _sendable(request: Request, response: Response) -> Response:
+    """The response without what cannot be: codings and chunks of nothing, chunks by HTTP/1.0."""
     if response.compress and _has_no_content(request, response):
         response = response._but(compress=None)
     if response.chunked and (_has_no_content(request, response) or request.version == "1.0"):
@@ -2767,10 +2795,13 @@ def _is_framed(headers: Iterable[tuple[str, str]], framing: tuple[str, str]) -> 
 
 def _ends_by_its_own_word(request: Request, response: Response) -> bool:
     """Whether the Connection field that the response gives, or leaves out, ends the connection."""
-    options = response._members("connection")
-    if request.version == "1.0" and "connection" in response._given | response._left_out:
-        return "close" in options or "keep-alive" not in options
-    return "close" in options
+    has_a_word = "connection" in response._given | response._left_out
+    return has_a_word and not _goes_on(request.version, response._members("connection"))
+
+
+def _goes_on(version: str, options: Sequence[str]) -> bool:
+    """Whether a connection persists, by the options of a Connection field (RFC 9112 9.3)."""
+    return "close" not in options and (version != "1.0" or "keep-alive" in options)
 
 
 def _members(value: str) -> list[str]:
@@ -2822,7 +2853,13 @@ def _http_date(seconds: int) -> str:
 
 
 class Request:
-    """What a client sent; what could not be read of it is empty."""
+    """What a client sent; what could not be read of it is empty.
+
+    ``method`` and ``target`` are as sent, ``version`` is "1.1" or "1.0", ``body`` is decoded from
+    a chunked transfer coding. ``time`` is when it was read, in seconds since the epoch, by the
+    server's clock; ``connection`` a number that is equal for requests that shared a connection;
+    ``response`` the answer as it was planned, with all its fields, None until then.
+    """
 
     __slots__ = (
         "_answered_at",
@@ -2851,19 +2888,12 @@ class Request:
         version: str = "",
         lines: str = "",
     ) -> None:
-        #: The method, as sent: they are case-sensitive.
         self.method = method
-        #: The request target, as sent.
         self.target = target
-        #: The version of HTTP, "1.1" or "1.0".
         self.version = version
-        #: The content, decoded from a chunked transfer coding.
         self.body = b""
-        #: When it was read, in seconds since the epoch, by the server's clock.
         self.time = 0.0
-        #: A number that is equal for requests that shared a connection.
         self.connection = 0
-        #: The answer as it was planned, with all its fields; None until then.
         self.response: Response | None = None
         self._lines = lines
         self._base_url = ""
@@ -2875,6 +2905,9 @@ class Request:
         self._came_at = 0.0
         self._answered_at = 0.0
         self._values = self._read_values()
+        self._read_target(target)
+
+    def _read_target(self, target: str) -> None:
         if not target.isascii():  # raw UTF-8, read as Latin-1
             target = target.encode("latin-1").decode("utf-8", "surrogateescape")
         self._path_as_sent, _, self._query_string = target.partition("?")
@@ -2962,10 +2995,7 @@ class Request:
 
     def _persists(self, ignored: Sequence[str]) -> bool:
         """Whether the client would go on with the connection (RFC 9112 9.3)."""
-        options = _members(self._sent("connection", ignored) or "")
-        if self.version == "1.0":
-            return "keep-alive" in options and "close" not in options
-        return "close" not in options
+        return _goes_on(self.version, _members(self._sent("connection", ignored) or ""))
 
     def _origin_values(self) -> dict[str, str]:
         """The values of the template expressions."""
@@ -2985,9 +3015,9 @@ def _headers(pairs: Iterable[tuple[str, str]]) -> Headers:
 # The bytes on the wire
 
 #: Steps a second in which a body is dripped, unless they would be less than a byte.
-_STEPS = 10
+_STEPS_A_SECOND = 10
 #: Chunks that are made at a time, which takes a millisecond.
-_CHUNKS = 1000
+_CHUNKS_AT_ONCE = 1000
 _PHRASES = {status.value: status.phrase for status in http.HTTPStatus}
 # As RFC 9110 calls them, which not every Python does.
 _PHRASES.update({413: "Content Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable"})
@@ -3014,7 +3044,7 @@ def _write(plan: Response, wire: FeedTestRequestHandler) -> None:
 
 
 def _write_at_once(plan: Response, send: Callable[[bytes | memoryview], object]) -> None:
-    """Write an answer that is its bytes and no more, in as few pieces as they are in."""
+    """Write an answer without delay, rate, fault and chunks, in as few pieces as it is in."""
     head, content = plan._head, plan._sent
     if isinstance(content, _File):
         send(head)
@@ -3038,9 +3068,9 @@ def _write_body(plan: Response, wire: FeedTestRequestHandler, end: int) -> None:
 
 
 def _step_size(plan: Response) -> int:
-    """How many bytes of the body are sent at a time: what takes no longer than it may."""
-    dripped = max(1, plan.rate // _STEPS) if plan.rate else _BLOCK
-    return min(_BLOCK, dripped, plan.chunked * _CHUNKS if plan.chunked else _BLOCK)
+    """How many bytes to send at a time: a step of the rate, some chunks, or a block."""
+    dripped = max(1, plan.rate // _STEPS_A_SECOND) if plan.rate else _BLOCK
+    return min(_BLOCK, dripped, plan.chunked * _CHUNKS_AT_ONCE if plan.chunked else _BLOCK)
 
 
 def _fault_of(plan: Response) -> tuple[str | None, int | None]:
@@ -3074,7 +3104,7 @@ def _in_chunks(block: memoryview, position: int, plan: Response) -> bytes:
     while start < len(block):
         at = position + start
         if at % size == 0:
-            end_of_last = b"\r\n" if at else b""
+            end_of_last = b"\r\n" if at else b""  # goes out with what comes after it
             parts.append(b"%s%x\r\n" % (end_of_last, min(size, len(plan._sent) - at)))
         end = start + size - at % size
         parts.append(block[start:end])
@@ -3108,9 +3138,21 @@ class Finding(str):
 def audit(requests: Iterable[Request]) -> list[Finding]:
     """What the client that sent these requests did wrong, in their order.
 
-    The rules, which the README lists, are those by which the owners of feeds judge readers. Each
-    GET is judged by what the client could know of its URL: the answers that had come whole before
-    it asked. Time is that of ``request.time``. Requests that were refused are not audited.
+    The rules are those by which the owners of feeds judge readers:
+
+        no-validator     it asked again without the validators that it had
+        wrong-etag       it sent an If-None-Match that is not the last ETag
+        wrong-date       it sent an If-Modified-Since that is not the last Last-Modified
+        too-early        it asked again before Retry-After or max-age had passed
+        moved            it asked for the old URL again after a 301 or 308
+        gone             it asked again after a 410
+        no-user-agent    it sent no User-Agent
+        no-compression   it does not accept gzip
+        no-feed-type     its Accept names no type of feeds
+        referer, cookie  it sent a Referer, or a cookie that no answer had set
+
+    Each GET is judged by what the client could know of its URL: the answers that had come whole
+    before it asked. Time is that of ``request.time``. Requests that were refused are not audited.
     """
     client = _Client()
     in_order = sorted(requests, key=lambda request: request._came_at)
@@ -3169,7 +3211,7 @@ class _Client:
                 exchange.known.learn(exchange)
 
     def hear(self, exchange: _Exchange) -> None:
-        """Note what the head of an answer tells, even if the rest is lost; that is yet to come."""
+        """Note what the head of an answer tells, even if its body is lost, for catch_up()."""
         for value in exchange.given.get_all("Set-Cookie"):
             self.cookies.update(_cookies(value.partition(";")[0]))
         if exchange.request.method not in ("GET", "HEAD"):
@@ -3377,7 +3419,9 @@ class _Exchange:
         plan, size = self.plan, len(self.plan._sent)
         fault, end = _fault_of(plan)
         has_body = self.request.method != "HEAD" and not _has_no_content(self.request, plan)
-        promised = _digits(self.value("Content-Length")) if has_body and not plan.chunked else 0
+        promised = (
+            _number_or_zero(self.value("Content-Length")) if has_body and not plan.chunked else 0
+        )
         broken_off = fault and (end is None or end < size or plan.chunked)
         if broken_off or promised > size or plan.asis:
             return math.inf
@@ -3418,7 +3462,7 @@ def _end_of_wait(answer: _Exchange) -> tuple[float, str] | None:
     end = _seconds(value)
     if end is None and re.fullmatch("[0-9]+", value):
         # Clients may count from Date, which has no fractions.
-        end = math.floor(answer.time) + _digits(value)
+        end = math.floor(answer.time) + _number_or_zero(value)
     said = f"Retry-After was {_legible(value)} (RFC 9110 10.2.3)"
     return None if end is None else (end, said)
 
@@ -3437,7 +3481,7 @@ def _end_of_freshness(answer: _Exchange) -> tuple[float, str] | None:
     expires = answer.given["Expires"]
     if max_ages:
         # The least, where there are several (4.2.1).
-        lifetime = min(_digits(max_age.strip('"')) for max_age in max_ages)
+        lifetime = min(_number_or_zero(max_age.strip('"')) for max_age in max_ages)
         said = f"Cache-Control was {_legible(answer.value('Cache-Control'))}"
     elif expires is not None:
         lifetime = (_seconds(expires) or 0) - date  # what is no date has passed (5.3)
@@ -3446,12 +3490,12 @@ def _end_of_freshness(answer: _Exchange) -> tuple[float, str] | None:
         return None
     # A 304 changes only the fields that it carries (3.2): an Age before it may still hold.
     ages = _members(answer.value("Age")) or _members(answer.unsaid["Age"] or "")
-    age = _digits(ages[0]) if ages else 0
+    age = _number_or_zero(ages[0]) if ages else 0
     said += f" and Age was {age}" if age else ""
     return came + lifetime - max(age, came - date), f"{said} (RFC 9111 4.2)"
 
 
-def _digits(value: str) -> int:
+def _number_or_zero(value: str) -> int:
     """The number that a Content-Length, an Age or the like gives; 0 where it gives none."""
     return _number(value) if re.fullmatch("[0-9]+", value) else 0
 
@@ -3478,7 +3522,7 @@ def _joined(
 
 #: The rules by their names; each tells what is wrong with a GET, or None.
 _POLITENESS: dict[str, Callable[[_Exchange], str | None]] = {}
-#: What does without compression.
+#: Types that compression does little for.
 _MEDIA = "(?:audio|font|image|video)/.*"
 #: Types that no feed is served as, and those and the wildcards that an Accept for feeds may name.
 _NO_FEED = f"{_MEDIA}|text/(?:css|javascript|plain)|{_PAGE}"
@@ -3678,8 +3722,8 @@ def _rules_to_ignore(names: Iterable[str]) -> set[str]:
 class _Tls:
     """The server's end of TLS, between the bytes that come in and those that go out.
 
-    ``outer`` is the TLS that it is spoken in, if any, by a client that speaks it to proxies, and
-    ``sent`` the beginning of what the client says in that.
+    ``outer`` is the TLS that this one runs inside of, if any, as clients may speak TLS to a proxy;
+    ``sent`` is what the client has said so far.
     """
 
     def __init__(self, context: ssl.SSLContext, outer: _Tls | None, sent: bytes) -> None:
@@ -3783,7 +3827,7 @@ def _vector(stream: io.BytesIO, size: int) -> bytes:
 # learns about the key. The keys are thrown away with the process.
 
 #: What FeedTestServer.certificate may be.
-_CERTIFICATES = ("valid", "expired", "not-yet-valid", "wrong-host", "self-signed")
+_CERTIFICATE_KINDS = ("valid", "expired", "not-yet-valid", "wrong-host", "self-signed")
 _ONE_DAY = 24 * 60 * 60  # in seconds
 _LIFETIME = 397 * _ONE_DAY  # browsers take no certificate of more than 398 days
 #: When a certificate begins to be valid, if not yesterday, in seconds from now.
@@ -3856,7 +3900,7 @@ class _Authority:
         return _pem("CERTIFICATE", self.certificate)
 
     def certify(self, host: str, kind: str) -> bytes:
-        """A certificate for a server, in DER, of one of the kinds that _CERTIFICATES names."""
+        """A certificate for a server, in DER, of one of the kinds that _CERTIFICATE_KINDS names."""
         begin = _system_time() + _BEGINNINGS.get(kind, -_ONE_DAY)
         issuer = self.server_key if kind == "self-signed" else self.key
         name = _general_name(_WRONG_HOST if kind == "wrong-host" else host)
@@ -3928,7 +3972,7 @@ def _times_base(scalar: int) -> tuple[int, int]:
 
 
 def _random_below(limit: int) -> int:
-    """A random number from 1, that cannot be guessed; 64 bits more than needed make it even."""
+    """A number from 1 that cannot be guessed; with 64 bits to spare none is likelier by much."""
     size = limit.bit_length() // 8 + 8
     return int.from_bytes(os.urandom(size), "big") % (limit - 1) + 1
 
@@ -3952,16 +3996,16 @@ def _certificate(subject: _Key, issuer: _Key, begin: float, extensions: Sequence
         _der(0xA0, _integer(2)),  # version 3
         _integer(_random_below(2**127)),
         algorithm,
-        _name(issuer.name),
+        _distinguished_name(issuer.name),
         _sequence(_time_of(begin), _time_of(begin + _LIFETIME)),
-        _name(subject.name),
+        _distinguished_name(subject.name),
         subject.info(),
         _der(0xA3, _sequence(*extensions)),
     )
     return _sequence(content, algorithm, _bit_string(issuer.sign(content)))
 
 
-def _name(common_name: str) -> bytes:
+def _distinguished_name(common_name: str) -> bytes:
     """A distinguished name (RFC 5280 4.1.2.4); that of the host is a subjectAltName."""
     parts = ((_ORGANIZATION, "feedtestserver"), (_COMMON_NAME, common_name))
     return _sequence(
@@ -3991,7 +4035,10 @@ def _time_of(seconds: float) -> bytes:
 
 
 def _system_time() -> float:
-    """Seconds since the epoch by the clock of the clients' TLS, however a test sets Python's."""
+    """Seconds since the epoch by the clock that the clients' TLS goes by.
+
+    It is that of a new file: a test may have replaced time.time(), which OpenSSL does not notice.
+    """
     import tempfile
 
     with tempfile.TemporaryFile() as file:
@@ -4034,7 +4081,7 @@ def _oid(text: str) -> bytes:
 
 
 def _pem(label: str, der: bytes) -> str:
-    """RFC 7468."""
+    """DER in PEM (RFC 7468)."""
     import base64
 
     lines = textwrap.wrap(base64.b64encode(der).decode(), 64)
@@ -4107,7 +4154,7 @@ class _Interception:
                 for owner, name, method in replaced
                 if hasattr(owner, name)  # Windows has no sendmsg()
             }
-            # The opener is made anew, with the proxies of then, when it is needed.
+            # urllib makes a new one when it is needed, with the proxies of then.
             attributes[urllib.request, "_opener"] = None
             self.found = _set_variables(variables), _set_attributes(attributes)
             _interceptions.append(self)
@@ -4184,7 +4231,7 @@ class _Interception:
         """Whether the server is meant by its address and a port that stood with a name.
 
         Some clients take no more than the address from what getaddrinfo() finds. Where a service on
-        this machine has that port, the service is.
+        this machine listens at that port, the service is meant.
         """
         host, port = self.address
         is_stream = connection.type == socket.SOCK_STREAM
@@ -4192,7 +4239,7 @@ class _Interception:
             return False
         with socket.socket(connection.family) as probe:
             probe.settimeout(0.1)
-            # What socket.socket has this from: connect_ex itself leads to this method.
+            # Of _socket.socket, where it is not replaced: connect_ex itself would come back here.
             return super(socket.socket, probe).connect_ex(address) == errno.ECONNREFUSED
 
     def wrap_socket(
@@ -4306,10 +4353,11 @@ def _is_elsewhere(host: Any) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def _trusting(*certificates: bytes) -> ssl.SSLContext:
-    """A context that trusts the CA and these others, to stand in for one that does not.
+    """A context that trusts the CA and these certificates.
 
-    What is demanded of a certificate, and of its host, is not taken from it but from the other. To
-    that the CA could be added, but it could not be taken out again.
+    It takes the place of the client's own when a TLS object was made from that: whether and how to
+    verify stays as the client has said, and only whom to trust is new. Added to the client's own,
+    the CA could not be taken out again.
     """
     import ssl
 
@@ -4763,7 +4811,7 @@ def _record_feed(url: str, name: str) -> int:
         answer = urllib.request.urlopen(request, timeout=60)
     except urllib.request.HTTPError as error:
         answer = error
-    # urllib's own words stand for the reason of a redirect that it would not follow.
+    # Where urllib would not follow a redirect, its own words, in several lines, are the reason.
     if "\n" in str(answer.reason) or not answer.url.startswith(("http://", "https://")):
         answer.close()
         raise ValueError(f"{url}: {str(answer.reason).splitlines()[0]}")

@@ -1870,8 +1870,9 @@ class ReaderTest(ServerTestCase):
             feedtestserver.FeedTestRequestHandler
         )
         handler.connection = mock.Mock(recv=mock.Mock(side_effect=[*pieces, b""]))
-        handler.server, handler.both, handler.number = mock.Mock(), None, 1
-        handler.origin, handler.buffer = FeedTestServer(port=1), bytearray()
+        handler.server, handler.watched = mock.Mock(), None
+        handler.connection_number = 1
+        handler.test_server, handler.buffer = FeedTestServer(port=1), bytearray()
         try:
             return str(handler.read())
         except feedtestserver._Refusal as refusal:
@@ -2213,7 +2214,7 @@ class CertificateTest(unittest.TestCase):
 
     def test_who_has_signed_it(self):
         theirs = self.parsed(self.authority.certificate)["subject"]
-        for kind in feedtestserver._CERTIFICATES:
+        for kind in feedtestserver._CERTIFICATE_KINDS:
             with self.subTest(kind):
                 parts = self.parsed(self.authority.certify("example.com", kind))
                 mine = parts["subject"] == parts["issuer"]
@@ -3312,7 +3313,9 @@ class TlsTest(ServerTestCase):
             self.assertEqual(answer.status, 200)
         server.stop()
         self.assertFalse(os.path.exists(path))
-        with self.assertRaisesRegex(RuntimeError, "no ca.pem but while the server is running"):
+        with self.assertRaisesRegex(
+            RuntimeError, "ca.pem is there only while the server is running"
+        ):
             _ = server.ca_file
         with self.assertRaises(RuntimeError):
             _ = FeedTestServer(HERE).ca_file
@@ -3386,7 +3389,9 @@ class TlsTest(ServerTestCase):
             "server.stop()\n"
         )
         done = run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", code])
-        words = "the CA was not made before the fork: use ca_file or this before it\n"
+        words = (
+            "the CA was not made before the fork: call ssl_context() or read ca_file before it\n"
+        )
         self.assertEqual((done.stdout, done.stderr), (words, ""))
 
     def test_nothing_is_made_for_who_does_not_need_it(self):
