@@ -135,7 +135,7 @@ __all__ = [
     "parse_directives",
     "stop_server",
 ]
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 __unittest = True  # so that the traceback of a failed assertion ends in the test, not in here
 
 
