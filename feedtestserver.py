@@ -767,7 +767,7 @@ class StoppableHttpServer(http.server.HTTPServer):
         self.stopping = False
         self._changed = changed or threading.Condition()
         self._accepting = 0  # threads that accept, or are about to
-        self._working: set[object] = set()  # threads that accept or serve, or hang up on those
+        self._working: set[object] = set()  # threads that accept or serve, and what ends them
         self._joining: set[object] = set()  # those of them that wait in join() for the others
         self._threads: list[threading.Thread] = []  # those that were started to make way
         # Connections and the threads that serve them: the open ones, and those that were hung up
@@ -1437,8 +1437,9 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         """
         self.server.make_way()
         end = self.now() + seconds
-        is_last = functools.partial(self.server.is_last, self.connection)
-        while (left := end - self.now()) > 0 and not (self.client_left or is_last()):
+        while (left := end - self.now()) > 0 and not self.client_left:
+            if self.server.is_last(self.connection):
+                return
             # Who goes on talking meanwhile does not fill the memory.
             event = _LEFT if len(self.buffer) > _MAX_BODY else _READABLE
             if not self.test_server._timer.wait(self.connection, left, event):
@@ -4472,7 +4473,7 @@ class FeedTestServerMixin(_TestCase):
         if own and not own.ready:  # it is of an earlier run of the same TestCase
             del self.server
         if self.server is not vars(self).get("server"):
-            self.addCleanup(self._report_errors)
+            self.addCleanup(self._look_for_errors)
             self._begin_interception()
 
     @functools.cached_property
@@ -4501,12 +4502,14 @@ class FeedTestServerMixin(_TestCase):
         try:
             self.server.stop()
         finally:
-            self._report_errors()
+            self._report(self.server.errors)
 
-    def _report_errors(self) -> None:
-        found = self.server._take_errors()
-        if found:
-            self.fail("\n".join(["the server found errors:", *found]))
+    def _look_for_errors(self) -> None:
+        self._report(self.server._take_errors())
+
+    def _report(self, errors: Sequence[str]) -> None:
+        if errors:
+            self.fail("\n".join(["the server found errors:", *errors]))
 
     def __getstate__(self) -> dict[str, Any]:
         """What a parallel runner sends to another process, where the server cannot go."""
