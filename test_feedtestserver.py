@@ -4448,7 +4448,8 @@ class LifeCycleTest(ServerTestCase):
             connections = []
             for _ in range(3):
                 files.pop().close()
-                connections.append(socket.create_connection(address))
+                connections.append(socket.socket())
+                connections[-1].connect(address)
             for each in files + connections:
                 each.close()
             with socket.create_connection(address, 20) as connection:
