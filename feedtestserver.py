@@ -180,6 +180,7 @@ class FeedTestServer(threading.Thread):
         self._httpd: StoppableHttpServer | None = None
         self._pid = os.getpid()
         self._claimed = threading.Lock()  # held from start() on
+        self._starting: threading.Thread | None = None  # who is in start() just now
         self._connection_numbers = itertools.count(1)
         self._requests: list[Request] = []
         self._errors: list[str] = []
@@ -200,6 +201,7 @@ class FeedTestServer(threading.Thread):
         """
         if not self._claimed.acquire(blocking=False):
             raise RuntimeError("a server is started once only; make a new FeedTestServer")
+        self._starting = threading.current_thread()
         try:
             _require_directory(self.directory)
             _logger()  # imported later, out of descriptors or beside a fork(), it could fail
@@ -207,6 +209,10 @@ class FeedTestServer(threading.Thread):
         except BaseException:
             self._claimed.release()
             raise
+        finally:
+            with self._changed:
+                self._starting = None
+                self._changed.notify_all()
 
     def _begin_to_serve(self) -> None:
         """Take the port, and serve it in the new thread."""
@@ -261,6 +267,7 @@ class FeedTestServer(threading.Thread):
             return
         self._httpd.request_shutdown()
         with self._changed:
+            self._changed.wait_for(lambda: self._starting in (None, threading.current_thread()))
             _remove(self._files, self._pid)
         if not self._httpd.join(self.stop_timeout):
             with self._changed:
@@ -530,7 +537,9 @@ class FeedTestServer(threading.Thread):
             now = float(self.clock())
             _http_date(int(now))  # no infinity, and no year 10000, which no Date field can tell
         except BaseException as error:
-            self._fail(f"the server's clock: {_shown(error)}")
+            words = f"the server's clock: {_shown(error)}"
+            if words not in self.errors:  # it is asked more than once for a request
+                self._fail(words)
             return time.time()
         return now
 
@@ -767,11 +776,16 @@ class StoppableHttpServer(http.server.HTTPServer):
         self.stopping = False
         self._changed = changed or threading.Condition()
         self._accepting = 0  # threads that accept, or are about to
-        self._working: set[object] = set()  # threads that accept or serve, and what ends them
-        self._joining: set[object] = set()  # those of them that wait in join() for the others
         self._threads: list[threading.Thread] = []  # those that were started to make way
-        # Connections and the threads that serve them: the open ones, and those that were hung up
-        # when the server was stopped, which are closed together when their threads are done.
+        # These change by operations that are atomic by themselves, as the threads of hundreds of
+        # connections would queue for the lock when the server stops; iteration is over copies.
+        # At work are threads that accept or serve, and an object for each request_shutdown(); some
+        # wait in join() for the others.
+        self._working: set[object] = set()
+        self._joining: set[object] = set()
+        # Connections and the threads that serve them: the open ones, of which each is ended by who
+        # takes it out, and those that were hung up on when the server was stopped, which are closed
+        # together when their threads are done.
         self._connections: dict[socket.socket, threading.Thread] = {}
         self._hung_up: dict[socket.socket, threading.Thread] = {}
         _open_servers.add(self)
@@ -927,27 +941,27 @@ class StoppableHttpServer(http.server.HTTPServer):
         this, work = threading.current_thread(), object()
         with self._changed:
             self._working.add(work)
-            open_ones = list(self._connections.items())
-            # Who takes a connection out of the open ones is the only one to end it.
-            taken = [
-                (connection, thread)
-                for connection, thread in open_ones
-                if thread is not this and self._connections.pop(connection, None) is thread
-            ]
+            taken = {
+                connection: thread
+                for connection, thread in self._connections.copy().items()
+                if thread is not this and self._connections.pop(connection, None)
+            }
             self.stopping = True
             self._changed.notify_all()
             self._wake_accepting()
             self._close_unused_port()
-        for connection, thread in taken:
-            _hang_up(connection)
-            self._hung_up[connection] = thread
-        self._leave(work)
+        try:
+            while taken:
+                connection, thread = next(iter(taken.items()))
+                _hang_up(connection)
+                self._hung_up[connection] = thread
+                del taken[connection]
+        finally:  # after Ctrl-C, say, the next attempt ends the rest
+            self._connections.update(taken)
+            self._leave(work)
 
     def _leave(self, work: object) -> None:
-        """Strike off what is done, maybe the last.
-
-        Without the lock, for which the threads of hundreds of connections would queue.
-        """
+        """Strike off what is done; with the last of it the server has ended."""
         self._working.discard(work)
         if self._working <= self._joining:
             with self._changed:
@@ -955,7 +969,8 @@ class StoppableHttpServer(http.server.HTTPServer):
                 self._changed.notify_all()
 
     def _close_hung_up(self) -> None:
-        for connection, thread in list(self._hung_up.items()):
+        """Close what was hung up and is no longer served; with the lock held."""
+        for connection, thread in self._hung_up.copy().items():
             if thread not in self._working:
                 del self._hung_up[connection]
                 connection.close()
@@ -970,7 +985,7 @@ class StoppableHttpServer(http.server.HTTPServer):
             self._changed.notify_all()
 
     def is_last(self, connection: socket.socket) -> bool:
-        """Whether a connection is all that keeps the server, which its own thread has stopped."""
+        """Whether a connection is not hung up on though the server stops: its own thread does that."""
         return self.stopping and connection in self._connections
 
     def wait_closed(self) -> None:
@@ -991,8 +1006,9 @@ class StoppableHttpServer(http.server.HTTPServer):
         return _ANY_ADDRESS.get(self.server_name, self.server_name), self.server_port
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until all threads have ended, except those that wait here; tell whether they have.
+        """Wait until all threads have ended; tell whether they have.
 
+        Those of the server's own that wait here do not wait for each other.
         ``timeout`` is in seconds; None waits however long it takes.
         """
         this = threading.current_thread()
@@ -4453,8 +4469,8 @@ class FeedTestServerMixin(_TestCase):
     """Gives each test of a ``unittest.TestCase`` class a server of its own, ``self.server``.
 
     Put it before TestCase among the bases. The server is stopped after the test, and fails it
-    where a fixture, a directive or a callable was wrong. Where the class has a ``server`` that is
-    running, its tests share that one; whoever has started it stops it.
+    where a fixture, a directive or a callable was wrong. Where the class has a ``server`` already,
+    which must be running, ``setUp()`` takes that one, and whoever has started it stops it.
     """
 
     #: The directory to serve, relative to the file that defines the test class.
@@ -4465,16 +4481,22 @@ class FeedTestServerMixin(_TestCase):
     server_options: Mapping[str, Any] = {}
     #: Whether each test runs inside of ``self.server.intercept()``.
     intercept = False
+    _own_server: FeedTestServer | None = None
 
     def setUp(self) -> None:
         """Start the server, unless the class has one that its tests share."""
         super().setUp()
-        own = vars(self).get("server")
-        if own and not own.ready:  # it is of an earlier run of the same TestCase
+        if self._own_server and not self._own_server.ready:  # of an earlier run of this TestCase
             del self.server
-        if self.server is not vars(self).get("server"):
-            self.addCleanup(self._look_for_errors)
-            self._begin_interception()
+        if self.server is not self._own_server:
+            self._share_server()
+
+    def _share_server(self) -> None:
+        """Use a server that the class, or the test, has started itself."""
+        if not getattr(self.server, "ready", False):
+            raise RuntimeError(f"{type(self).__name__}.server is not running: start() it before")
+        self.addCleanup(self._look_for_errors)
+        self._begin_interception()
 
     @functools.cached_property
     def server(self) -> FeedTestServer:
@@ -4484,7 +4506,7 @@ class FeedTestServerMixin(_TestCase):
         directory = os.path.join(folder, self.data_directory)
         server = self.server_class(directory, **self.server_options)
         server.start()
-        self.server = server  # known even if the rest fails
+        self.server = self._own_server = server  # known even if the rest fails
         self.addCleanup(self._stop_server)
         self._begin_interception()
         return server
@@ -4513,7 +4535,7 @@ class FeedTestServerMixin(_TestCase):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a parallel runner sends to another process, where the server cannot go."""
-        kept_here = ("server", "_interception")
+        kept_here = ("server", "_own_server", "_interception")
         return {name: value for name, value in self.__dict__.items() if name not in kept_here}
 
     @property
@@ -4610,7 +4632,8 @@ def _say(text: object, stream: TextIO | None = None) -> None:
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
     shown = "".join(
-        each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in f"{text}"
+        each if each.isprintable() or each in "\n\t\xa0\u3000" else ascii(each)[1:-1]
+        for each in f"{text}"
     )
     with contextlib.suppress(OSError):
         print(shown.encode(encoding, "backslashreplace").decode(encoding), file=stream)

@@ -4437,6 +4437,7 @@ class LifeCycleTest(ServerTestCase):
             assert "logging" not in sys.modules
             server = feedtestserver.FeedTestServer(sys.argv[1])
             resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+            connections = [socket.socket() for _ in range(3)]
             files = [open(os.devnull) for _ in range(40 - len(os.listdir("/proc/self/fd")) + 1)]
             while not server.ready:
                 try:
@@ -4445,11 +4446,8 @@ class LifeCycleTest(ServerTestCase):
                     print(error.strerror)
                     files.pop().close()
             address = "127.0.0.1", server.port
-            connections = []
-            for _ in range(3):
-                files.pop().close()
-                connections.append(socket.socket())
-                connections[-1].connect(address)
+            for each in connections:
+                each.connect(address)
             for each in files + connections:
                 each.close()
             with socket.create_connection(address, 20) as connection:
@@ -4634,6 +4632,37 @@ class LifeCycleTest(ServerTestCase):
         server.stop()
         self.assert_gone(server)
 
+    def test_stop_that_is_interrupted_and_called_again(self):
+        server = self.serve()
+        hang_up, connections = feedtestserver._hang_up, [connect(server) for _ in range(3)]
+        while len(server._httpd._connections) < 3:
+            exchange(server, b"\n")
+        interrupted = mock.Mock(side_effect=[None, KeyboardInterrupt])
+        patch = mock.patch.object(feedtestserver, "_hang_up", interrupted)
+        with patch, self.assertRaises(KeyboardInterrupt):
+            server.stop()
+        hang_up(interrupted.call_args_list[0].args[0])  # which the mock has not done
+        server.stop()
+        self.assert_gone(server)
+        for connection in connections:
+            with connection:
+                self.assertEqual(read_all(connection), b"")
+
+    def test_stop_by_another_thread_while_it_starts(self):
+        class Server(FeedTestServer):
+            def _bind(self):
+                self._httpd = httpd = super()._bind()
+                stopping.start()
+                with self._changed:
+                    self._changed.wait_for(lambda: httpd.stopping, PATIENCE)
+                return httpd
+
+        server = Server(self.make_directory())
+        stopping = threading.Thread(target=server.stop)
+        server.start()
+        stopping.join()
+        self.assert_gone(server)
+
     def test_stop_while_a_connection_is_accepted_that_is_gone(self):
         server = self.serve()
         accept, accepted, go_on = server._httpd.get_request, threading.Event(), threading.Event()
@@ -4729,7 +4758,8 @@ class LifeCycleTest(ServerTestCase):
             server.clock = clock
             with self.subTest(words):
                 self.assertEqual(self.get(server, "/feed.xml").status, 200)
-                self.assertIn(f"the server's clock: {words}", server.errors[0])
+                [error] = server.errors
+                self.assertIn(f"the server's clock: {words}", error)
 
     def test_a_handler_that_exits_leaves_the_server_well(self):
         class Handler(FeedTestRequestHandler):
@@ -6978,6 +7008,33 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
         self.assertTrue(words.endswith("found errors:\nthe fault of the second\n"))
         self.assertFalse(Test.server.is_alive())
         self.assertNotIn("http_proxy", {name for name in os.environ if name == "http_proxy"})
+
+    def test_a_server_that_the_test_has_started_itself(self):
+        class Test(FeedTestServerMixin, unittest.TestCase):
+            __module__ = __name__
+
+            def setUp(self):
+                self.server = FeedTestServer(HERE / "data")
+                self.server.start()
+                self.addCleanup(self.server.stop)
+                super().setUp()
+
+            def test(self):
+                self.server._fail("its fault")
+
+        [(_, words)] = run_test(Test).failures
+        self.assertTrue(words.endswith("found errors:\nits fault\n"))
+
+    def test_a_shared_server_that_is_not_running(self):
+        class Test(FeedTestServerMixin, unittest.TestCase):
+            __module__ = __name__
+            server = FeedTestServer(HERE / "data")
+
+            def test(self):
+                pass
+
+        [(_, words)] = run_test(Test).errors
+        self.assertIn("Test.server is not running: start() it before", words)
 
     def test_asyncio(self):
         class Test(FeedTestServerMixin, unittest.IsolatedAsyncioTestCase):
