@@ -944,7 +944,7 @@ class StoppableHttpServer(http.server.HTTPServer):
             taken = {
                 connection: thread
                 for connection, thread in self._connections.copy().items()
-                if thread is not this and self._connections.pop(connection, None)
+                if thread is not this and self._connections.pop(connection, None) is not None
             }
             self.stopping = True
             self._changed.notify_all()
@@ -985,7 +985,7 @@ class StoppableHttpServer(http.server.HTTPServer):
             self._changed.notify_all()
 
     def is_last(self, connection: socket.socket) -> bool:
-        """Whether a connection is not hung up on though the server stops: its own thread does that."""
+        """Whether a connection goes on though the server stops, as its own thread stops it."""
         return self.stopping and connection in self._connections
 
     def wait_closed(self) -> None:

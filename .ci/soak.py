@@ -406,7 +406,7 @@ def stop() -> None:
         if times[last] > max(LIMIT, TIMES_FLOOR * floor[last]):
             late.append(f"{name} by {way}")
         elif times[last] > LIMIT:
-            print(f"  more than {LIMIT} ms, but bare threads take as long on this machine")
+            print(f"  more than {LIMIT} ms, but less than {TIMES_FLOOR} times bare threads")
     arrivals.end()
     assert not late, f"stop() takes too long: {', '.join(late)}"
 
