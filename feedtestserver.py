@@ -260,26 +260,27 @@ class FeedTestServer(threading.Thread):
         RuntimeError that names its request. Before ``start()``, once all has ended, and in a forked
         child it does nothing. Called from inside a callable it does not wait for that one.
         """
-        if self._httpd is None or self._pid != os.getpid():
+        httpd = self._httpd
+        if httpd is None or self._pid != os.getpid():
             return
         if sys.is_finalizing():  # its threads have been stopped, maybe with a lock in their hands
             _remove(self._files, self._pid)
             return
-        self._httpd.request_shutdown()
+        httpd.request_shutdown()
         with self._changed:
             self._changed.wait_for(lambda: self._starting in (None, threading.current_thread()))
             _remove(self._files, self._pid)
-        if not self._httpd.join(self.stop_timeout):
+        if not httpd.join(self.stop_timeout):
             with self._changed:
                 running = ", ".join(str(request) for request in self._unanswered) or "?"
             raise RuntimeError(
                 f"stop() waited {self.stop_timeout:g} s for the callable that answers"
                 f" {running}; it must come to an end by itself"
             )
-        if self.ident is not None and not self._httpd.employs(threading.current_thread()):
+        if self.ident is not None and not httpd.employs(threading.current_thread()):
             self.join()
             # The handler class holds this server; without the cycle it goes with its last user.
-            self._httpd.RequestHandlerClass = socketserver.BaseRequestHandler
+            httpd.RequestHandlerClass = socketserver.BaseRequestHandler
 
     def _wait_ended(self, timeout: float | None = None) -> bool:
         """Wait until QUIT or stop() ended the server, its last answer included; tell whether."""
@@ -938,19 +939,18 @@ class StoppableHttpServer(http.server.HTTPServer):
 
     def request_shutdown(self) -> None:
         """Close the port and end all connections but that of this thread, without waiting."""
-        this, work = threading.current_thread(), object()
-        with self._changed:
-            self._working.add(work)
-            taken = {
-                connection: thread
-                for connection, thread in self._connections.copy().items()
-                if thread is not this and self._connections.pop(connection, None) is not None
-            }
-            self.stopping = True
-            self._changed.notify_all()
-            self._wake_accepting()
-            self._close_unused_port()
+        work, taken = object(), {}
+        self._working.add(work)
         try:
+            with self._changed:
+                for connection, thread in self._connections.copy().items():
+                    is_mine = thread is threading.current_thread()
+                    if not is_mine and self._connections.pop(connection, None) is not None:
+                        taken[connection] = thread
+                self.stopping = True
+                self._changed.notify_all()
+                self._wake_accepting()
+                self._close_unused_port()
             while taken:
                 connection, thread = next(iter(taken.items()))
                 _hang_up(connection)
