@@ -179,7 +179,6 @@ class FeedTestServer(threading.Thread):
         self._changed = threading.Condition()
         self._httpd: StoppableHttpServer | None = None
         self._pid = os.getpid()
-        self._claimed = threading.Lock()  # held from start() on
         self._starting: threading.Thread | None = None  # who is in start() just now
         self._connection_numbers = itertools.count(1)
         self._requests: list[Request] = []
@@ -199,16 +198,14 @@ class FeedTestServer(threading.Thread):
         Raises OSError where the directory is missing or the port cannot be had, RuntimeError where
         the server was started before. No thread and no socket is left then.
         """
-        if not self._claimed.acquire(blocking=False):
-            raise RuntimeError("a server is started once only; make a new FeedTestServer")
-        self._starting = threading.current_thread()
+        with self._changed:
+            if self._starting or self._httpd:
+                raise RuntimeError("a server is started once only; make a new FeedTestServer")
+            self._starting = threading.current_thread()
         try:
             _require_directory(self.directory)
             _logger()  # imported later, out of descriptors or beside a fork(), it could fail
             self._begin_to_serve()
-        except BaseException:
-            self._claimed.release()
-            raise
         finally:
             with self._changed:
                 self._starting = None
