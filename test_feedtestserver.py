@@ -4154,81 +4154,35 @@ class OutsideTest(ServerTestCase):
         "linked.example": "../outside",
         "example.com/out": "../..",
     }
-    PATHS = (
-        *("/../secret.xml", "/./../secret.xml", "/folder/../../secret.xml", "/.../secret.xml"),
-        *("/%2e%2e/secret.xml", "/%2E./secret.xml", "/.%2e/secret.xml", "/%2e%2e%2fsecret.xml"),
-        *(
-            "/..%2fsecret.xml",
-            "/..%5csecret.xml",
-            "/..\\secret.xml",
-            "/folder/..%2f..%2fsecret.xml",
-        ),
-        *(
-            "/%252e%252e/secret.xml",
-            "/..%252fsecret.xml",
-            "/%c0%ae%c0%ae/secret.xml",
-            "/..;/secret.xml",
-        ),
-        *("/..%c0%afsecret.xml", "/%u002e%u002e/secret.xml", "/\uff0e\uff0e/secret.xml"),
-        *("/..%00/secret.xml", "/%00/../secret.xml", "/feed.xml%00/../../secret.xml"),
-        *(
-            "/secret.xml%00",
-            "/feed.xml/../../secret.xml",
-            "/folder//../../secret.xml",
-            "/~/secret.xml",
-        ),
-        *(
-            "//secret.xml",
-            "//{outer}/secret.xml",
-            "/{outer}/secret.xml",
-            "/%2f{outer}%2fsecret.xml",
-        ),
-        *("/file://{outer}/secret.xml", "/C:/secret.xml", "/C:%5csecret.xml", "/c:secret.xml"),
-        *("/%5c%5clocalhost%5cshare%5csecret.xml", "/feed.xml::$DATA", "/feed.xml:secret"),
-        *(
-            "/out/secret.xml",
-            "/out.xml",
-            "/absolute.xml",
-            "/out.asis",
-            "/sibling.xml",
-            "/out/data/",
-        ),
-        *(
-            "/folder/",
-            "/folder/feed.xml",
-            "/folder/index.html",
-            "/loop",
-            "/loop/",
-            "/loop/secret.xml",
-        ),
-        *("/feed.xml.headers", "/feed.xml.HEADERS", "/feed.xml%2eheaders", "/feed.xml.headers/"),
-        *("/linked.example/", "/linked.example/index.html", "/example.com/out/secret.xml"),
-        *("/example.com/../../secret.xml", "/data/../../secret.xml", "/", "/data/", "/.."),
-        *("/dev/null", "/proc/self/environ", "/CON", "/" + "../" * 300, "/" + "%2e%2e%2f" * 300),
+    PATHS = re.findall(
+        r"\S+",
+        """
+        /../secret.xml /./../secret.xml /folder/../../secret.xml /.../secret.xml /%2e%2e/secret.xml
+        /%2E./secret.xml /.%2e/secret.xml /%2e%2e%2fsecret.xml /..%2fsecret.xml /..%5csecret.xml
+        /..\\secret.xml /folder/..%2f..%2fsecret.xml /%252e%252e/secret.xml /..%252fsecret.xml
+        /%c0%ae%c0%ae/secret.xml /..;/secret.xml /..%c0%afsecret.xml /%u002e%u002e/secret.xml
+        /\uff0e\uff0e/secret.xml /..%00/secret.xml /%00/../secret.xml /feed.xml%00/../../secret.xml
+        /secret.xml%00 /feed.xml/../../secret.xml /folder//../../secret.xml /~/secret.xml
+        //secret.xml //{outer}/secret.xml /{outer}/secret.xml /%2f{outer}%2fsecret.xml
+        /file://{outer}/secret.xml /C:/secret.xml /C:%5csecret.xml /c:secret.xml
+        /%5c%5clocalhost%5cshare%5csecret.xml /feed.xml::$DATA /feed.xml:secret /out/secret.xml
+        /out.xml /absolute.xml /out.asis /sibling.xml /out/data/ /folder/ /folder/feed.xml
+        /folder/index.html /loop /loop/ /loop/secret.xml /feed.xml.headers /feed.xml.HEADERS
+        /feed.xml%2eheaders /feed.xml.headers/ /linked.example/ /linked.example/index.html
+        /example.com/out/secret.xml /example.com/../../secret.xml /data/../../secret.xml / /data/
+        /.. /dev/null /proc/self/environ /CON
+    """,
     )
-    HOSTS = (
-        *(
-            "..",
-            "...",
-            ".",
-            "../..",
-            "..%2f..",
-            "%2e%2e",
-            ".%2e",
-            "..\\..",
-            "%00",
-            "example.com%00",
-        ),
-        *(
-            "linked.example",
-            "LINKED.example",
-            "example.com/..",
-            "example.com%2f..",
-            "example.com/out",
-        ),
-        *("-", "a b", "a\tb", "c:", "~", "{outer}", "localhost/../..", "[..]", "[::1]", "..:80"),
-        *("\uff0e\uff0e", "\u2025", "out", "feed.xml", "folder", "data", "%6f%75%74"),
+    PATHS += ["/" + "../" * 300, "/" + "%2e%2e%2f" * 300]
+    HOSTS = re.findall(
+        r"\S+",
+        """
+        .. ... . ../.. ..%2f.. %2e%2e .%2e ..\\.. %00 example.com%00 linked.example LINKED.example
+        example.com/.. example.com%2f.. example.com/out - c: ~ {outer} localhost/../.. [..] [::1]
+        ..:80 \uff0e\uff0e \u2025 out feed.xml folder data %6f%75%74
+    """,
     )
+    HOSTS += ["a b", "a\tb"]
 
     def setUp(self):
         outer = self.make_directory(self.FILES)
