@@ -9,6 +9,7 @@ the argument to have the same again.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import pathlib
@@ -16,7 +17,6 @@ import random
 import socket
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
 from collections.abc import Callable
@@ -27,7 +27,7 @@ sys.path.insert(0, str(HERE))
 from soak import state  # noqa: E402
 
 from feedtestserver import DirectiveError, FeedTestServer, Response, parse_directives  # noqa: E402
-from test_feedtestserver import Answer, hello_for  # noqa: E402
+from test_feedtestserver import Answer, hello_for, run_at_once  # noqa: E402
 
 CONNECTIONS, REQUESTS, FIXTURES = 10_000, 20_000, 30_000
 CLIENTS = 8
@@ -152,11 +152,7 @@ def send_many(
         except BaseException as error:
             wrong.append(f"{what.__name__}: {error!r}")
 
-    clients = [threading.Thread(target=run, args=[client]) for client in range(CLIENTS)]
-    for client in clients:
-        client.start()
-    for client in clients:
-        client.join()
+    run_at_once([functools.partial(run, client) for client in range(CLIENTS)])
     return wrong
 
 

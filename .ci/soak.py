@@ -29,10 +29,10 @@ HERE = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(HERE))
 
 from feedtestserver import FeedTestServer, Request, Response  # noqa: E402
-from test_feedtestserver import hello_for  # noqa: E402
+from test_feedtestserver import hello_for, run_at_once  # noqa: E402
 
 DATA = HERE / "data"
-FEED = "formats/rss20.rss"
+FEED = "/formats/rss20.rss"
 PYTHON = [sys.executable, "-X", "dev", "-W", "error"]
 PATIENCE = 60.0  # seconds; only a broken server makes anybody wait so long
 GROWTH = 2048  # KiB by which a process may grow whatever it does
@@ -74,10 +74,10 @@ def leaving_nothing(what: str) -> Iterator[None]:
         raise AssertionError("something is left")
 
 
-def fetch(server: FeedTestServer, path: str = FEED) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+def fetch(port: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     with contextlib.closing(connection):
-        connection.request("GET", f"/{path}")
+        connection.request("GET", FEED)
         assert connection.getresponse().read()
 
 
@@ -89,7 +89,7 @@ def one_after_the_other() -> None:
     def run(servers: int) -> None:
         for _ in range(servers):
             with FeedTestServer(DATA) as server:
-                fetch(server)
+                fetch(server.port)
 
     run(500)  # until all is loaded and all is allocated
     with leaving_nothing("5,000 servers, one after the other"):
@@ -115,7 +115,7 @@ def at_once() -> None:
         with contextlib.ExitStack() as stack:
             servers = [stack.enter_context(FeedTestServer(DATA)) for _ in range(number)]
             for server in servers:
-                fetch(server)
+                fetch(server.port)
 
     run(200)
     with leaving_nothing("200 servers at once"):
@@ -135,10 +135,10 @@ def in_processes() -> None:
 
 def one_of_many() -> None:
     with FeedTestServer(DATA) as server:
-        fetch(server)
+        fetch(server.port)
     with leaving_nothing("50 servers"), contextlib.ExitStack() as stack:
         for _ in range(50):
-            fetch(stack.enter_context(FeedTestServer(DATA)))
+            fetch(stack.enter_context(FeedTestServer(DATA)).port)
 
 
 # Children
@@ -146,12 +146,9 @@ def one_of_many() -> None:
 
 def be_a_child(port: int) -> None:
     """Ask the parent's server, and start one more, as the child of a test may do."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-    with contextlib.closing(connection):
-        connection.request("GET", f"/{FEED}")
-        assert connection.getresponse().read()
+    fetch(port)
     with FeedTestServer(DATA) as server:
-        fetch(server)
+        fetch(server.port)
 
 
 @trial
@@ -161,16 +158,16 @@ def beside_children() -> None:
     for method in multiprocessing.get_all_start_methods():
         context = multiprocessing.get_context(method)
         with FeedTestServer(DATA) as server:
-            fetch(server)
+            fetch(server.port)
             target = functools.partial(be_a_child, server.port)
             children = [context.Process(target=target) for _ in range(20)]
             for child in children:
                 child.start()
-                fetch(server)
+                fetch(server.port)
             for child in children:
                 child.join(PATIENCE)
             statuses = [child.exitcode for child in children]
-            fetch(server)
+            fetch(server.port)
             count = len(server.requests)
         print(f"20 children by {method}: statuses {set(statuses)}, requests {count}", flush=True)
         assert (set(statuses), count) == ({0}, 42), "the parent's server is not what it was"
@@ -343,14 +340,7 @@ def by_itself(server: FeedTestServer) -> Callable[[], None]:
 
 
 def by_ten_threads(server: FeedTestServer) -> Callable[[], None]:
-    def stop() -> None:
-        threads = [threading.Thread(target=server.stop) for _ in range(10)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    return stop
+    return functools.partial(run_at_once, [server.stop] * 10)
 
 
 def by_request(server: FeedTestServer, sent: bytes) -> Callable[[], None]:
