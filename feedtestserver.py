@@ -87,6 +87,7 @@ import html
 import http
 import http.client
 import http.server
+import importlib
 import io
 import itertools
 import math
@@ -102,23 +103,33 @@ import sys
 import textwrap
 import threading
 import time
+import types
 import urllib.parse
 import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Optional, TextIO, Union
 from wsgiref.headers import Headers
 
-TYPE_CHECKING = False  # importing typing, and unittest with it, would double the import time
+
+class _Lazy(types.ModuleType):
+    """A module that is imported when it is first used."""
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), attribute)
+
+
+# Most tests do not need these, and they would double the import time. A module that a single
+# function needs is imported in it.
 if TYPE_CHECKING:
+    import difflib
     import logging
     import ssl
+    import tempfile
     import unittest
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from typing import Any, NoReturn, TextIO, Union
 
-    _Address = tuple[str, str, Union[str, None]]
-    Step = Union[str, int, bytes, "Response", Callable[["Request"], Any]]
-    HeaderFields = Union[Mapping[str, str], Iterable[tuple[str, str]]]
     _TestCase = unittest.TestCase
 else:
+    difflib, ssl, tempfile = _Lazy("difflib"), _Lazy("ssl"), _Lazy("tempfile")
     _TestCase = object
 
 __all__ = [
@@ -128,8 +139,11 @@ __all__ = [
     "FeedTestServer",
     "FeedTestServerMixin",
     "Finding",
+    "Fixture",
+    "HeaderFields",
     "Request",
     "Response",
+    "Step",
     "StoppableHttpServer",
     "audit",
     "parse_directives",
@@ -138,6 +152,8 @@ __all__ = [
 __version__ = "1.0.0"
 __unittest = True  # so that the traceback of a failed assertion ends in the test, not in here
 
+#: The origin, the path and the query of a URL, as ``respond()`` compares them.
+_Address = tuple[str, str, Optional[str]]
 
 #: Where a server that is bound to all addresses is to be reached.
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
@@ -163,7 +179,7 @@ class FeedTestServer(threading.Thread):
 
     def __init__(
         self,
-        directory: str | os.PathLike[str] = "data",
+        directory: Union[str, os.PathLike[str]] = "data",
         *,
         host: str = "127.0.0.1",
         port: int = 0,
@@ -177,9 +193,9 @@ class FeedTestServer(threading.Thread):
         self.clock = time.time
         self._timer = _Timer()
         self._changed = threading.Condition()
-        self._httpd: StoppableHttpServer | None = None
+        self._httpd: Optional[StoppableHttpServer] = None
         self._pid = os.getpid()
-        self._starting: threading.Thread | None = None  # who is in start() just now
+        self._starting: Optional[threading.Thread] = None  # who is in start() just now
         self._connection_numbers = itertools.count(1)
         self._requests: list[Request] = []
         self._errors: list[str] = []
@@ -279,7 +295,7 @@ class FeedTestServer(threading.Thread):
             # The handler class holds this server; without the cycle it goes with its last user.
             httpd.RequestHandlerClass = socketserver.BaseRequestHandler
 
-    def _wait_ended(self, timeout: float | None = None) -> bool:
+    def _wait_ended(self, timeout: Optional[float] = None) -> bool:
         """Wait until QUIT or stop() ended the server, its last answer included; tell whether."""
         return self._httpd is None or self._httpd.join(timeout)
 
@@ -362,8 +378,6 @@ class FeedTestServer(threading.Thread):
 
         Raises RuntimeError in a forked child where no CA was made before the fork.
         """
-        import ssl  # not every Python has it
-
         if not _authorities and self._pid != os.getpid():
             raise RuntimeError(
                 "the CA was not made before the fork: call ssl_context() or read ca_file before it"
@@ -462,11 +476,11 @@ class FeedTestServer(threading.Thread):
 
     def wait_for_request(
         self,
-        path: str | None = None,
+        path: Optional[str] = None,
         *,
-        method: str | None = None,
-        headers: Mapping[str, str | None] | None = None,
-        body: bytes | str | None = None,
+        method: Optional[str] = None,
+        headers: Optional[Mapping[str, Optional[str]]] = None,
+        body: Optional[Union[bytes, str]] = None,
         times: int = 1,
         timeout: float = 5.0,
     ) -> Request:
@@ -549,7 +563,7 @@ class FeedTestServer(threading.Thread):
 
     # Who answers: a scripted step, else a fixture, else nobody
 
-    def _next_step(self, request: Request) -> Step | None:
+    def _next_step(self, request: Request) -> Optional[Step]:
         if not self._scripts:
             return None
         origin, path, query = request._address
@@ -618,7 +632,6 @@ class FeedTestServer(threading.Thread):
         )
 
     def _nearest(self, name: str) -> str:
-        import difflib  # for what has gone wrong only, so not part of the import time
         import heapq
 
         below = _names_below(self.directory)
@@ -767,7 +780,7 @@ class StoppableHttpServer(http.server.HTTPServer):
         bind_and_activate: bool = True,
         *,
         handler_makes_way: bool = False,
-        changed: threading.Condition | None = None,
+        changed: Optional[threading.Condition] = None,
     ) -> None:
         # Windows has neither poll() nor MSG_DONTWAIT.
         self.handler_makes_way = handler_makes_way and hasattr(select, "poll")
@@ -827,7 +840,7 @@ class StoppableHttpServer(http.server.HTTPServer):
         finally:
             self._leave(threading.current_thread())
 
-    def _next_connection(self) -> tuple[socket.socket, Any] | None:
+    def _next_connection(self) -> Optional[tuple[socket.socket, Any]]:
         """Accept a connection, as a thread that counts as accepting; None where it is to end."""
         try:
             while not self.stopping:
@@ -893,7 +906,7 @@ class StoppableHttpServer(http.server.HTTPServer):
                 self._accepting -= 1
                 self._close_unused_port()
 
-    def watch(self, connection: socket.socket) -> select.poll | None:
+    def watch(self, connection: socket.socket) -> Any:
         """A connection and the port, for ``wait_alone()``; None where way is made at once."""
         if not self.handler_makes_way:
             return None
@@ -903,7 +916,7 @@ class StoppableHttpServer(http.server.HTTPServer):
             watched.register(self.socket, select.POLLIN)
         return watched
 
-    def wait_alone(self, watched: select.poll | None) -> None:
+    def wait_alone(self, watched: Any) -> None:
         """Wait for something to read, and make way as soon as somebody else connects."""
         if watched and not self._accepting and self._listening in dict(watched.poll()):
             self.make_way()
@@ -1002,7 +1015,7 @@ class StoppableHttpServer(http.server.HTTPServer):
     def _own_address(self) -> tuple[str, int]:
         return _ANY_ADDRESS.get(self.server_name, self.server_name), self.server_port
 
-    def join(self, timeout: float | None = None) -> bool:
+    def join(self, timeout: Optional[float] = None) -> bool:
         """Wait until all threads have ended; tell whether they have.
 
         Those of the server's own that wait here do not wait for each other.
@@ -1061,7 +1074,7 @@ def _hang_up(connection: socket.socket) -> None:
 class _Refusal(Exception):
     """A request that cannot be understood: the status and the reason that the client gets."""
 
-    def __init__(self, status: int, words: str, request: Request | None = None) -> None:
+    def __init__(self, status: int, words: str, request: Optional[Request] = None) -> None:
         super().__init__(words)
         self.status = status
         self.request = request
@@ -1078,11 +1091,11 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
 
     server: StoppableHttpServer
     received: Request
-    response: Response | None
+    response: Optional[Response]
     # How a connection begins.
     scheme = ""
     tunnel = ""
-    tls: _Tls | None = None
+    tls: Optional[_Tls] = None
     client_left = False
     broken_off = False
 
@@ -1421,7 +1434,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
             if not stayed:
                 request._answered_at = math.inf
 
-    def send(self, data: bytes | memoryview) -> None:
+    def send(self, data: Union[bytes, memoryview]) -> None:
         """Send it all, in TLS where that is spoken; block by block, as TLS makes a copy."""
         if self.tls is None:
             self.transmit(data)
@@ -1429,7 +1442,7 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
         for start in range(0, len(data), _BLOCK):
             self.transmit(self.tls.seal(memoryview(data)[start : start + _BLOCK]))
 
-    def transmit(self, data: bytes | memoryview) -> None:
+    def transmit(self, data: Union[bytes, memoryview]) -> None:
         """Send bytes; where the client does not take them at once, others are not kept waiting."""
         try:
             sent = self.connection.send(data, _DONT_WAIT)
@@ -1575,7 +1588,8 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _HOST = re.compile(rf"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]*)(?::(?:{_PORT}))?")
 _ABSOLUTE_FORM = re.compile(rf"(https?)://(?![:/?]|\Z)({_HOST.pattern})(/.*)?", re.IGNORECASE)
 _AUTHORITY_FORM = rf"(?=[^:].*:0*[1-9][0-9]*\Z){_HOST.pattern}"
-_CHUNK_SIZE = re.compile(
+# A pattern that most tests do not need is a string: re compiles it when it is first used.
+_CHUNK_SIZE = (
     r"([0-9A-Fa-f]{1,16})"
     rf"(?:[ \t]*;[ \t]*{_TOKEN.pattern}"
     rf"(?:[ \t]*=[ \t]*(?:{_TOKEN.pattern}|\"(?:[^\"\\\x00-\x08\x0a-\x1f\x7f]"
@@ -1642,7 +1656,7 @@ def _first_fault(head: str) -> _Refusal:
     return _Refusal(400, f"the field line {line[:80]!r} {fault}", request)
 
 
-def _begun(head: str) -> Request | None:
+def _begun(head: str) -> Optional[Request]:
     """The request that the first line of a head begins; None where it is no request line."""
     start = _REQUEST_LINE.fullmatch(re.split("[\r\n]", head, maxsplit=1)[0])
     return Request(*start.group(1, 2, 3)) if start else None
@@ -1678,7 +1692,7 @@ def _body_too_large() -> _Refusal:
     return _Refusal(413, f"the body is larger than {_MAX_BODY} bytes")
 
 
-def _body_size(request: Request) -> int | None:
+def _body_size(request: Request) -> Optional[int]:
     """The size of a request's body in bytes, None for a chunked one (RFC 9112 6.3)."""
     coding, length = request._values.get("transfer-encoding"), request._values.get("content-length")
     if coding is not None:
@@ -1704,7 +1718,7 @@ def _number(digits: str) -> int:
     return int(digits) if len(digits) <= 18 else 10**18
 
 
-def _check_coding(coding: str, length: str | None, version: str) -> None:
+def _check_coding(coding: str, length: Optional[str], version: str) -> None:
     """Refuse what RFC 9112 6.1 forbids, and codings that are not known; what is left is chunked."""
     *others, last = _members(coding) or [""]
     if length is not None:
@@ -1718,7 +1732,7 @@ def _check_coding(coding: str, length: str | None, version: str) -> None:
 
 
 def _chunk_size(line: str) -> int:
-    match = _CHUNK_SIZE.fullmatch(line)
+    match = re.fullmatch(_CHUNK_SIZE, line)
     if match is None:
         raise _Refusal(400, f"{line[:80]!r} is no chunk size (RFC 9112 7.1)")
     return int(match.group(1), 16)
@@ -1867,7 +1881,7 @@ def _may_be_served(root: str, name: str) -> bool:
     return not os.path.islink(sidecar) or os.path.realpath(sidecar).startswith(root)
 
 
-def _stamp(path: str) -> tuple[float, ...] | None:
+def _stamp(path: str) -> Optional[tuple[float, ...]]:
     """What changes when a file does; None where there is no regular file of that name."""
     try:
         found = os.stat(path)
@@ -1879,7 +1893,7 @@ def _stamp(path: str) -> tuple[float, ...] | None:
     return newest, found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev
 
 
-def _load(directory: str, name: str) -> Response | None:
+def _load(directory: str, name: str) -> Optional[Response]:
     """What the fixture of that name answers, None where there is none that may be served.
 
     Raises DirectiveError for a wrong directive, OSError for a file that cannot be read.
@@ -1897,8 +1911,8 @@ def _load(directory: str, name: str) -> Response | None:
 
 @functools.lru_cache(maxsize=16384)
 def _load_cached(
-    directory: str, name: str, stamp: tuple[float, ...], sidecar: tuple[float, ...] | None
-) -> Response | None:
+    directory: str, name: str, stamp: tuple[float, ...], sidecar: Optional[tuple[float, ...]]
+) -> Optional[Response]:
     """Load a fixture; the stamps have it loaded again when it, or its sidecar, has changed."""
     if not _may_be_served(_root(directory), name):
         return None
@@ -2082,7 +2096,7 @@ def _codec(data: bytes) -> str:
 
 def _ebcdic(data: bytes) -> str:
     """The code page that an XML declaration in EBCDIC names; the letters of all are the same."""
-    named = _XML_ENCODING.match(data[:_COMMENTS_BEGIN_WITHIN].decode("cp037"))
+    named = re.match(_XML_ENCODING, data[:_COMMENTS_BEGIN_WITHIN].decode("cp037"))
     if named:
         with contextlib.suppress(LookupError, UnicodeError):
             if "<?xml".encode(named.group(1)) == data[:5]:
@@ -2090,7 +2104,7 @@ def _ebcdic(data: bytes) -> str:
     return "cp037"
 
 
-def _comments(text: _Text) -> Iterator[tuple[int, str | None]]:
+def _comments(text: _Text) -> Iterator[tuple[int, Optional[str]]]:
     """The comments that begin early enough, each with its place; None for one without an end."""
     position = 0
     while True:
@@ -2135,7 +2149,7 @@ class _Rule:
     """One directive: what its text amounts to, as fields of Response, and what it takes."""
 
     def __init__(
-        self, name: str, takes: str, parse: Callable[[str], dict[str, Any] | None]
+        self, name: str, takes: str, parse: Callable[[Any], Optional[dict[str, Any]]]
     ) -> None:
         self.name = name
         self.takes = takes
@@ -2157,7 +2171,7 @@ def _directive(takes: str) -> Callable[[Callable[[str], Any]], Callable[[str], A
 
 
 @_directive("a field name, a colon, and a value without control characters (RFC 9110 5.1, 5.5)")
-def _header(text: str) -> dict[str, Any] | None:
+def _header(text: str) -> Optional[dict[str, Any]]:
     name, colon, value = text.partition(":")
     value = value.strip(" \t")
     if not colon or not _TOKEN.fullmatch(name) or _UNSENDABLE.search(value):
@@ -2168,7 +2182,7 @@ def _header(text: str) -> dict[str, Any] | None:
 
 
 @_directive("three digits from 200 to 599, and a reason phrase if it is not the usual one")
-def _status(text: str) -> dict[str, Any] | None:
+def _status(text: str) -> Optional[dict[str, Any]]:
     match = re.fullmatch(r"([2-5][0-9][0-9])(?:[ \t]+(.*))?", text)
     if match is None or _UNSENDABLE.search(text):
         return None
@@ -2176,12 +2190,12 @@ def _status(text: str) -> dict[str, Any] | None:
 
 
 @_directive("one field name, of a field that the server would add")
-def _without(text: str) -> dict[str, Any] | None:
+def _without(text: str) -> Optional[dict[str, Any]]:
     return {"without": [text]} if _TOKEN.fullmatch(text) else None
 
 
 @_directive("one field name, of a field that a client may send")
-def _ignore(text: str) -> dict[str, Any] | None:
+def _ignore(text: str) -> Optional[dict[str, Any]]:
     return {"ignore": [text]} if _TOKEN.fullmatch(text) else None
 
 
@@ -2281,6 +2295,9 @@ def _meant(key: str) -> str | None:
 
 # The answer as a value, decided before its first byte
 
+#: What ``Response`` takes as ``headers``: names and values, in pairs or in a mapping.
+HeaderFields = Union[Mapping[str, Union[str, int]], Iterable[tuple[str, Union[str, int]]]]
+
 #: All that a response says beside its body, in the order of the constructor's arguments.
 _DEFAULTS = {
     "status": 200,
@@ -2311,30 +2328,30 @@ class Response:
     """
 
     status: int
-    reason: str | None
+    reason: Optional[str]
     headers: tuple[tuple[str, str], ...]
     without: tuple[str, ...]
     ignore: tuple[str, ...]
-    compress: str | None
-    chunked: int | None
+    compress: Optional[str]
+    chunked: Optional[int]
     delay: float
-    rate: int | None
-    fault: str | None
+    rate: Optional[int]
+    fault: Optional[str]
     template: bool
     asis: bool
     #: The body before any content coding, and its coded forms by coding, each made once.
-    _content: bytes | _File
+    _content: Union[bytes, _File]
     _codings: dict[str, bytes]
-    _media_type: str | None
+    _media_type: Optional[str]
     #: On a 304 that stands for a 200: the fields of the 200 that it leaves out, for the audit.
-    _unsaid: tuple[tuple[str, str], ...] | None = None
+    _unsaid: Optional[tuple[tuple[str, str], ...]] = None
     _given: frozenset[str]
     _left_out: frozenset[str]
     _has_expressions: bool
     _planned: tuple[tuple[Any, ...], Response]
     # A plan has these too: its bytes, whether it ends the connection, whether it takes no time.
     _head: bytes
-    _sent: bytes | _File
+    _sent: Union[bytes, _File]
     _closes: bool
     _at_once: bool
 
@@ -2343,15 +2360,15 @@ class Response:
         body: bytes = b"",
         status: int = 200,
         *,
-        reason: str | None = None,
+        reason: Optional[str] = None,
         headers: HeaderFields = (),
         without: Sequence[str] = (),
         ignore: Sequence[str] = (),
-        compress: str | None = None,
-        chunked: int | None = None,
+        compress: Optional[str] = None,
+        chunked: Optional[int] = None,
         delay: float = 0,
-        rate: int | None = None,
-        fault: str | None = None,
+        rate: Optional[int] = None,
+        fault: Optional[str] = None,
         template: bool = False,
         asis: bool = False,
     ) -> None:
@@ -2380,14 +2397,14 @@ class Response:
         self._set(fields, bytes(body))
 
     @classmethod
-    def _of(cls, fields: dict[str, Any], content: bytes | _File, media_type: str) -> Response:
+    def _of(cls, fields: dict[str, Any], content: Union[bytes, _File], media_type: str) -> Response:
         """The response that a fixture amounts to."""
         response = cls.__new__(cls)
         response._set(fields, content, media_type)
         return response
 
     def _set(
-        self, fields: dict[str, Any], content: bytes | _File, media_type: str | None = None
+        self, fields: dict[str, Any], content: Union[bytes, _File], media_type: Optional[str] = None
     ) -> None:
         """Take the fields as the rules of the directives have made them."""
         lists = {name: tuple(fields.get(name, ())) for name in ("headers", "without", "ignore")}
@@ -2456,7 +2473,7 @@ class Response:
         """The members of a field whose value is a list (RFC 9110 5.6.1), in lower case."""
         return _members(",".join(self._all(name)))
 
-    def _value(self, name: str) -> str | None:
+    def _value(self, name: str) -> Optional[str]:
         """The value of a field as a client would send it back."""
         values = self._all(name)
         return _as_sent(values[0]) if values else None
@@ -2518,7 +2535,7 @@ _MONTH = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
 _DAY = "(?:0[1-9]|[12][0-9]|3[01])"
 _YEAR = "(?:0[1-9]|[1-9][0-9])[0-9][0-9]"
 _WEEKDAY = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
-_HTTP_DATE = re.compile(
+_HTTP_DATE = (
     f"{_WEEKDAY}, {_DAY} {_MONTH} {_YEAR} {_TIME} GMT"
     f"|{_WEEKDAY}(?:s|nes|rs|ur)?day, {_DAY}-{_MONTH}-[0-9]{{2}} {_TIME} GMT"
     f"|{_WEEKDAY} {_MONTH} (?: [1-9]|[12][0-9]|3[01]) {_TIME} {_YEAR}"
@@ -2599,7 +2616,7 @@ def _precondition(request: Request, response: Response) -> Response:
     return response
 
 
-def _has_tag(tags: str, etag: str | None, *, weakly: bool) -> bool:
+def _has_tag(tags: str, etag: Optional[str], *, weakly: bool) -> bool:
     """Whether the list of a condition names an entity tag (8.8.3.2); ``*`` names any."""
     if tags == "*":
         return True
@@ -2613,7 +2630,7 @@ def _has_tag(tags: str, etag: str | None, *, weakly: bool) -> bool:
     return etag in named
 
 
-def _is_newer(modified: str | None, date: str | None) -> bool | None:
+def _is_newer(modified: Optional[str], date: Optional[str]) -> Optional[bool]:
     """Whether a Last-Modified is later than a date; None where one is missing or is no date."""
     if modified is None or date is None:
         return None
@@ -2623,9 +2640,9 @@ def _is_newer(modified: str | None, date: str | None) -> bool | None:
     return None if then is None or since is None else then > since
 
 
-def _seconds(http_date: str) -> float | None:
+def _seconds(http_date: str) -> Optional[float]:
     """Seconds since the epoch, from any of the three formats of RFC 9110 5.6.7."""
-    parsed = email.utils.parsedate_tz(http_date) if _HTTP_DATE.fullmatch(http_date) else None
+    parsed = email.utils.parsedate_tz(http_date) if re.fullmatch(_HTTP_DATE, http_date) else None
     if parsed is None:
         return None
     try:
@@ -2643,7 +2660,7 @@ def _not_modified(response: Response) -> Response:
     return response._but(status=304, reason=None, headers=headers, _unsaid=unsaid)
 
 
-def _precondition_failed(response: Response, name: str, value: str | None) -> Response:
+def _precondition_failed(response: Response, name: str, value: Optional[str]) -> Response:
     return _error_instead_of(response, 412, f"{name} does not hold: {value}")
 
 
@@ -2702,7 +2719,7 @@ def _is_still(request: Request, response: Response) -> bool:
     return is_etag or validator == response._value("last-modified")
 
 
-def _part(asked: str, size: int) -> range | None:
+def _part(asked: str, size: int) -> Optional[range]:
     """The bytes that a Range of one part asks for, maybe none; None where it asks for the whole.
 
     So do several parts, other units, and what is malformed (RFC 9110 14.1.2, 14.2).
@@ -2765,7 +2782,7 @@ def _complete(request: Request, response: Response, date: str, persistent: bool)
     )
 
 
-def _coded(response: Response) -> bytes | _File:
+def _coded(response: Response) -> Union[bytes, _File]:
     """The content as it is sent: in its content coding (RFC 9110 8.4.1), made once for all."""
     if response.compress is None:
         return response._content
@@ -2846,7 +2863,7 @@ def _verbatim(response: Response) -> Response:
     )
 
 
-def _first_head(answer: bytes) -> tuple[int, list[str]] | None:
+def _first_head(answer: bytes) -> Optional[tuple[int, list[str]]]:
     """The status and the field lines of an answer, of a final one if there are others before."""
     found = None
     for head in re.split(b"\r?\n\r?\n", answer):
@@ -2908,7 +2925,7 @@ class Request:
         self.body = b""
         self.time = 0.0
         self.connection = 0
-        self.response: Response | None = None
+        self.response: Optional[Response] = None
         self._lines = lines
         self._base_url = ""
         self._origin = ""
@@ -3001,7 +3018,7 @@ class Request:
         query = _unquote(self._query_string) if "?" in self.target else None
         return self._origin, self.path, query
 
-    def _sent(self, name: str, ignored: Sequence[str]) -> str | None:
+    def _sent(self, name: str, ignored: Sequence[str]) -> Optional[str]:
         """The value of a field, unless the answer is to ignore that it was sent."""
         if ignored and name in [other.lower() for other in ignored]:
             return None
@@ -3016,6 +3033,11 @@ class Request:
         origin = self._origin or self._base_url
         host, port = _host_and_port(origin)
         return {"base_url": origin, "host": host, "port": str(port)}
+
+
+#: What ``respond()`` takes as a step: a fixture's name, a status code, bytes, a Response, or a
+#: callable that takes the Request and returns one of these.
+Step = Union[str, int, bytes, Response, Callable[[Request], Any]]
 
 
 def _headers(pairs: Iterable[tuple[str, str]]) -> Headers:
@@ -3057,7 +3079,7 @@ def _write(plan: Response, wire: FeedTestRequestHandler) -> None:
         wire.send(b"\r\n0\r\n\r\n" if plan._sent else b"0\r\n\r\n")
 
 
-def _write_at_once(plan: Response, send: Callable[[bytes | memoryview], object]) -> None:
+def _write_at_once(plan: Response, send: Callable[[Union[bytes, memoryview]], object]) -> None:
     """Write an answer without delay, rate, fault and chunks, in as few pieces as it is in."""
     head, content = plan._head, plan._sent
     if isinstance(content, _File):
@@ -3087,7 +3109,7 @@ def _step_size(plan: Response) -> int:
     return min(_BLOCK, dripped, plan.chunked * _CHUNKS_AT_ONCE if plan.chunked else _BLOCK)
 
 
-def _fault_of(plan: Response) -> tuple[str | None, int | None]:
+def _fault_of(plan: Response) -> tuple[Optional[str], Optional[int]]:
     """What happens, if anything, and where in the body; None: before the status line."""
     size = len(plan._sent)
     match = re.fullmatch(_FAULT, plan.fault or "")
@@ -3099,7 +3121,7 @@ def _fault_of(plan: Response) -> tuple[str | None, int | None]:
     return kind, 0 if place == "headers" else None
 
 
-def _blocks(content: bytes | _File, size: int, end: int) -> Iterator[memoryview]:
+def _blocks(content: Union[bytes, _File], size: int, end: int) -> Iterator[memoryview]:
     """What comes before an end, in blocks of that size, the last one maybe smaller."""
     if isinstance(content, _File):
         yield from content[:end].blocks(size)
@@ -3113,7 +3135,7 @@ def _in_chunks(block: memoryview, position: int, plan: Response) -> bytes:
     """A block of the body with the chunk sizes that belong between its bytes (RFC 9112 7.1)."""
     size = plan.chunked
     assert size
-    parts: list[bytes | memoryview] = []
+    parts: list[Union[bytes, memoryview]] = []
     start = 0
     while start < len(block):
         at = position + start
@@ -3249,13 +3271,13 @@ class _Known:
         self.gets = 0
         self.failed = 0  # the number of the last GET that met an error or was cut; 0: none
         #: The last answer that came whole, and the last with a word on when to ask again.
-        self.last: _Exchange | None = None
-        self.waiting: _Exchange | None = None
+        self.last: Optional[_Exchange] = None
+        self.waiting: Optional[_Exchange] = None
         #: A 301 or 308, and a 410, that still hold.
-        self.moved: _Exchange | None = None
-        self.gone: _Exchange | None = None
+        self.moved: Optional[_Exchange] = None
+        self.gone: Optional[_Exchange] = None
         #: Of its copy: the last 200 or 304, its type and its validators.
-        self.kept: _Exchange | None = None
+        self.kept: Optional[_Exchange] = None
         self.media_type = ""
         self.validators = _NO_VALIDATORS
         #: Whether these are to be sent back.
@@ -3355,7 +3377,7 @@ class _Exchange:
         self.request, self.plan = request, request.response
         self.time, self.status = request.time, self.plan.status
         self.known, self.cookies = known, cookies
-        self.leads_to: _Known | None = None
+        self.leads_to: Optional[_Known] = None
         self.sent = request._read_values()
         self.given = _headers((name, _as_sent(value)) for name, value in self.plan.headers)
         self.unsaid = _headers((name, _as_sent(value)) for name, value in self.plan._unsaid or ())
@@ -3468,7 +3490,7 @@ class _Exchange:
         return known is not None
 
 
-def _end_of_wait(answer: _Exchange) -> tuple[float, str] | None:
+def _end_of_wait(answer: _Exchange) -> Optional[tuple[float, str]]:
     """Until when an answer asks to wait, and by which words (RFC 9110 10.2.3)."""
     value = answer.given["Retry-After"] if answer.status in (429, 503) else None
     if value is None:
@@ -3481,7 +3503,7 @@ def _end_of_wait(answer: _Exchange) -> tuple[float, str] | None:
     return None if end is None else (end, said)
 
 
-def _end_of_freshness(answer: _Exchange) -> tuple[float, str] | None:
+def _end_of_freshness(answer: _Exchange) -> Optional[tuple[float, str]]:
     """Until when an answer is fresh, and by which words (RFC 9111 4.2)."""
     directives = _members(answer.value("Cache-Control"))
     # Also no-cache with the names of fields, which clients may read as without (5.2.2.4).
@@ -3535,7 +3557,7 @@ def _joined(
 # The audit: the rules
 
 #: The rules by their names; each tells what is wrong with a GET, or None.
-_POLITENESS: dict[str, Callable[[_Exchange], str | None]] = {}
+_POLITENESS: dict[str, Callable[[_Exchange], Optional[str]]] = {}
 #: Types that compression does little for.
 _MEDIA = "(?:audio|font|image|video)/.*"
 #: Types that no feed is served as, and those and the wildcards that an Accept for feeds may name.
@@ -3543,7 +3565,7 @@ _NO_FEED = f"{_MEDIA}|text/(?:css|javascript|plain)|{_PAGE}"
 _FEED = r".*(?:atom|json|opml|rdf|rss|xml).*|(?:\*|application|text)/\*|\*"
 
 
-def _politeness(rule: Callable[[_Exchange], str | None]) -> Callable[[_Exchange], str | None]:
+def _politeness(rule: Callable[[_Exchange], Optional[str]]) -> Callable[[_Exchange], Optional[str]]:
     """Enter a rule into the table, by the name of its function.
 
     Its sentence names the section that defines the field or the status. Owners of feeds may ask for
@@ -3554,7 +3576,7 @@ def _politeness(rule: Callable[[_Exchange], str | None]) -> Callable[[_Exchange]
 
 
 @_politeness
-def _no_validator(get: _Exchange) -> str | None:
+def _no_validator(get: _Exchange) -> Optional[str]:
     sends_one = not {"if-none-match", "if-modified-since"}.isdisjoint(get.sent)
     goes_on = {"range", "if-range"} <= get.sent.keys()  # with the rest of a part (13.1.5)
     if sends_one or goes_on or get.is_another_variant or not get.known.must_validate:
@@ -3570,16 +3592,16 @@ def _no_validator(get: _Exchange) -> str | None:
 
 
 @_politeness
-def _wrong_etag(get: _Exchange) -> str | None:
+def _wrong_etag(get: _Exchange) -> Optional[str]:
     return _wrong_validator(get, "ETag")
 
 
 @_politeness
-def _wrong_date(get: _Exchange) -> str | None:
+def _wrong_date(get: _Exchange) -> Optional[str]:
     return _wrong_validator(get, "Last-Modified")
 
 
-def _wrong_validator(get: _Exchange, name: str) -> str | None:
+def _wrong_validator(get: _Exchange, name: str) -> Optional[str]:
     sent, known = get.sends_back(name), get.known
     # An error at first does not tell what the client had before the record began.
     is_unknown = known.kept is None and get.status >= 400
@@ -3598,7 +3620,7 @@ def _wrong_validator(get: _Exchange, name: str) -> str | None:
 
 
 @_politeness
-def _too_early(get: _Exchange) -> str | None:
+def _too_early(get: _Exchange) -> Optional[str]:
     last = get.known.waiting
     if last is None:
         return None
@@ -3610,7 +3632,7 @@ def _too_early(get: _Exchange) -> str | None:
 
 
 @_politeness
-def _moved(get: _Exchange) -> str | None:
+def _moved(get: _Exchange) -> Optional[str]:
     redirect, was_led_here = get.known.moved, get.known.sources
     if redirect is None or was_led_here or redirect.leads_nowhere:
         return None
@@ -3620,14 +3642,14 @@ def _moved(get: _Exchange) -> str | None:
 
 
 @_politeness
-def _gone(get: _Exchange) -> str | None:
+def _gone(get: _Exchange) -> Optional[str]:
     if get.known.gone is None:
         return None
     return "asked again, but a 410 had said that it is gone for good (RFC 9110 15.5.11)"
 
 
 @_politeness
-def _no_user_agent(get: _Exchange) -> str | None:
+def _no_user_agent(get: _Exchange) -> Optional[str]:
     if get.sent.get("user-agent"):
         return None
     right = "it should name the program and its version"
@@ -3635,7 +3657,7 @@ def _no_user_agent(get: _Exchange) -> str | None:
 
 
 @_politeness
-def _no_compression(get: _Exchange) -> str | None:
+def _no_compression(get: _Exchange) -> Optional[str]:
     accepted = _accepted(get.sent.get("accept-encoding", ""))
     is_no_text = re.fullmatch(_MEDIA, get.media_type) or "range" in get.sent
     if is_no_text or accepted.get("gzip", accepted.get("x-gzip", accepted.get("*"))):
@@ -3644,7 +3666,7 @@ def _no_compression(get: _Exchange) -> str | None:
 
 
 @_politeness
-def _no_feed_type(get: _Exchange) -> str | None:
+def _no_feed_type(get: _Exchange) -> Optional[str]:
     accepted = _accepted(get.sent.get("accept", ""))
     names_one = any(is_so and re.fullmatch(_FEED, name) for name, is_so in accepted.items())
     asks_for_page = accepted.get(_PAGE) and _PAGE in get.known.media_types
@@ -3658,14 +3680,14 @@ def _no_feed_type(get: _Exchange) -> str | None:
 
 
 @_politeness
-def _referer(get: _Exchange) -> str | None:
+def _referer(get: _Exchange) -> Optional[str]:
     if "referer" not in get.sent:
         return None
     return f"{get.said('Referer')}, but nobody has followed a link (RFC 9110 10.1.3)"
 
 
 @_politeness
-def _cookie(get: _Exchange) -> str | None:
+def _cookie(get: _Exchange) -> Optional[str]:
     sent = "; ".join(get.request.headers.get_all("Cookie"))
     # $Version and the like are no cookies (RFC 2965). Who may have which is not looked at.
     pairs = [pair for pair in _cookies(sent) if not pair.startswith("$")]
@@ -3740,9 +3762,7 @@ class _Tls:
     ``sent`` is what the client has said so far.
     """
 
-    def __init__(self, context: ssl.SSLContext, outer: _Tls | None, sent: bytes) -> None:
-        import ssl
-
+    def __init__(self, context: ssl.SSLContext, outer: Optional[_Tls], sent: bytes) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._incoming.write(sent)
         self._end = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
@@ -3752,8 +3772,6 @@ class _Tls:
 
     def open(self, data: bytes) -> bytes:
         """What the client says in these bytes; raises ssl.SSLError where they are wrong."""
-        import ssl
-
         self._incoming.write(self._outer.open(data) if self._outer else data)
         opened = bytearray()
         with contextlib.suppress(ssl.SSLWantReadError):
@@ -3765,7 +3783,7 @@ class _Tls:
             self.ended = True
         return bytes(opened)
 
-    def seal(self, data: bytes | memoryview = b"") -> bytes:
+    def seal(self, data: Union[bytes, memoryview] = b"") -> bytes:
         """The bytes that say this to the client, and what TLS itself has to say."""
         while data:
             data = data[self._end.write(data) :]
@@ -3774,8 +3792,6 @@ class _Tls:
 
     def close(self) -> bytes:
         """The bytes that say that no more will come (RFC 8446 6.1)."""
-        import ssl
-
         with contextlib.suppress(ssl.SSLError):  # it would wait for the client to say the same
             self._end.unwrap()
         sealed = self.seal()
@@ -3792,7 +3808,7 @@ _SERVER_NAME = "[A-Za-z0-9._-]{1,253}"
 _UNRECOGNIZED_NAME = b"\x15\x03\x03\x00\x02\x02\x70"
 
 
-def _client_hello(sent: bytes | bytearray) -> bytes | None:
+def _client_hello(sent: Union[bytes, bytearray]) -> Optional[bytes]:
     """The first message of a handshake (RFC 8446 4 and 5.1); None while it is incomplete.
 
     What is no such message is returned as far as it goes: OpenSSL has the words to refuse it.
@@ -3874,8 +3890,6 @@ _DIGITAL_SIGNATURE, _KEY_CERT_SIGN = (b"\x80", 7), (b"\x04", 2)
 @functools.lru_cache(maxsize=256)
 def _server_context(host: str, kind: str) -> ssl.SSLContext:
     """The TLS of a server that goes by that name or address, with a certificate of that kind."""
-    import ssl
-
     authority = _authority()
     chain = _pem("EC PRIVATE KEY", authority.server_key.der()) + _pem(
         "CERTIFICATE", authority.certify(host, kind)
@@ -4053,8 +4067,6 @@ def _system_time() -> float:
 
     It is that of a new file: a test may have replaced time.time(), which OpenSSL does not notice.
     """
-    import tempfile
-
     with tempfile.TemporaryFile() as file:
         return os.fstat(file.fileno()).st_mtime
 
@@ -4104,8 +4116,6 @@ def _pem(label: str, der: bytes) -> str:
 
 def _temporary_file(text: str, name: str) -> str:
     """The path of a new file for nobody but its owner (mode 0600)."""
-    import tempfile
-
     descriptor, path = tempfile.mkstemp(f"-{name}", "feedtestserver-")
     try:
         with open(descriptor, "w", encoding="utf-8") as file:
@@ -4116,7 +4126,7 @@ def _temporary_file(text: str, name: str) -> str:
     return path
 
 
-def _packed(host: str) -> bytes | None:
+def _packed(host: str) -> Optional[bytes]:
     """An IP address in bytes; None for a name."""
     for family in (socket.AF_INET, socket.AF_INET6):
         with contextlib.suppress(OSError, ValueError):
@@ -4141,7 +4151,6 @@ class _Interception:
     lock = threading.Lock()
 
     def __init__(self, server: FeedTestServer, address: tuple[str, int]) -> None:
-        import ssl
         import urllib.request
 
         self.server = server
@@ -4262,7 +4271,7 @@ class _Interception:
         context: ssl.SSLContext,
         connection: socket.socket,
         server_side: bool,
-        server_hostname: str | None = None,
+        server_hostname: Optional[str] = None,
         **others: Any,
     ) -> Any:
         """Begin TLS as the context says, but trust the CA as well where it leads to the server."""
@@ -4301,7 +4310,7 @@ if hasattr(os, "register_at_fork"):
 _ABSENT = object()
 
 
-def _variables(proxy: str, ca_file: str) -> dict[str, str | None]:
+def _variables(proxy: str, ca_file: str) -> dict[str, Optional[str]]:
     """The environment variables that lead clients to a proxy; None for those that lead away."""
     to_proxy = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
     to_ca = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
@@ -4314,7 +4323,7 @@ def _variables(proxy: str, ca_file: str) -> dict[str, str | None]:
     }
 
 
-def _set_variables(variables: Mapping[str, str | None]) -> dict[str, str | None]:
+def _set_variables(variables: Mapping[str, Optional[str]]) -> dict[str, Optional[str]]:
     """Set environment variables, or unset them where it says None; returns what they were."""
     found = {name: os.environ.get(name) for name in variables}
     for name, value in variables.items():
@@ -4373,8 +4382,6 @@ def _trusting(*certificates: bytes) -> ssl.SSLContext:
     verify stays as the client has said, and only whom to trust is new. Added to the client's own,
     the CA could not be taken out again.
     """
-    import ssl
-
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=b"".join([_authority().certificate, *certificates]))
     return context
@@ -4389,11 +4396,11 @@ class _Wanted:
     def __init__(
         self,
         server: FeedTestServer,
-        path: str | None,
-        method: str | None,
-        headers: Mapping[str, str | None] | None,
-        body: bytes | str | None,
-        times: int | None = None,
+        path: Optional[str],
+        method: Optional[str],
+        headers: Optional[Mapping[str, Optional[str]]],
+        body: Optional[Union[bytes, str]],
+        times: Optional[int] = None,
     ) -> None:
         if times is not None and times < 1:
             raise ValueError(f"times: found {times}; it takes 1 or more, else assertNotRequested()")
@@ -4421,7 +4428,7 @@ class _Wanted:
         return self.address[:2] == address[:2] and wanted_query in (None, query)
 
     @staticmethod
-    def has_field(headers: Headers, name: str, value: str | None) -> bool:
+    def has_field(headers: Headers, name: str, value: Optional[str]) -> bool:
         values = headers.get_all(name)
         return not values if value is None else value in values
 
@@ -4471,14 +4478,14 @@ class FeedTestServerMixin(_TestCase):
     """
 
     #: The directory to serve, relative to the file that defines the test class.
-    data_directory: str | os.PathLike[str] = "data"
+    data_directory: Union[str, os.PathLike[str]] = "data"
     #: The class of the server.
     server_class: type[FeedTestServer] = FeedTestServer
     #: Further keyword arguments for it.
     server_options: Mapping[str, Any] = {}
     #: Whether each test runs inside of ``self.server.intercept()``.
     intercept = False
-    _own_server: FeedTestServer | None = None
+    _own_server: Optional[FeedTestServer] = None
 
     def setUp(self) -> None:
         """Start the server, unless the class has one that its tests share."""
@@ -4548,10 +4555,10 @@ class FeedTestServerMixin(_TestCase):
         self,
         path: str,
         *,
-        method: str | None = None,
-        headers: Mapping[str, str | None] | None = None,
-        body: bytes | str | None = None,
-        times: int | None = None,
+        method: Optional[str] = None,
+        headers: Optional[Mapping[str, Optional[str]]] = None,
+        body: Optional[Union[bytes, str]] = None,
+        times: Optional[int] = None,
         msg: Any = None,
     ) -> Request:
         """Fail unless ``path`` was requested, exactly ``times`` times where that is given.
@@ -4571,9 +4578,9 @@ class FeedTestServerMixin(_TestCase):
         self,
         path: str,
         *,
-        method: str | None = None,
-        headers: Mapping[str, str | None] | None = None,
-        body: bytes | str | None = None,
+        method: Optional[str] = None,
+        headers: Optional[Mapping[str, Optional[str]]] = None,
+        body: Optional[Union[bytes, str]] = None,
         msg: Any = None,
     ) -> None:
         """Fail if ``path`` was requested."""
@@ -4702,7 +4709,7 @@ def _shown_status(plan: Response) -> str:
     return f"{plan.status} {_reason(plan)}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run the command line; returns the exit status."""
     options = _options(arguments)
     try:
@@ -4716,7 +4723,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _options(arguments: Sequence[str] | None) -> Any:
+def _options(arguments: Optional[Sequence[str]]) -> Any:
     import argparse  # for the command line only
 
     parser = argparse.ArgumentParser(

@@ -362,10 +362,46 @@ class ExampleTest(ServerTestCase):
 class PublicNamesTest(unittest.TestCase):
     def test_all_is_sorted_and_documented(self):
         self.assertEqual(feedtestserver.__all__, sorted(feedtestserver.__all__))
-        defined = {getattr(node, "name", None): node for node in ast.parse(SOURCE).body}
-        for name in feedtestserver.__all__:
+        kinds = (ast.ClassDef, ast.FunctionDef)
+        defined = {node.name: node for node in ast.parse(SOURCE).body if isinstance(node, kinds)}
+        public = {name for name in defined if not name.startswith("_")} - {"main"}
+        aliases = {"HeaderFields", "Step"}
+        self.assertEqual(set(feedtestserver.__all__), public | aliases)
+        for name in public:
             with self.subTest(name):
                 self.assertTrue(ast.get_docstring(defined[name]))
+        for name in aliases:
+            self.assertRegex(SOURCE, f"(?m)^#: What .*\n(#: .*\n)*{name} = ")
+
+    def test_type_hints_can_be_read(self):
+        found = 0
+        for name in feedtestserver.__all__:
+            public = getattr(feedtestserver, name)
+            is_alias = not isinstance(public, (type, types.FunctionType))
+            for each in () if is_alias else (public, *self.methods(public)):
+                with self.subTest(name, each=each):
+                    found += bool(typing.get_type_hints(each))
+        self.assertGreater(found, 80)
+
+    def methods(self, public):
+        """The functions of a class of the module, those of its properties included."""
+        for name, member in vars(public).items() if isinstance(public, type) else ():
+            member = getattr(member, "fget", None) or getattr(member, "func", member)
+            member = getattr(member, "__func__", member)
+            if isinstance(member, types.FunctionType) and (name[0] != "_" or name == "__init__"):
+                yield member
+
+    def test_types_of_arguments_say_what_they_take(self):
+        hints = typing.get_type_hints(FeedTestServer.respond)
+        self.assertEqual(hints["steps"], feedtestserver.Step)
+        self.assertIn(Response, typing.get_args(feedtestserver.Step))
+        hints = typing.get_type_hints(Response.__init__)
+        self.assertEqual(hints["headers"], feedtestserver.HeaderFields)
+        hints = typing.get_type_hints(FeedTestServer.ssl_context)
+        self.assertIs(hints["return"], ssl.SSLContext)
+        self.assertIsInstance(
+            FeedTestServer(HERE / "data").fixtures("*/*.xml")[0], feedtestserver.Fixture
+        )
 
     def test_importing_it_imports_little(self):
         code = (
