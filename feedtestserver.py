@@ -1919,7 +1919,7 @@ def _load_cached(
     path = f"{directory}/{name}"
     data, size = _read_beginning(path)
     content = data if len(data) == size <= _SMALL else _File(path, size)
-    fields = {**_directives_of(path, data)._fields, "asis": name.lower().endswith(_AS_IS)}
+    fields = {**_directives_of(path, data).arguments, "asis": name.lower().endswith(_AS_IS)}
     return Response._of(fields, content, _media_type(name))
 
 
@@ -1934,12 +1934,10 @@ def _read_beginning(path: str) -> tuple[bytes, int]:
 
 def _directives_of(path: str, data: bytes) -> Directives:
     """The directives of the sidecar where there is one, else those of the fixture's comments."""
-    if not os.path.isfile(path + _SIDECAR):
+    sidecar = path + _SIDECAR
+    if not os.path.isfile(sidecar):
         return parse_directives(data, path)
-    directives = Directives(path + _SIDECAR)
-    text = _Text(pathlib.Path(path + _SIDECAR).read_bytes())
-    directives._read(text, 0, _BYTE_ORDER_MARK.sub("", text.text))
-    return directives
+    return Directives(sidecar, _sidecar_lines(pathlib.Path(sidecar).read_bytes()))
 
 
 def _media_type(name: str) -> str:
@@ -2009,44 +2007,54 @@ class Directives(Headers):
     Known and free keys are all there, in order, as they are spelled.
     """
 
-    def __init__(self, source: str = "") -> None:
+    def __init__(
+        self,
+        source: str = "",
+        lines: Iterable[tuple[int, str]] = (),
+        *,
+        prose: bool = False,
+        errors: Optional[list[DirectiveError]] = None,
+    ) -> None:
+        """Read numbered lines, among which there may be ``prose``, as in a comment.
+
+        Raises DirectiveError for the first that is wrong, unless ``errors`` collects them.
+        """
+        self._fields: dict[str, Any] = {}
         self._lines: list[tuple[str, str]] = []
         super().__init__(self._lines)
         self.source = source
-        self._fields: dict[str, Any] = {}
+        for number, line in lines:
+            try:
+                self._read(line, prose)
+            except ValueError as error:
+                found = DirectiveError(source, number, str(error))
+                if errors is None:
+                    raise found from None
+                errors.append(found)
+
+    def _read(self, line: str, prose: bool) -> None:
+        match = _DIRECTIVE.fullmatch(line)
+        if match:
+            _apply(self._fields, *match.groups())
+            self._lines.append((match.group(1).rstrip(" \t"), match.group(2)))
+        elif line and not prose:
+            right = "KEY: VALUE, such as 'Status: 404' or 'Header: Age: 60'"
+            raise ValueError(f"found {_shown_text(line)}; a line of a sidecar is {right}")
 
     @property
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments for ``Response`` that the known directives amount to."""
         return self._fields.copy()
 
-    def _read(self, text: _Text, start: int, comment: str) -> None:
-        """Add the directives of one comment, which begins at ``start`` of the text."""
-        for offset, logical_line in _logical_lines(comment):
-            match = _DIRECTIVE.fullmatch(logical_line)
-            if match is None:
-                continue
-            key, value = match.group(1), text.value(match.group(2))
-            try:
-                _apply(self._fields, key, value)
-            except ValueError as error:
-                line = 1 + offset + len(_NEWLINE.findall(text.text, 0, start))
-                raise DirectiveError(self.source, line, str(error)) from None
-            self._lines.append((key.rstrip(" \t"), value))
-
 
 def parse_directives(data: bytes, source: str = "") -> Directives:
     """Read the directives of a fixture: lines of the comments that begin in its first 4 KiB.
 
     ``source`` is what errors call the fixture. Raises DirectiveError for a wrong value, a second
-    value for what can have one only, and a key that looks like a slip of a known one.
+    value for what can have one only, a key that looks like a typo of a known one, and a key that is
+    the name of a common response field.
     """
-    directives = Directives(source)
-    text = _Text(data)
-    for start, comment in _comments(text):
-        if comment is not None:
-            directives._read(text, start, comment)
-    return directives
+    return Directives(source, _comment_lines(data), prose=True)
 
 
 # Directives: the grammar
@@ -2056,7 +2064,7 @@ _BYTE_ORDER_MARK = re.compile("\\A(?:\ufeff|\xef\xbb\xbf)")  # the latter is UTF
 _NEWLINE = re.compile(r"\r\n|\r|\n")
 _MARKUP = re.compile(r"<!--|<!\[CDATA\[")
 _DIRECTIVE = re.compile(rf"({_TOKEN.pattern}[ \t]*):[ \t]*(.*)", re.DOTALL)
-_XML_ENCODING = re.compile(r"<\?xml[^>]*?encoding\s*=\s*[\"']([A-Za-z][A-Za-z0-9._-]*)")
+_XML_ENCODING = r"<\?xml[^>]*?encoding\s*=\s*[\"']([A-Za-z][A-Za-z0-9._-]*)"
 
 
 class _Text:
@@ -2070,7 +2078,7 @@ class _Text:
             self.text = self.text.replace("\x85", "\n")  # EBCDIC's own newline
 
     def value(self, text: str) -> str:
-        """A value as it is kept: UTF-8, with other bytes as surrogates, so that none is lost."""
+        """A line as it is kept: UTF-8, with other bytes as surrogates, so that none is lost."""
         if self.codec != "latin-1" or text.isascii():
             return text
         return text.encode("latin-1").decode("utf-8", "surrogateescape")
@@ -2126,14 +2134,34 @@ def _comment_goes_on(data: bytes) -> bool:
     return any(comment is None for _, comment in _comments(_Text(data)))
 
 
-def _logical_lines(comment: str) -> Iterator[tuple[int, str]]:
-    """The lines of a comment, dedented and with their continuations, each with its number."""
-    first, _, rest = _NEWLINE.sub("\n", comment).partition("\n")
+def _comment_lines(data: bytes) -> Iterator[tuple[int, str]]:
+    """The lines of a fixture's comments, each with its number in the file."""
+    text = _Text(data)
+    for start, comment in _comments(text):
+        first = 1 + len(_NEWLINE.findall(text.text, 0, start))
+        for offset, line in _logical_lines(comment or ""):
+            yield first + offset, text.value(line)
+
+
+def _sidecar_lines(data: bytes) -> Iterator[tuple[int, str]]:
+    """The lines of a sidecar, each with its number."""
+    text = _Text(data)
+    for number, line in _logical_lines("\n" + _BYTE_ORDER_MARK.sub("", text.text)):
+        yield number, text.value(line)
+
+
+def _logical_lines(part: str) -> Iterator[tuple[int, str]]:
+    """The lines of a part of a file, with their continuations, each with its number from 0.
+
+    The indentation that they have in common is removed; the first line, which may follow "<!--",
+    does not count for that.
+    """
+    first, _, rest = _NEWLINE.sub("\n", part).partition("\n")
     lines = [first, *textwrap.dedent(rest).split("\n")]
     number, parts = 0, [""]
     for offset, line in enumerate(lines):
         text = line.strip(" \t")
-        continues = text and parts[0] and line[0] in " \t" and not _KNOWN_DIRECTIVE.match(text)
+        continues = text and parts[0] and line[0] in " \t" and not re.match(_KNOWN_KEY, text)
         if continues:
             parts.append(text)
         else:
@@ -2146,7 +2174,11 @@ def _logical_lines(comment: str) -> Iterator[tuple[int, str]]:
 
 
 class _Rule:
-    """One directive: what its text amounts to, as fields of Response, and what it takes."""
+    """One directive: what it takes, in words, and a function that reads it.
+
+    The function is given the text in a fixture, or a value given to ``Response``, and returns the
+    fields of the response, or None if it is wrong.
+    """
 
     def __init__(
         self, name: str, takes: str, parse: Callable[[Any], Optional[dict[str, Any]]]
@@ -2159,10 +2191,10 @@ class _Rule:
 _RULES: dict[str, _Rule] = {}
 
 
-def _directive(takes: str) -> Callable[[Callable[[str], Any]], Callable[[str], Any]]:
-    """Enter a function into the table under its name; it returns None for a wrong text."""
+def _directive(takes: str) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
+    """Enter a function into the table under its name."""
 
-    def enter(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    def enter(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
         name = parse.__name__.strip("_").capitalize()
         _RULES[name.lower()] = _Rule(name, takes, parse)
         return parse
@@ -2200,41 +2232,55 @@ def _ignore(text: str) -> Optional[dict[str, Any]]:
 
 
 @_directive("gzip or deflate")
-def _compress(text: str) -> dict[str, Any] | None:
-    coding = text.lower()
+def _compress(found: Any) -> Optional[dict[str, Any]]:
+    coding = found.lower() if isinstance(found, str) else found
     return {"compress": coding} if coding in ("gzip", "deflate") else None
 
 
 @_directive("the size of a chunk in bytes, a whole number from 1 to 999999999999")
-def _chunked(text: str) -> dict[str, Any] | None:
-    return {"chunked": int(text)} if re.fullmatch(_WHOLE_NUMBER, text) else None
+def _chunked(found: Any) -> Optional[dict[str, Any]]:
+    return _whole_number("chunked", found)
 
 
 @_directive("a number of seconds from 0 to 999999999, such as 0.5")
-def _delay(text: str) -> dict[str, Any] | None:
-    return {"delay": float(text)} if re.fullmatch(_SECONDS, text) else None
+def _delay(found: Any) -> Optional[dict[str, Any]]:
+    seconds = float(found) if _is_text(_SECONDS, found) else found
+    return {"delay": seconds} if _is_number(seconds) and 0 <= seconds < 10**9 else None
 
 
 @_directive("bytes a second, a whole number from 1 to 999999999999")
-def _rate(text: str) -> dict[str, Any] | None:
-    return {"rate": int(text)} if re.fullmatch(_WHOLE_NUMBER, text) else None
+def _rate(found: Any) -> Optional[dict[str, Any]]:
+    return _whole_number("rate", found)
 
 
 @_directive(
     "close, reset or stall, and maybe a place: at start, at headers, at a number of bytes,"
     " at 0% to 100%"
 )
-def _fault(text: str) -> dict[str, Any] | None:
-    fault = " ".join(text.lower().split())
-    return {"fault": fault} if re.fullmatch(_FAULT, fault) else None
+def _fault(found: Any) -> Optional[dict[str, Any]]:
+    fault = " ".join(found.lower().split()) if isinstance(found, str) else found
+    return {"fault": fault} if _is_text(_FAULT, fault) else None
 
 
 @_directive("yes")
-def _template(text: str) -> dict[str, Any] | None:
-    return {"template": True} if text.lower() == "yes" else None
+def _template(found: Any) -> Optional[dict[str, Any]]:
+    return {"template": True} if found is True or _is_text("(?i)yes", found) else None
 
 
-# Strings: re compiles them when they are first used, which is more seldom than an import.
+def _whole_number(field: str, found: Any) -> Optional[dict[str, Any]]:
+    number = int(found) if _is_text(_WHOLE_NUMBER, found) else found
+    is_whole = _is_number(number) and isinstance(number, int)
+    return {field: number} if is_whole and 0 < number < 10**12 else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_text(pattern: str, found: object) -> bool:
+    return isinstance(found, str) and re.fullmatch(pattern, found) is not None
+
+
 _WHOLE_NUMBER = "[1-9][0-9]{0,11}"
 _SECONDS = r"[0-9]{1,9}(?:\.[0-9]+)?|\.[0-9]+"
 _FAULT = (
@@ -2243,52 +2289,82 @@ _FAULT = (
     "))?"
 )
 
+#: Fields that people paste into fixtures as they stand in a response.
+_RESPONSE_FIELDS = (
+    "cache-control|content-(?:encoding|length|type)|etag|expires|last-modified|location"
+    "|retry-after|set-cookie|transfer-encoding|vary|www-authenticate"
+)
+
 #: Control characters, and surrogates that stand for no byte.
 _UNSENDABLE = re.compile("[\\x00-\\x08\\x0a-\\x1f\\x7f\\ud800-\\udc7f\\udd00-\\udfff]")
-_KNOWN_DIRECTIVE = re.compile(rf"(?:{'|'.join(_RULES)}):", re.IGNORECASE)
+#: What begins a line of its own, though it is indented.
+_KNOWN_KEY = rf"(?i:{'|'.join(_RULES)}|{_RESPONSE_FIELDS})[ \t]*:"
 
 
-def _apply(fields: dict[str, Any], key: str, text: str) -> None:
-    """Add what a directive says to the fields of a response; ValueError where it is wrong."""
+def _apply(fields: dict[str, Any], key: str, found: object) -> None:
+    """Add what a directive says to the fields of a response; raises ValueError if it is wrong.
+
+    ``found`` is the text in a fixture, or a value given to ``Response``.
+    """
     if key.lower() not in _RULES:
-        if meant := _meant(key):
-            raise ValueError(f"found the key {key[:80]!r}; the directive is {meant}")
+        _check_free_key(key, found)
         return
-    for field, value in _parsed(key, text).items():
+    for field, value in _parsed(key, found).items():
         if isinstance(value, list):
             fields.setdefault(field, []).extend(value)
         elif field in fields:
             name = _RULES[key.lower()].name
-            raise ValueError(f"{name}: found a second value, {text[:80]!r}; it takes one only")
+            shown = _shown_text(found)
+            raise ValueError(f"{name}: found a second value, {shown}; it takes one only")
         else:
             fields[field] = value
 
 
-def _parsed(key: str, text: str) -> dict[str, Any]:
-    fields = _RULES[key.lower()].parse(text)
+def _parsed(key: str, found: object) -> dict[str, Any]:
+    fields = _RULES[key.lower()].parse(found)
     if fields is None:
-        raise ValueError(_sentence(key, text))
+        raise ValueError(_sentence(key, found))
     return fields
 
 
 def _sentence(key: str, found: object) -> str:
     """What was found, and what would be right."""
     rule = _RULES[key.lower()]
-    shown = found[:80] if isinstance(found, str) else found
-    return f"{rule.name}: found {shown!r:.500}; it takes {rule.takes}"
+    return f"{rule.name}: found {_shown_text(found)}; it takes {rule.takes}"
+
+
+def _shown_text(found: object) -> str:
+    """What an error shows of a text, or of a value as a fixture would have it."""
+    text = found if isinstance(found, str) else repr(found)
+    return repr(_readable(text[:80]))
+
+
+def _readable(text: str) -> str:
+    """Text for people: bytes that were kept as surrogates are read as Latin-1."""
+    return re.sub("[\udc80-\udcff]", lambda byte: chr(ord(byte.group()) & 0xFF), text)
+
+
+def _check_free_key(key: str, value: object) -> None:
+    """Raise ValueError for a key that is not for the test to read, but a mistake."""
+    if meant := _meant(key):
+        raise ValueError(f"found the key {key[:80]!r}; the directive is {meant}")
+    name = key.rstrip(" \t")
+    if re.fullmatch(_RESPONSE_FIELDS, name, re.IGNORECASE):
+        line = f"{name}: {value}".rstrip(" ")
+        right = f"a response field is written {_shown_text(f'Header: {line}')}"
+        raise ValueError(f"found {_shown_text(line)}; {right}")
 
 
 @functools.lru_cache(maxsize=1024)
-def _meant(key: str) -> str | None:
-    """The directive that an unknown key looks like a slip of; None for one that is free."""
+def _meant(key: str) -> Optional[str]:
+    """The directive that an unknown key looks like a typo of; None if there is none."""
     for rule in _RULES.values():
         if key.rstrip(" \t").lower() == rule.name.lower():
             return rule.name
         alike = 2 * min(len(key), len(rule.name)) / (len(key) + len(rule.name))
         if key[0].lower() == rule.name[0].lower() and alike >= 0.8:
-            import difflib  # for what looks wrong only, so not part of the import time
-
-            if difflib.SequenceMatcher(None, key.lower(), rule.name.lower()).ratio() >= 0.8:
+            matcher = difflib.SequenceMatcher(None, key.lower(), rule.name.lower())
+            if matcher.ratio() >= 0.8:
                 return rule.name
     return None
 
@@ -2374,7 +2450,7 @@ class Response:
     ) -> None:
         if not isinstance(body, (bytes, bytearray, memoryview)):
             raise TypeError(f"body: found {body!r:.80}; it takes bytes")
-        said = [
+        said: list[tuple[str, object]] = [
             *(("Header", text) for text in _header_texts(headers)),
             *(("Without", text) for text in _name_texts("Without", without)),
             *(("Ignore", text) for text in _name_texts("Ignore", ignore)),
@@ -2384,16 +2460,15 @@ class Response:
         if status != 200 or reason is not None:
             said.append(("Status", f"{status}" if reason is None else f"{status} {reason}"))
         mechanics = (("Compress", compress), ("Chunked", chunked), ("Rate", rate), ("Fault", fault))
-        said += [(key, f"{value}") for key, value in mechanics if value is not None]
-        if delay != 0 or isinstance(delay, bool):
-            said.append(("Delay", _decimal_text(delay)))
+        said += [(key, value) for key, value in mechanics if value is not None]
+        said.append(("Delay", delay))
         if template is not False:
-            said.append(("Template", "yes" if template is True else f"{template}"))
+            said.append(("Template", template))
         if not isinstance(asis, bool):
             raise ValueError(f"asis: found {asis!r:.80}; it takes True or False")
         fields: dict[str, Any] = {"asis": asis}
-        for key, text in said:
-            _apply(fields, key, text)
+        for key, value in said:
+            _apply(fields, key, value)
         self._set(fields, bytes(body))
 
     @classmethod
@@ -2493,12 +2568,6 @@ def _header_texts(headers: HeaderFields) -> Iterator[str]:
         if not isinstance(name, str) or ":" in name or not is_text:
             raise ValueError(_sentence("Header", f"{pair!r}"))
         yield f"{name}: {value}"
-
-
-def _decimal_text(number: object) -> str:
-    """A number as a directive would write it: without an exponent."""
-    exponent = isinstance(number, float) and "e" in f"{number}"
-    return f"{number:.9f}".rstrip("0").rstrip(".") if exponent else f"{number}"
 
 
 def _name_texts(key: str, names: Sequence[str]) -> Iterator[str]:
@@ -4622,8 +4691,9 @@ class _ShownServer(FeedTestServer):
         listed = [fixture for fixture in self.fixtures() if fixture.name.startswith(below)]
         if not listed and request.path != "/":
             return super()._not_found(request, folder)
-        page = _index_page(self, request.path, listed).encode("utf-8", "backslashreplace")
-        return Response(page, headers=[("Content-Type", "text/html; charset=utf-8")])
+        page = _readable(_index_page(self, request.path, listed))
+        media_type = ("Content-Type", "text/html; charset=utf-8")
+        return Response(page.encode("utf-8", "backslashreplace"), headers=[media_type])
 
 
 def _say(text: object, stream: TextIO | None = None) -> None:
@@ -4781,28 +4851,31 @@ def _judge_each_client(requests: Iterable[Request]) -> Iterator[str]:
 
 
 def _check(directory: str) -> int:
-    """Report what is wrong with the directives below a directory, by file and line."""
+    """Report everything that is wrong with the directives below a directory, by file and line."""
     _require_directory(directory)
     found = sorted(pathlib.Path(os.path.abspath(directory)).rglob("*"))
-    files = [path for path in found if path.is_file()]
-    paths = [str(path) for path in files if not _is_sidecar(path.name)]
-    errors = []
-    for path in paths:
-        try:
-            _directives_of(path, _read_beginning(path)[0])
-        except (DirectiveError, OSError) as error:
-            errors.append(str(error))
-    errors += _lonely_sidecars(files)
-    summary = f"fixtures: {len(paths)}, errors: {len(errors)}"
-    _say("\n".join([*errors, summary]))
+    paths = [str(path) for path in found if path.is_file()]
+    errors = [str(error) for path in paths for error in _errors_in(path)]
+    fixtures = sum(not _is_sidecar(path) for path in paths)
+    _say("\n".join([*errors, f"fixtures: {fixtures}, errors: {len(errors)}"]), sys.stdout)
     return 1 if errors else 0
 
 
-def _lonely_sidecars(files: Iterable[pathlib.Path]) -> list[str]:
-    sidecars = [str(path) for path in files if _is_sidecar(path.name)]
-    named = [(path, path[: -len(_SIDECAR)]) for path in sidecars]
-    lonely = [(path, name) for path, name in named if not os.path.isfile(name)]
-    return [f"{path}: there is no {name} beside it" for path, name in lonely]
+def _errors_in(path: str) -> Iterator[object]:
+    """What is wrong with a file: a sidecar, or a fixture with its directives in comments."""
+    errors: list[DirectiveError] = []
+    try:
+        if _is_sidecar(path):
+            fixture = path[: -len(_SIDECAR)]
+            if not os.path.isfile(fixture):
+                yield f"{path}: there is no {fixture} beside it"
+            Directives(path, _sidecar_lines(pathlib.Path(path).read_bytes()), errors=errors)
+        elif not os.path.isfile(path + _SIDECAR):
+            lines = _comment_lines(_read_beginning(path)[0])
+            Directives(path, lines, prose=True, errors=errors)
+    except OSError as error:
+        yield error
+    yield from errors
 
 
 # What an answer says to one client or one connection only (RFC 9110 7.6.1, RFC 6265).
@@ -4865,9 +4938,8 @@ def _recorded_lines(status: int, reason: str, headers: Iterable[tuple[str, str]]
         if name.lower() not in left_out:
             value = re.sub("\r?\n[ \t]+", " ", value).strip(" \t")  # what was folded
             lines.append(f"Header: {name}: {value}".rstrip(" "))
-    text = "\n".join(lines) + "\n"
-    sidecar = text.encode("latin-1")
-    parse_directives(b"<!--\n" + sidecar + b"-->", "the answer")
+    sidecar = ("\n".join(lines) + "\n").encode("latin-1")
+    Directives("the response", _sidecar_lines(sidecar))  # raises what is wrong
     return sidecar
 
 

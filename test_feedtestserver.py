@@ -470,6 +470,7 @@ class DirectiveTest(unittest.TestCase):
             (["A: 1", " Status: 410"], [("A", "1"), ("Status", "410")]),
             (["A: 1", " status: 410"], [("A", "1"), ("status", "410")]),
             (["A: 1", " B: 2"], [("A", "1 B: 2")]),
+            (["A: 1", " Header: Vary: *"], [("A", "1"), ("Header", "Vary: *")]),
             (["A: 1", "", " B: 2", "C: 3"], [("A", "1"), ("B", "2"), ("C", "3")]),
             (["Header: X: 1,", "        2", "B: 3"], [("Header", "X: 1, 2"), ("B", "3")]),
         ):
@@ -556,6 +557,7 @@ class DirectiveTest(unittest.TestCase):
             ("Header: X : 1", f"Header: found 'X : 1'; {header}"),
             ("Header: : 1", f"Header: found ': 1'; {header}"),
             ("Header: X: a\x00b", f"Header: found 'X: a\\x00b'; {header}"),
+            ("Header: X: a\x7fb", f"Header: found 'X: a\\x7fb'; {header}"),
             ("Header: \u00e9: b", f"Header: found '\u00e9: b'; {header}"),
             (
                 "Without: a b",
@@ -602,6 +604,26 @@ class DirectiveTest(unittest.TestCase):
             ("Status : 404", "found the key 'Status '; the directive is Status"),
             ("Status      : 404", "found the key 'Status      '; the directive is Status"),
             ("Templates: yes", "found the key 'Templates'; the directive is Template"),
+            (
+                "Location: /x",
+                "found 'Location: /x'; a response field is written 'Header: Location: /x'",
+            ),
+            (
+                'etag :  "v1"',
+                "found 'etag: \"v1\"'; a response field is written 'Header: etag: \"v1\"'",
+            ),
+            (
+                "Content-Type:",
+                "found 'Content-Type:'; a response field is written 'Header: Content-Type:'",
+            ),
+            (
+                "Expires: " + "x" * 200,
+                (
+                    f"found {'Expires: ' + 'x' * 71!r};"
+                    f" a response field is written {'Header: Expires: ' + 'x' * 63!r}"
+                ),
+            ),
+            ("Status: Z\u00fcrich", f"Status: found 'Z\u00fcrich'; {status}"),
             ("Header: X" + "y" * 200, f"Header: found {'X' + 'y' * 79!r}; {header}"),
         ):
             with self.subTest(line), self.assertRaises(DirectiveError) as caught:
@@ -610,6 +632,31 @@ class DirectiveTest(unittest.TestCase):
             self.assertEqual((caught.exception.source, caught.exception.line), ("feed.xml", 4))
             again = pickle.loads(pickle.dumps(caught.exception))
             self.assertEqual(str(again), str(caught.exception))
+
+    def test_bytes_that_are_not_utf_8_are_legible_in_errors(self):
+        with self.assertRaises(DirectiveError) as caught:
+            parse_directives(b"<!-- Status: Z\xfcrich -->")
+        self.assertIn("found 'Z\u00fcrich'; it takes", caught.exception.sentence)
+
+    def test_response_fields_without_header_are_errors(self):
+        names = (
+            *("Cache-Control", "Content-Encoding", "Content-Length", "Content-Type", "ETag"),
+            *("Expires", "Last-Modified", "Location", "Retry-After", "Set-Cookie", "Vary"),
+            *("Transfer-Encoding", "WWW-Authenticate"),
+        )
+        for name in (*names, *map(str.lower, names)):
+            with self.subTest(name), self.assertRaises(DirectiveError) as caught:
+                parse_directives(comment("Description: a", f"{name}: b", "Header: X: c"))
+            self.assertEqual(
+                str(caught.exception),
+                f"line 3: found '{name}: b'; a response field is written 'Header: {name}: b'",
+            )
+            self.assertEqual(self.items(f"Header: {name}: b"), [("Header", f"{name}: b")])
+            for lines in (["Status: 302", f"  {name}: b"], ["Header: X: 1", f"\t{name} : b", " c"]):
+                with self.assertRaises(DirectiveError) as caught:
+                    parse_directives(comment(*lines))
+                self.assertEqual(caught.exception.line, 3)
+                self.assertIn(f"found '{name}: b", caught.exception.sentence)
 
     def test_second_value_is_an_error(self):
         for first, second, sentence in (
@@ -633,8 +680,11 @@ class DirectiveTest(unittest.TestCase):
                 parse_directives(comment(first, second))
             self.assertEqual(str(caught.exception), f"line 3: {sentence}")
 
-    def test_keys_that_are_no_slips(self):
-        for key in ("Description", "Expect", "SkipUnless", "Author", "State", "Heading", "xHeader"):
+    def test_keys_that_are_no_typos(self):
+        for key in (
+            *("Description", "Expect", "SkipUnless", "Author", "State", "Heading", "xHeader"),
+            *("Date", "Server", "Accept", "Content", "Cookie"),
+        ):
             with self.subTest(key):
                 self.assertEqual(self.items(f"{key}: 1"), [(key, "1")])
 
@@ -781,7 +831,11 @@ class ResponseTest(unittest.TestCase):
             ({"delay": -1}, "Delay: -1"),
             ({"delay": None}, "Delay: None"),
             ({"delay": False}, "Delay: False"),
-            ({"delay": 1e16}, "Delay: 10000000000000000"),
+            ({"delay": 1e16}, "Delay: 1e+16"),
+            ({"delay": 1e9}, "Delay: 1000000000.0"),
+            ({"chunked": 10**12}, "Chunked: 1000000000000"),
+            ({"rate": 10**12}, "Rate: 1000000000000"),
+            ({"delay": [1]}, "Delay: [1]"),
             ({"delay": float("nan")}, "Delay: nan"),
             ({"delay": float("inf")}, "Delay: inf"),
             ({"rate": -1}, "Rate: -1"),
@@ -801,6 +855,21 @@ class ResponseTest(unittest.TestCase):
                 with self.assertRaises(DirectiveError) as directive:
                     parse_directives(comment(line))
                 self.assertEqual(directive.exception.sentence, str(caught.exception))
+
+    def test_values_are_kept_as_they_are(self):
+        for name, value in (
+            ("delay", 1e-10),
+            ("delay", 5e-324),
+            ("delay", 0.1 + 0.2),
+            ("delay", 123_456_789.123_456_7),
+            ("delay", 999_999_999),
+            ("chunked", 999_999_999_999),
+            ("rate", 1),
+            ("template", True),
+        ):
+            with self.subTest(name, value=value):
+                kept = getattr(Response(**{name: value}), name)
+                self.assertEqual((kept, type(kept)), (value, type(value)))
 
     def test_asis_is_true_or_false(self):
         with self.assertRaisesRegex(ValueError, "^asis: found 'yes'; it takes True or False$"):
@@ -1674,13 +1743,33 @@ class LookupTest(ServerTestCase):
             (b"Status: 410", 410),
             (b"\xef\xbb\xbfStatus: 410\r\n", 410),
             ("Status: 410\n".encode("utf-16"), 410),
-            (b"# prose\n  Status: 410\n", 410),
+            (b"\n \t\n  Status: 410\n", 410),
+            (b"Status: 410\n  Gone:\n  forever\n", 410),
+            (b"  Status:\n    410\n  A: 1\n", 410),
             (b"", 200),
-            (b"<!--\nStatus: 410\n-->", 410),
         ):
             with self.subTest(lines):
                 server = self.serve({"a.xml": comment("Status: 404"), "a.xml.headers": lines})
                 self.assertEqual(self.get(server, "/a.xml").status, status)
+
+    def test_lines_of_a_sidecar_that_are_no_directives_are_errors(self):
+        takes = "a line of a sidecar is KEY: VALUE, such as 'Status: 404' or 'Header: Age: 60'"
+        for lines, number, found in (
+            (b"HTTP/1.1 200 OK\r\nDate: x\r\nContent-Type: text/xml\r\n\r\n", 1, "HTTP/1.1 200 OK"),
+            (b"Status: 404\n\n  indented\n", 3, "indented"),
+            (b"\n# prose: with a colon", 2, "# prose: with a colon"),
+            (b"<!--\nStatus: 410\n-->", 1, "<!--"),
+            (b": x", 1, ": x"),
+            (b"Z\xfcrich: x", 1, "Z\u00fcrich: x"),
+            (b"x" * 200, 1, "x" * 80),
+        ):
+            server = self.serve({"a.json": b"{}", "a.json.headers": lines})
+            self.assertEqual(self.get(server, "/a.json").status, 500)
+            path = os.path.join(server.directory, "a.json.headers")
+            with self.subTest(lines):
+                self.assertEqual(
+                    server.errors, [f"{path}, line {number}: found {found!r}; {takes}"]
+                )
 
     def test_links_out_are_not_followed(self):
         outside = self.make_directory({"secret.xml": b"<secret/>"})
@@ -7311,6 +7400,7 @@ class CommandLineTest(ServerTestCase):
                 "<b>.xml": comment('Header: ETag: "<v1>"', "Description: \u00fcber <all>"),
                 "gone.xml": comment("Status: 410"),
                 "sub/x y.xml": b"<x/>",
+                "latin-1.xml": b"<!--\nHeader: X: Z\xfcrich\nDescription: G\xf6teborg\n-->",
                 "wrong.xml": comment("Status: <x>"),
                 "slow.xml": comment("Delay: 2", "Rate: 10", "Fault: reset at 50%", "Chunked: 9"),
                 "odd.asis": b"HTTP/1.1 <299> OK\r\n\r\n",
@@ -7345,6 +7435,8 @@ class CommandLineTest(ServerTestCase):
             "ETag: &quot;&lt;v1&gt;&quot;",
             "\u00fcber &lt;all&gt;",
             "410 Gone",
+            "<code>X: Z\u00fcrich</code>",
+            "<td>G\u00f6teborg",
             "<a href='/sub/x%20y.xml'>sub/x y.xml</a>",
             "Status: found &#x27;&lt;x&gt;&#x27;",
             "Content-Type: application/xml",
@@ -7355,7 +7447,10 @@ class CommandLineTest(ServerTestCase):
         ):
             with self.subTest(text):
                 self.assertIn(text, page)
-        self.assertNotIn("HTTP/1.1 298", page)
+        self.assertIn("<title>Fixtures in /</title>", page)
+        self.assertRegex(page, "wrong.xml</a><td>500<td colspan='2' class='wrong'>.*line 2: Status")
+        for text in ("HTTP/1.1 298", "Server: ", "Date: "):
+            self.assertNotIn(text, page)
         self.assertIn("sub/x y.xml", below)
         self.assertNotIn("gone.xml", below)
 
@@ -7367,28 +7462,39 @@ class CommandLineTest(ServerTestCase):
     def test_check(self):
         directory = self.make_directory({"a.xml": comment("Status: 404"), "b/c.xml": b"<x/>"})
         self.assertEqual(self.run_main("--check", directory), (0, "fixtures: 2, errors: 0\n", ""))
-        (directory / "b" / "d.xml").write_bytes(comment("A: 1", "Stauts: 404"))
+        (directory / "b" / "d.xml").write_bytes(comment("A: 1", "Stauts: 404", "Vary: *"))
         (directory / "e.json").write_bytes(b"{}")
-        (directory / "e.json.headers").write_bytes(b"Status: 1\n")
+        (directory / "e.json.headers").write_bytes(b"Status: 1\n\nWithout: a b\n")
         (directory / "f.json.headers").write_bytes(b"Status: 1\n")
+        (directory / "f.xml").write_bytes(b"<!-- Delay: x -->\n<!-- Rate: x -->")
         (directory / ".hidden.xml").write_bytes(b"")
         (directory / "b" / ".headers").write_bytes(b"")
         (directory / "g.HEADERS").write_bytes(b"")
-        slip = "found the key 'Stauts'; the directive is Status"
-        status_error = f"Status: found '1'; it takes {feedtestserver._RULES['status'].takes}"
+
+        def at(*names):
+            return legible(directory.joinpath(*names))
+
+        takes = {name: f"it takes {rule.takes}" for name, rule in feedtestserver._RULES.items()}
+        typo = "found the key 'Stauts'; the directive is Status"
+        pasted = "found 'Vary: *'; a response field is written 'Header: Vary: *'"
         status, out, _ = self.run_main("--check", directory)
         self.assertEqual(status, 1)
         self.assertEqual(
-            out.splitlines()[:5],
+            out.splitlines(),
             [
-                f"{directory / 'b' / 'd.xml'}, line 3: {slip}",
-                f"{directory / 'e.json.headers'}, line 1: {status_error}",
-                f"{directory / 'b' / '.headers'}: there is no {directory / 'b'}{os.sep} beside it",
-                f"{directory / 'f.json.headers'}: there is no {directory / 'f.json'} beside it",
-                f"{directory / 'g.HEADERS'}: there is no {directory / 'g'} beside it",
+                f"{at('b', '.headers')}: there is no {at('b')}{os.sep} beside it",
+                f"{at('b', 'd.xml')}, line 3: {typo}",
+                f"{at('b', 'd.xml')}, line 4: {pasted}",
+                f"{at('e.json.headers')}, line 1: Status: found '1'; {takes['status']}",
+                f"{at('e.json.headers')}, line 3: Without: found 'a b'; {takes['without']}",
+                f"{at('f.json.headers')}: there is no {at('f.json')} beside it",
+                f"{at('f.json.headers')}, line 1: Status: found '1'; {takes['status']}",
+                f"{at('f.xml')}, line 1: Delay: found 'x'; {takes['delay']}",
+                f"{at('f.xml')}, line 2: Rate: found 'x'; {takes['rate']}",
+                f"{at('g.HEADERS')}: there is no {at('g')} beside it",
+                "fixtures: 6, errors: 10",
             ],
         )
-        self.assertEqual(out.splitlines()[5:], ["fixtures: 5, errors: 5"])
 
     def test_data_is_right(self):
         status, out, _ = self.run_main("--check", HERE / "data")
