@@ -4901,14 +4901,16 @@ _NOT_RECORDED = {
 
 
 def _record_feed(url: str, name: str) -> int:
-    """Fetch a URL, redirects included, into a new file and its sidecar."""
+    """Fetch a URL, redirects included, into a new file and its sidecar.
+
+    No request is sent if the files cannot be written.
+    """
     import urllib.request  # for the command line only
 
     if not url.lower().startswith(("http://", "https://")):
         raise ValueError(f"found the URL {url!r}; it takes one of http or https")
     for path in (name, name + _SIDECAR):
-        if os.path.lexists(path):
-            raise FileExistsError(errno.EEXIST, "the file exists and is not overwritten", path)
+        _require_writable(path)
     request = urllib.request.Request(url, headers={"User-Agent": _SERVER})
     try:
         answer = urllib.request.urlopen(request, timeout=60)
@@ -4924,8 +4926,21 @@ def _record_feed(url: str, name: str) -> int:
     with open(name + _SIDECAR, "xb") as sidecar, open(name, "xb") as file:
         sidecar.write(lines)
         file.write(body)
-    _say(f"{answer.url}: {answer.status}, {len(body)} bytes in {name}")
+    _say(f"{answer.url}: {answer.status}, {len(body)} bytes in {name}", sys.stdout)
     return 0
+
+
+def _require_writable(path: str) -> None:
+    """Raise OSError unless a new file of that name can be made."""
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder to write to", folder)
+    try:
+        open(path, "xb").close()
+    except FileExistsError as error:
+        error.strerror = "the file exists and is not overwritten"
+        raise
+    os.unlink(path)
 
 
 def _recorded_lines(status: int, reason: str, headers: Iterable[tuple[str, str]]) -> bytes:

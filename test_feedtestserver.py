@@ -7602,20 +7602,28 @@ class CommandLineTest(ServerTestCase):
                 self.assertEqual((status, list(name.parent.iterdir())), (1, []))
                 self.assertIn(words, err)
 
-    def test_record_leaves_nothing_where_a_name_is_too_long(self):
+    def test_record_asks_nobody_where_it_cannot_write(self):
         server = self.serve({"feed.xml": b"<rss/>"})
-        name = self.make_directory() / ("x" * 250)
-        status, _, _ = self.run_main("--record", server.get_url("feed.xml"), name)
-        self.assertEqual((status, list(name.parent.iterdir())), (1, []))
-
-    def test_record_overwrites_no_sidecar(self):
-        directory = self.make_directory({"feed.xml.headers": b"mine"})
-        server = self.serve({"feed.xml": b""})
-        status, _, err = self.run_main(
-            "--record", server.get_url("feed.xml"), directory / "feed.xml"
-        )
-        self.assertEqual((status, len(list(directory.iterdir()))), (1, 1))
-        self.assertIn("the file exists and is not overwritten", err)
+        for name, words in (
+            ("none/feed.xml", "there is no such folder to write to: '{}none'"),
+            ("file/feed.xml", "there is no such folder to write to: '{}file'"),
+            ("file", "the file exists and is not overwritten: '{}file'"),
+            ("lonely", "the file exists and is not overwritten: '{}lonely.headers'"),
+            ("folder", "the file exists and is not overwritten: '{}folder'"),
+            ("x" * 250, ""),  # with the sidecar's ending it is too long
+        ):
+            directory = self.make_directory({"file": b"mine", "lonely.headers": b"mine"})
+            (directory / "folder").mkdir()
+            before = sorted(directory.rglob("*"))
+            with self.subTest(name):
+                url = server.get_url("feed.xml")
+                status, out, err = self.run_main("--record", url, directory / name)
+                self.assertEqual((status, out, err.count("\n")), (1, "", 1))
+                words = words.replace("'{}", repr(os.path.join(directory, ""))[:-1])
+                self.assertIn(legible(words), err)
+                self.assertEqual(sorted(directory.rglob("*")), before)
+                self.assertEqual((directory / "file").read_bytes(), b"mine")
+        self.assertEqual(server.requests, [])
 
     def test_record_leaves_nothing_where_the_answer_is_cut(self):
         server = self.serve()
