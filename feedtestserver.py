@@ -4677,8 +4677,22 @@ class FeedTestServerMixin(_TestCase):
 class _ShownServer(FeedTestServer):
     """The server of the command line: it prints a line per request, and lists its fixtures."""
 
+    #: Sends a byte when the server has ended.
+    sender: Optional[socket.socket] = None
+
+    def run(self) -> None:
+        """Serve until told to stop, then tell the command line."""
+        _block_signals()
+        try:
+            super().run()
+            self._wait_ended()
+        finally:
+            if self.sender:
+                with contextlib.suppress(BlockingIOError):  # a full buffer does as well
+                    self.sender.send(b"\0")
+
     def _log(self, event: object) -> None:
-        _say(event)
+        _say(event, sys.stdout)
 
     def _fail(self, words: str) -> Response:
         _say(words, sys.stderr)
@@ -4696,22 +4710,34 @@ class _ShownServer(FeedTestServer):
         return Response(page.encode("utf-8", "backslashreplace"), headers=[media_type])
 
 
-def _say(text: object, stream: TextIO | None = None) -> None:
+def _say(text: object, stream: Optional[TextIO]) -> None:
     """Print lines, whatever the stream can encode and whether or not anybody still reads it.
 
     What is not printable, and could do something to a terminal, is shown by its number.
     """
-    stream = stream or sys.stdout
     if stream is None:  # there is none, as under pythonw
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
     shown = "".join(
         each if each.isprintable() or each in "\n\t\xa0\u3000" else ascii(each)[1:-1]
-        for each in f"{text}"
+        for each in f"{text}\n"
     )
-    with contextlib.suppress(OSError):
-        print(shown.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+    try:
+        stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
+    except BlockingIOError:
+        pass  # what is in the buffer is written the next time
+    except OSError:
+        _discard_output(stream)
+
+
+def _discard_output(stream: TextIO) -> None:
+    """Redirect a stream that nobody reads any more to the null device.
+
+    The interpreter would fail to flush it at exit.
+    """
+    with contextlib.suppress(OSError), open(os.devnull, "wb") as null:
+        os.dup2(null.fileno(), stream.fileno())
 
 
 _INDEX_PAGE = """\
@@ -4816,25 +4842,50 @@ def _options(arguments: Optional[Sequence[str]]) -> Any:
 
 def _serve(directory: str, host: str, port: int) -> int:
     """Serve until Ctrl-C, SIGTERM or QUIT; then say what the clients did wrong."""
-    import signal
-
-    def terminate(number: int, frame: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    server = _ShownServer(directory, host=host, port=port, bind_timeout=0)
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        with contextlib.suppress(KeyboardInterrupt), server:
-            _say(f"{server.base_url}/")
-            # Windows sees Ctrl-C only between two waits.
-            while not server._wait_ended(1 if os.name == "nt" else None):
-                pass
-        with contextlib.suppress(KeyboardInterrupt):
-            for judgement in _judge_each_client(server.requests):
-                _say(f"\n{judgement}")
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with _signals_as_bytes() as (receiver, sender):
+        server = _ShownServer(directory, host=host, port=port, bind_timeout=0)
+        server.sender = sender
+        with server:
+            _say(f"{server.base_url}/", sys.stdout)
+            receiver.recv(1)
+        for judgement in _judge_each_client(server.requests):
+            _say(f"\n{judgement}", sys.stdout)
     return 0
+
+
+@contextlib.contextmanager
+def _signals_as_bytes() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A socket pair: a byte arrives at the first at Ctrl-C and at SIGTERM.
+
+    An exception raised by a signal handler can come at any point: where it is swallowed, or while
+    a lock is being released. So the handlers do nothing, and the byte wakes whoever receives it.
+    Afterwards the handlers are as before, or, if this is the program itself, the signals are
+    blocked: the interpreter takes a moment to end.
+    """
+    import signal  # for the command line only
+
+    receiver, sender = socket.socketpair()
+    with receiver, sender:
+        sender.setblocking(False)
+        fd_before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(number, lambda number, frame: None) for number in signals]
+        try:
+            yield receiver, sender
+        finally:
+            if __name__ == "__main__":
+                _block_signals()
+            for number, handler in zip(signals, before):
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(fd_before)
+
+
+def _block_signals() -> None:
+    """Keep Ctrl-C and SIGTERM from this thread, and from those that it starts."""
+    import signal  # for the command line only
+
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
 
 
 def _judge_each_client(requests: Iterable[Request]) -> Iterator[str]:

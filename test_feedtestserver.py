@@ -7292,20 +7292,14 @@ class CommandLineTest(ServerTestCase):
         return status, out.getvalue(), err.getvalue()
 
     def start(self, directory, *options):
-        # A shell's background jobs ignore SIGINT, and hand that down.
-        self.addCleanup(
-            signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler)
-        )
-        command = [
-            sys.executable,
-            str(HERE / "feedtestserver.py"),
-            str(directory),
-            "--port",
-            "0",
-            *options,
-        ]
+        """The command line in a process of its own, with options of Python; and its URL."""
+        command = [sys.executable, *options, str(HERE / "feedtestserver.py"), str(directory)]
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*command, "--port", "0"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self.addCleanup(process.stdout.close)
         self.addCleanup(process.stderr.close)
@@ -7314,6 +7308,18 @@ class CommandLineTest(ServerTestCase):
         url = process.stdout.readline().strip()
         self.assertRegex(url, r"^http://127\.0\.0\.1:\d+/$")
         return process, url
+
+    def stop_by_quit(self, process, url):
+        stop_server(int(url.rstrip("/").rpartition(":")[2]))
+
+    def stop_by_interrupt(self, process, url):
+        process.send_signal(signal.SIGINT)
+
+    def stop_by_termination(self, process, url):
+        process.send_signal(signal.SIGTERM)
+
+    #: On Windows, no other process can be sent one of these signals.
+    SIGNALS = (stop_by_interrupt, stop_by_termination) if os.name != "nt" else ()
 
     def read(self, url):
         try:
@@ -7326,19 +7332,12 @@ class CommandLineTest(ServerTestCase):
     def test_serves_until_told_to_stop(self):
         directory = self.make_directory({"feed.xml": b"<rss/>", "wrong.xml": b"<!-- Status: x -->"})
 
-        def stop_by_quit(process, url):
-            stop_server(int(url.rstrip("/").rpartition(":")[2]))
-
-        ways = [stop_by_quit]
-        if os.name != "nt":
-            ways += [lambda process, url: process.send_signal(signal.SIGINT)]
-            ways += [lambda process, url: process.send_signal(signal.SIGTERM)]
-        for stop in ways:
-            with self.subTest(stop):
+        for stop in (CommandLineTest.stop_by_quit, *self.SIGNALS):
+            with self.subTest(stop.__name__):
                 process, url = self.start(directory)
                 self.assertEqual(self.read(url + "feed.xml"), (200, b"<rss/>"))
                 self.assertEqual(self.read(url + "wrong.xml")[0], 500)
-                stop(process, url)
+                stop(self, process, url)
                 out, err = process.communicate(timeout=PATIENCE)
                 self.assertEqual(process.returncode, 0)
                 log, findings = out.split("Python-urllib", 1)
@@ -7347,6 +7346,66 @@ class CommandLineTest(ServerTestCase):
                 self.assertEqual(findings.count("[no-compression]\n"), 2)
                 self.assertEqual(err.count("\n"), 1)
                 self.assertIn("Status: found 'x'", err)
+
+    @unittest.skipUnless(SIGNALS, "no process can be sent a signal here")
+    def test_a_signal_ends_it_at_any_moment(self):
+        """Whatever clients wait for, and when more signals come while it ends."""
+        files = {"feed.xml": b"<rss/>", "delay.xml": comment("Delay: 86400")}
+        files.update({"stall.xml": comment("Fault: stall at headers"), "large.bin": bytes(9999999)})
+        directory = self.make_directory(files)
+        for stop, (name, often) in itertools.product(
+            self.SIGNALS, zip(("feed.xml", *files, "half"), (False, True) * 3)
+        ):
+            process, url = self.start(directory)
+            host, port = url[len("http://") : -1].split(":")
+            with (
+                self.subTest(stop.__name__, name=name, often=often),
+                socket.create_connection((host, int(port)), PATIENCE) as connection,
+            ):
+                if name == "half":
+                    connection.sendall(b"GET / HT")
+                    name = "feed.xml"
+                    self.assertEqual(self.read(url + name)[0], 200)
+                else:
+                    connection.sendall(f"GET /{name} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                # It is printed before the first byte is sent.
+                self.assertEqual(process.stdout.readline(), f"GET /{name} -> 200\n")
+                sender = threading.Thread(target=self.send, args=(stop, process, url, often))
+                sender.start()
+                try:
+                    out, err = process.communicate(timeout=PATIENCE)
+                finally:
+                    process.kill()
+                    process.wait()
+                    sender.join()
+                self.assertEqual((process.returncode, err), (0, ""))
+                self.assertIn("[no-compression]\n", out)
+
+    def send(self, stop, process, url, often):
+        stop(self, process, url)
+        while often and process.returncode is None:
+            stop(self, process, url)
+
+    def test_main_puts_back_what_it_has_set_for_signals(self):
+        def settings():
+            wakeup = signal.set_wakeup_fd(-1)
+            signal.set_wakeup_fd(wakeup)
+            return [wakeup, *map(signal.getsignal, (signal.SIGINT, signal.SIGTERM))]
+
+        class Server(feedtestserver._ShownServer):
+            def start(self):
+                super().start()
+                seen.extend(settings())
+                hosts.append(self.host)
+                stop_server(self.port)
+
+        seen, hosts, before = [], [], settings()
+        options = ("--port", "0", "--bind", "0.0.0.0")
+        with mock.patch.object(feedtestserver, "_ShownServer", Server):
+            self.assertEqual(self.run_main(self.make_directory(), *options)[0], 0)
+        self.assertEqual((settings(), hosts), (before, ["0.0.0.0"]))
+        for inside, outside in zip(seen, before):
+            self.assertNotEqual(inside, outside)
 
     def test_judges_each_client_by_its_name(self):
         server = self.serve({"feed.xml": comment('Header: ETag: "v1"')})
@@ -7363,36 +7422,37 @@ class CommandLineTest(ServerTestCase):
         self.assertEqual(others, ["other/1 was polite", f"{'x' * 200} was polite"])
         self.assertRegex(nameless, r"^a client without a name was not polite:\n(.*\]\n?){2}$")
 
-    def test_a_second_interrupt_ends_what_it_tells(self):
-        directory = self.make_directory()
-        interrupted = mock.Mock(side_effect=KeyboardInterrupt)
-        with (
-            mock.patch.multiple(feedtestserver, _judge_each_client=interrupted),
-            mock.patch.object(FeedTestServer, "_wait_ended", interrupted),
-        ):
-            self.assertEqual(self.run_main(directory, "--port", "0")[0], 0)
-        self.assertEqual(interrupted.call_count, 2)
-
-    def test_serves_whoever_reads_what_it_prints(self):
+    def test_goes_on_where_nobody_reads_what_it_prints(self):
+        """Whether or not Python keeps what it prints in a buffer."""
         directory = self.make_directory({"feed.xml": b"<rss/>", "wrong.xml": b"<!-- Status: x -->"})
-        process, url = self.start(directory)
-        process.stdout.close()
-        for name, status in (("feed.xml", 200), ("wrong.xml", 500), ("feed.xml", 200)):
-            self.assertEqual(self.read(url + name)[0], status)
-        stop_server(int(url.rstrip("/").rpartition(":")[2]))
-        self.assertEqual(process.wait(PATIENCE), 0)
+        stop = self.SIGNALS[-1] if self.SIGNALS else CommandLineTest.stop_by_quit
+        for options, closed in itertools.product(((), ("-u",)), ("stdout", "stderr", "both")):
+            with self.subTest(options, closed=closed):
+                process, url = self.start(directory, *options)
+                for name in ("stdout", "stderr"):
+                    if closed in (name, "both"):
+                        getattr(process, name).close()
+                for path, status in (("feed.xml", 200), ("wrong.xml", 500), ("feed.xml", 200)):
+                    self.assertEqual(self.read(url + path)[0], status)
+                stop(self, process, url)
+                self.assertEqual(process.wait(PATIENCE), 0)
+                if closed == "stdout":
+                    self.assertRegex(process.stderr.read(), "^.*Status: found 'x'.*\n$")
+                elif closed == "stderr":
+                    self.assertIn("GET /feed.xml -> 200\n\nPython", process.stdout.read())
 
     def test_prints_what_the_stream_can_encode(self):
         stream = io.TextIOWrapper(io.BytesIO(), "ascii", newline="")
         feedtestserver._say("caf\u00e9", stream)
         self.assertEqual(stream.buffer.getvalue(), b"caf\\xe9\n")
-        with contextlib.redirect_stdout(None):
-            feedtestserver._say("nobody")
+        feedtestserver._say("nobody", None)
 
     def test_prints_nothing_that_a_terminal_obeys(self):
         stream = io.StringIO()
-        feedtestserver._say("GET /\x9b31m\u202e\x1b[2J caf\u00e9\n  2\x7f", stream)
-        self.assertEqual(stream.getvalue(), "GET /\\x9b31m\\u202e\\x1b[2J caf\u00e9\n  2\\x7f\n")
+        feedtestserver._say("GET /\x9b31m\u202e\x1b[2J caf\u00e9\n\t\xa0\u30002\x7f", stream)
+        self.assertEqual(
+            stream.getvalue(), "GET /\\x9b31m\\u202e\\x1b[2J caf\u00e9\n\t\xa0\u30002\\x7f\n"
+        )
 
     def test_lists_the_fixtures(self):
         directory = self.make_directory(
