@@ -596,9 +596,10 @@ class FeedTestServer(threading.Thread):
     def _named(self, name: str) -> Response:
         fixture = _load(self.directory, name.lstrip("/"))
         if fixture is None:
-            raise FileNotFoundError(
-                errno.ENOENT, f"no such fixture in {self.directory}{self._nearest(name)}", name
-            )
+            words = f"no such fixture in {self.directory}{self._nearest(name)}"
+            if re.match(r"\s*[<{[]|.*\n", name):
+                words += "; if it is a body: bodies are bytes, such as b'<rss/>'"
+            raise FileNotFoundError(errno.ENOENT, words, name[:80])
         return fixture
 
     def _fixture_for(self, request: Request) -> Response:

@@ -5496,6 +5496,10 @@ class RespondTest(ServerTestCase):
             ),
             (("../v1.xml",), FileNotFoundError, "no such fixture"),
             (("wrong.xml",), DirectiveError, "line 1: Status: found 'x'"),
+            *(
+                ((body,), FileNotFoundError, "; if it is a body: bodies are bytes, such as b'<rs")
+                for body in ("<rss/>", ' {"a": 1}', "[]", "two\nlines", "<" + "x" * 300)
+            ),
         ):
             with self.subTest(steps), self.assertRaisesRegex(error, words):
                 server.respond("/x", *steps)
