@@ -4188,7 +4188,7 @@ def _temporary_file(text: str, name: str) -> str:
     """The path of a new file for nobody but its owner (mode 0600)."""
     descriptor, path = tempfile.mkstemp(f"-{name}", "feedtestserver-")
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
+        with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
     except BaseException:
         os.unlink(path)
