@@ -334,6 +334,18 @@ class ExampleTest(ServerTestCase):
                 tests -= int(re.search(r"Ran (\d+) tests?", done.stderr).group(1))
         self.assertEqual(tests, 0)
 
+    def test_it_can_be_copied_into_a_package_of_tests(self):
+        [first] = [files for files in readme_examples() if "test_fetch.py" in files]
+        said = "from .feedtestserver import FeedTestServerMixin"
+        self.assertIn(said, (HERE / "README.rst").read_text("utf-8"))
+        test = first["test_fetch.py"].replace(said.replace(" .", " "), said)
+        files = {"tests/test_fetch.py": test, "tests/data/feed.xml": first["data/feed.xml"]}
+        folder = self.make_directory({name: text.encode() for name, text in files.items()})
+        (folder / "tests" / "feedtestserver.py").write_text(SOURCE, "utf-8")
+        (folder / "tests" / "__init__.py").touch()
+        done = run("-W", "error", "-m", "unittest", cwd=folder)
+        self.assertRegex(done.stderr, r"Ran 2 tests in .*\n\nOK\n$")
+
     def test_readme_and_table_name_the_same_directives(self):
         said = re.findall(r"^``(\w+): ", (HERE / "README.rst").read_text("utf-8"), re.MULTILINE)
         self.assertEqual(said, [rule.name for rule in feedtestserver._RULES.values()])
