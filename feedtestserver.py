@@ -708,10 +708,10 @@ class _Script:
         return step, f"step {self.taken} of {len(self.steps)}{name and f': {name}'}"
 
 
-def _require_directory(path: str) -> None:
+def _require_directory(path: str, words: str = "there is no such directory to serve") -> None:
     if not os.path.isdir(path):
         number = errno.ENOTDIR if os.path.exists(path) else errno.ENOENT
-        raise OSError(number, "there is no such directory to serve", path)
+        raise OSError(number, words, path)
 
 
 def _remove(files: dict[str, str], owner: int) -> None:
@@ -4984,9 +4984,7 @@ def _record_feed(url: str, name: str) -> int:
 
 def _require_writable(path: str) -> None:
     """Raise OSError unless a new file of that name can be made."""
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(errno.ENOENT, "there is no such folder to write to", folder)
+    _require_directory(os.path.dirname(path) or ".", "there is no such folder to write to")
     try:
         open(path, "xb").close()
     except FileExistsError as error:

@@ -5618,8 +5618,7 @@ class RespondTest(ServerTestCase):
                 [error] = server.errors
                 self.assertEqual(response.status, 500)
                 self.assertIn(words, error)
-                shown = error.encode("utf-8", "backslashreplace").decode()
-                self.assertEqual(response.content.decode(), shown + "\n")
+                self.assertEqual(response.content.decode(), legible(error) + "\n")
 
     def test_an_exception_that_cannot_be_shown(self):
         class Fault(Exception):
