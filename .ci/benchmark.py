@@ -4,12 +4,17 @@ Each peer lives in a process of its own, and this one is the client of those tha
 round goes from peer to peer, so that what else the machine does meets all of them. A cell has the
 median of its rounds, and in parentheses how many times slower than bare sockets that is. Every
 answer is compared with its file; the status is 1 where one is wrong, or a peer fails or hangs.
+
+There are three tables. The second has many connections that stay open, under a load that comes from
+wrk where it is installed, else from one more process. The third has this server alone, which holds
+open connections of all kinds while somebody else asks, and is then stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
 import contextlib
 import functools
 import http.server
@@ -26,17 +31,20 @@ import os
 import pathlib
 import platform
 import random
+import re
 import selectors
+import shutil
 import signal
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import textwrap
 import threading
 import time
 import unittest
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 HERE = pathlib.Path(__file__).resolve().parents[1]
@@ -47,6 +55,11 @@ import feedtestserver  # noqa: E402
 FEED = b"<rss><channel>%s</channel></rss>" % b"".join(b"<item>%04d</item>" % n for n in range(120))
 LARGE = 50_000_000  # bytes
 CONNECTIONS, TESTS = 512, 1000
+KEPT = (1, 16, 128, CONNECTIONS)  # connections under load
+OPEN = 1000  # connections that wait
+SPARE = 256  # descriptors for all else but these
+FEW = 3  # rounds with more of them
+TABLES = ["base", "load", "open"]
 PATIENCE = 20.0  # seconds; only a broken peer makes anybody wait so long
 GET = b"GET /feed.xml HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 LAST_GET = b"GET /%s HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
@@ -66,10 +79,20 @@ class Effort(NamedTuple):
     budget: float  # seconds after which there are no more rounds
     limit: float  # seconds for a run of tests; the rest of it is extrapolated
     late: float  # seconds after which a connection among many has failed
+    load_rounds: int
+    load: float  # seconds; wrk takes a whole one at least
+    load_budget: float
+    open_rounds: int  # with OPEN connections
 
 
-THOROUGH = Effort(rounds=5, seconds=0.15, budget=1, limit=2, late=10)
-QUICK = Effort(rounds=1, seconds=0.05, budget=0, limit=0.5, late=1)
+THOROUGH = Effort(
+    rounds=5, seconds=0.15, budget=1, limit=2, late=10,
+    load_rounds=3, load=1, load_budget=5, open_rounds=20,
+)  # fmt: skip
+QUICK = Effort(
+    rounds=1, seconds=0.05, budget=0, limit=0.5, late=1,
+    load_rounds=1, load=0.3, load_budget=0, open_rounds=3,
+)  # fmt: skip
 
 # The client
 
@@ -167,6 +190,15 @@ def get_at_once(port: int, late: float) -> list[float]:
     return times + [math.inf] * len(begun)
 
 
+def stays_open(answer: bytes) -> bool:
+    head = answer.partition(b"\r\n\r\n")[0].lower()
+    return not head.startswith(b"http/1.0") and b"connection: close" not in head
+
+
+def percentile(times: list[float], share: float) -> float:
+    return sorted(times)[math.ceil(len(times) * share) - 1]
+
+
 def rate(act: Callable[[], object], seconds: float) -> float:
     """How often in a second this can be done; it is done at least once."""
     begin = time.perf_counter()
@@ -175,6 +207,153 @@ def rate(act: Callable[[], object], seconds: float) -> float:
         if (spent := time.perf_counter() - begin) >= seconds:
             return count / spent
     raise AssertionError
+
+
+# The load: as many GETs as the peer can answer, on connections that stay open
+
+
+class Load(NamedTuple):
+    """What has come of it; times are in seconds."""
+
+    rate: float  # answers in a second
+    p99: float
+    late: int  # answers that came late
+    missing: int  # connections that have ended, or had not all their answers in the end
+    busy: float  # share of the time for which the client itself was at work
+
+
+class Kept:
+    """A connection that asks again as soon as it has an answer."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.answer = b""
+        self.begin = 0.0
+        self.count = 0
+
+    def ask(self) -> None:
+        self.begin = time.perf_counter()
+        self.connection.send(GET)
+
+    def read(self) -> float | None:
+        """Seconds that an answer took, as soon as it is whole; an exception at the end."""
+        more = self.connection.recv(65536)
+        if not more:
+            raise ConnectionResetError
+        self.answer += more
+        if not self.answer.endswith(FEED):
+            return None
+        seconds = time.perf_counter() - self.begin
+        check(self.answer)
+        self.answer = b""
+        self.count += 1
+        return seconds
+
+
+def step(
+    selector: selectors.BaseSelector, key: selectors.SelectorKey, is_over: bool
+) -> float | None:
+    """Go on with one connection of many, which is asked to end when it is over."""
+    kept: Kept = key.data
+    if key.events == selectors.EVENT_WRITE:
+        selector.modify(kept.connection, selectors.EVENT_READ, kept)
+        kept.ask()
+        return None
+    seconds = kept.read()
+    if seconds is not None:
+        if is_over and kept.count > 1:  # the first answer alone may be to one that does not stay
+            selector.unregister(kept.connection)
+        else:
+            kept.ask()
+    return seconds
+
+
+def keep_busy(port: int, connections: int, seconds: float, late: float, patience: float) -> Load:
+    """Load a server for some seconds, and until each connection has had two answers."""
+    times: list[float] = []
+    in_time, missing = 0, 0
+    with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:
+        for _ in range(connections):
+            connection = stack.enter_context(socket.socket())
+            connection.setblocking(False)
+            connection.connect_ex(("127.0.0.1", port))
+            selector.register(connection, selectors.EVENT_WRITE, Kept(connection))
+        begin, worked = time.perf_counter(), time.process_time()
+        end = now = begin + seconds
+        while selector.get_map() and (left := end + patience - time.perf_counter()) > 0:
+            ready = selector.select(left)
+            is_over = (now := time.perf_counter()) >= end
+            for key, _ in ready:
+                try:
+                    taken = step(selector, key, is_over)
+                except OSError:
+                    selector.unregister(key.fileobj)
+                    missing += 1
+                    continue
+                if taken is not None:
+                    times.append(taken)
+                    in_time += not is_over
+        busy = (time.process_time() - worked) / (now - begin)
+        missing += len(selector.get_map())
+    p99 = percentile(times, 0.99) if times else math.inf
+    late_ones = sum(taken > late for taken in times)
+    return Load(in_time / seconds if seconds else 0, p99, late_ones, missing, busy)
+
+
+WRK = """
+local threads = {}
+
+function setup(thread)
+   table.insert(threads, thread)
+end
+
+function init(arguments)
+   local file = assert(io.open(arguments[1], "rb"))
+   feed, wrong = file:read("*a"), 0
+   file:close()
+end
+
+function response(status, fields, body)
+   if status ~= 200 or body ~= feed then wrong = wrong + 1 end
+end
+
+function done(summary, latency, requests)
+   local wrong, errors = 0, summary.errors
+   for _, thread in ipairs(threads) do wrong = wrong + thread:get("wrong") end
+   io.write(string.format("\\nfigures %d %d %d %d %d %d\\n", summary.requests, summary.duration,
+      latency:percentile(99), errors.timeout, errors.connect + errors.read + errors.write, wrong))
+end
+"""
+
+
+def run(*command: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout)
+
+
+def processor_time_of_children() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def load_by_wrk(folder: str, port: int, connections: int, seconds: float, late: float) -> Load:
+    """It compares every answer, too; of an answer that never comes it does not tell."""
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{math.ceil(seconds)}s"]
+    command += [f"-T{math.ceil(late)}s", "-s", str(beside(folder, "wrk.lua"))]
+    command += [f"http://127.0.0.1:{port}/feed.xml", "--", str(pathlib.Path(folder, "feed.xml"))]
+    worked = processor_time_of_children()
+    try:
+        done = run(*command, timeout=seconds + PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise Failed(f"no end of {command}") from None
+    worked = processor_time_of_children() - worked
+    figures = done.stdout.rpartition("\nfigures ")[2].split()
+    if done.returncode or len(figures) != 6:
+        raise Failed(f"wrk: {(done.stderr or done.stdout).strip()[:200]}")
+    count, duration, p99, times_out, errors, wrong = map(int, figures)
+    if wrong:
+        raise Failed(f"{wrong} wrong answers of {count}")
+    spent = duration / 1e6
+    return Load(count / spent, p99 / 1e6 if count else math.inf, times_out, errors, worked / spent)
 
 
 # The peers: contexts with a port. Where one fails its process is ended, so none cleans up then.
@@ -205,12 +384,38 @@ def be_floor(listening: socket.socket, ready: dict[bytes, bytes]) -> None:
                         break
 
 
+def be_floor_for_many(listening: socket.socket, ready: dict[bytes, bytes]) -> None:
+    """Answer whichever connection has something to read."""
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+        selector = stack.enter_context(selectors.DefaultSelector())
+        selector.register(listening, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                connection: Any = key.fileobj
+                if connection is listening:
+                    connection = stack.enter_context(listening.accept()[0])
+                    selector.register(connection, selectors.EVENT_READ)
+                    continue
+                request = b""
+                with contextlib.suppress(ConnectionError):
+                    request = connection.recv(65536)
+                    if request == QUIT:
+                        return
+                    if request:
+                        connection.sendall(ready[request.split(b" ", 2)[1]])
+                if not request:
+                    selector.unregister(connection)
+                    connection.close()
+
+
 @contextlib.contextmanager
-def floor(folder: str) -> Iterator[int]:
+def floor(
+    folder: str, be: Callable[[socket.socket, dict[bytes, bytes]], None] = be_floor
+) -> Iterator[int]:
     """Bare sockets: one thread, which reads and sends what it has ready."""
     with socket.create_server(("127.0.0.1", 0), backlog=2 * CONNECTIONS) as listening:
         port = listening.getsockname()[1]
-        thread = threading.Thread(target=be_floor, args=[listening, answers(folder)], daemon=True)
+        thread = threading.Thread(target=be, args=[listening, answers(folder)], daemon=True)
         thread.start()
         yield port
         try:
@@ -291,24 +496,130 @@ def get_by_requests(port: int) -> bytes:
     return b"\r\n\r\n" + body
 
 
+# Programs print their port, and end with their input. One runs as long as the process of its peer.
+
+GO = """
+package main
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+)
+
+func serve(answer http.ResponseWriter, request *http.Request) {
+	http.ServeFile(answer, request, filepath.Join(os.Args[1], filepath.Base(request.URL.Path)))
+}
+
+func main() {
+	listening, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(listening.Addr().(*net.TCPAddr).Port)
+	go http.Serve(listening, http.HandlerFunc(serve))
+	io.Copy(io.Discard, os.Stdin)
+}
+"""
+
+NODE = """
+'use strict';
+const fs = require('fs');
+const path = require('path');
+const folder = process.argv[2];
+const bodies = new Map();
+for (const name of fs.readdirSync(folder)) {
+  bodies.set('/' + name, fs.readFileSync(path.join(folder, name)));
+}
+const server = require('http').createServer((request, response) => {
+  const body = bodies.get(request.url);
+  response.writeHead(body ? 200 : 404, {'Content-Length': body ? body.length : 0});
+  response.end(body);
+});
+server.listen({host: '127.0.0.1', port: 0, backlog: 1024}, () => {
+  console.log(server.address().port);
+});
+process.stdin.on('close', () => process.exit()).resume();
+"""
+
+
+def beside(folder: str, name: str) -> pathlib.Path:
+    """Where the programs are: not among what is served."""
+    return pathlib.Path(folder).parent / name
+
+
+def make_go(folder: str) -> None:
+    source = beside(folder, "peer.go")
+    source.write_text(GO)
+    command = ["go", "build", "-o", str(beside(folder, "peer")), str(source)]
+    quiet = {"GOTOOLCHAIN": "local", "GOPROXY": "off", "GOFLAGS": ""}
+    subprocess.run(
+        command, env={**os.environ, **quiet}, cwd=source.parent, check=True, capture_output=True,
+        stdin=subprocess.DEVNULL, timeout=3 * PATIENCE,
+    )  # fmt: skip
+
+
+def make_node(folder: str) -> None:
+    beside(folder, "peer.js").write_text(NODE)
+
+
+@functools.lru_cache(maxsize=1)
+def running(*command: str) -> tuple[subprocess.Popen[bytes], int]:
+    program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    atexit.register(program.communicate)
+    assert program.stdout
+    return program, int(program.stdout.readline())
+
+
+@contextlib.contextmanager
+def go(folder: str) -> Iterator[int]:
+    """The server of Go's library, and files."""
+    yield running(str(beside(folder, "peer")), folder)[1]
+
+
+@contextlib.contextmanager
+def node(folder: str) -> Iterator[int]:
+    """The server of Node's library, and what it has in memory."""
+    yield running("node", str(beside(folder, "peer.js")), folder)[1]
+
+
+class Program(NamedTuple):
+    make: Callable[[str], None]
+    version: tuple[str, ...]  # the command that prints it
+
+
+PROGRAMS = {
+    "go": Program(make_go, ("go", "version")),
+    "node": Program(make_node, ("node", "--version")),
+}
+
+
 class Peer(NamedTuple):
     serving: Callable[[str], contextlib.AbstractContextManager[int]]
     package: str = ""
     get: Callable[[int], bytes] = get
+    serving_many: Callable[[str], contextlib.AbstractContextManager[int]] | None = None
+    program: str = ""  # there is nothing to start and stop then in the process that asks
 
 
+OWN = "feedtestserver"
 PEERS = {
-    "floor": Peer(floor),
+    "floor": Peer(floor, serving_many=functools.partial(floor, be=be_floor_for_many)),
     "http.server": Peer(http_server),
     "http.server-tuned": Peer(
         functools.partial(http_server, protocol="HTTP/1.1", poll_interval=0.01)
     ),
-    "feedtestserver": Peer(this_server),
+    OWN: Peer(this_server),
     "pytest-httpserver": Peer(pytest_httpserver, "pytest_httpserver"),
     "pytest-httpserver-threaded": Peer(
         functools.partial(pytest_httpserver, threaded=True), "pytest_httpserver"
     ),
     "aiohttp": Peer(aiohttp, "aiohttp"),
+    "go": Peer(go, program="go"),
+    "node": Peer(node, program="node"),
     "responses": Peer(responses, "responses", get_by_requests),
 }
 
@@ -362,52 +673,195 @@ def run_tests(peer: Peer, folder: str, limit: float) -> tuple[float, int]:
     return seconds, result.testsRun
 
 
-def allow_descriptors() -> None:
-    """A connection and a file for each client may be more than a system allows at first."""
+def acts_of_peer(name: str, folder: str) -> dict[str, Callable[..., Any]]:
+    peer, stack = PEERS[name], contextlib.ExitStack()
+
+    def serve(many: bool) -> int:
+        serving = (many and peer.serving_many) or peer.serving
+        return stack.enter_context(serving(folder))
+
+    return {
+        "cycle": functools.partial(cycle, peer, folder),
+        "get": functools.partial(get_here, peer, folder),
+        "tests": functools.partial(run_tests, peer, folder),
+        "serve": serve,
+        "stop": stack.close,
+    }
+
+
+def acts_of_load() -> dict[str, Callable[..., Any]]:
+    return {"load": keep_busy}
+
+
+# What is done in the processes of a server with many open connections, and of those who hold them
+
+
+def acts_of_holder(folder: str) -> dict[str, Callable[..., Any]]:
+    servers: list[feedtestserver.FeedTestServer] = []
+
+    def serve() -> int:
+        server = feedtestserver.FeedTestServer(folder)
+        response = functools.partial(feedtestserver.Response, FEED)
+        server.respond("/stalled", response(fault="stall at headers"))
+        server.respond("/delayed", response(delay=3600))
+        server.respond("/throttled", response(rate=1))
+        server.start()
+        servers.append(server)
+        return server.port
+
+    def stop() -> float:
+        server = servers.pop()
+        begin = time.perf_counter()
+        server.stop()
+        return time.perf_counter() - begin
+
+    return {"serve": serve, "stop": stop, "peak": peak_memory}
+
+
+def peak_memory() -> float | None:
+    """In MB, of this process so far; none where the system does not tell."""
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    return None
+
+
+class Waiting(NamedTuple):
+    """A kind of connection that stays open, and what it waits for."""
+
+    kind: str
+    request: bytes
+    has_answer: bool = False
+    has_head: bool = False
+    rest: bytes = b""  # what may come of the body, at some time
+
+
+def for_path(path: bytes) -> bytes:
+    return GET.replace(b"/feed.xml", path)
+
+
+WAITING = (
+    Waiting("idle", b""),
+    Waiting("half a head", GET[: len(GET) // 2]),
+    Waiting("kept alive", GET, has_answer=True),
+    Waiting("stalled", for_path(b"/stalled"), has_head=True),
+    Waiting("delayed", for_path(b"/delayed")),
+    Waiting("throttled", for_path(b"/throttled"), has_head=True, rest=FEED),
+)
+
+
+class Held:
+    """One such connection; whatever comes on it, but should not, is an error."""
+
+    def __init__(self, port: int, waiting: Waiting) -> None:
+        self.waiting = waiting
+        self.came = b""
+        self.connection = connect(port)
+        if waiting.has_answer:
+            get_again(self.connection)
+            return
+        self.connection.sendall(waiting.request)
+        answer = b""
+        while waiting.has_head and b"\r\n\r\n" not in answer:
+            if not (more := self.connection.recv(65536)):
+                break
+            answer += more
+        head, _, self.came = answer.partition(b"\r\n\r\n")
+        if waiting.has_head and not head.startswith(b"HTTP/1.1 200 "):
+            raise Failed(f"a wrong answer, {waiting.kind}: {head[:80]!r}...")
+
+    def has_ended(self) -> bool:
+        """Read what there is, or until the end where the socket has a time limit."""
+        ended = True
+        try:
+            while more := self.connection.recv(65536):
+                self.came += more
+        except (BlockingIOError, socket.timeout):
+            ended = False
+        except ConnectionError:
+            pass
+        if not self.waiting.rest.startswith(self.came):
+            raise Failed(f"a wrong answer, {self.waiting.kind}: {self.came[:80]!r}...")
+        return ended
+
+
+def acts_of_crowd() -> dict[str, Callable[..., Any]]:
+    crowd: list[Held] = []
+
+    def hold(port: int, number: int) -> None:
+        for _ in range(number):
+            crowd.append(Held(port, WAITING[len(crowd) % len(WAITING)]))
+
+    def look() -> None:
+        for held in crowd:
+            held.connection.setblocking(False)
+            if held.has_ended():
+                raise Failed(f"a connection has ended too early, {held.waiting.kind}")
+
+    def leave() -> None:
+        """See that the server has ended them all."""
+        for held in crowd:
+            held.connection.settimeout(PATIENCE / 2)
+            if not held.has_ended():
+                raise Failed(f"a connection is open though the server is not, {held.waiting.kind}")
+            held.connection.close()
+        crowd.clear()
+
+    return {"hold": hold, "look": look, "leave": leave}
+
+
+# Processes
+
+
+def allow_descriptors(wanted: int) -> float:
+    """How many a process may have, and those that it starts; a system may allow fewer at first."""
     with contextlib.suppress(ImportError):
         import resource
 
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = 4096 if most == resource.RLIM_INFINITY else min(4096, most)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+        now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if now == resource.RLIM_INFINITY:
+            return math.inf
+        if most != resource.RLIM_INFINITY:
+            wanted = min(wanted, most)
+        with contextlib.suppress(ValueError, OSError):
+            if now < wanted:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+                now = wanted
+        return now
+    return math.inf
 
 
-def be_host(name: str, folder: str, pipe: multiprocessing.connection.Connection) -> None:
+Acts = Callable[..., "dict[str, Callable[..., Any]]"]
+
+
+def be_helper(
+    make_acts: Acts, arguments: tuple[str, ...], pipe: multiprocessing.connection.Connection
+) -> None:
     """Do what the other end asks for, until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the other end that is interrupted
     os.environ["no_proxy"] = "*"
     for noisy in ("werkzeug", "aiohttp"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
-    allow_descriptors()
-    acts: dict[str, Callable[..., Any]] = {"cycle": cycle, "get": get_here, "tests": run_tests}
+    acts = make_acts(*arguments)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            act, *arguments = pipe.recv()
+            act, *values = pipe.recv()
             try:
-                if act == "serve":
-                    with PEERS[name].serving(folder) as port:
-                        pipe.send((True, port))
-                        pipe.recv()
-                    pipe.send((True, None))
-                else:
-                    pipe.send((True, acts[act](PEERS[name], folder, *arguments)))
+                answer = True, acts[act](*values)
             except Exception as error:
-                pipe.send((False, f"{type(error).__name__}: {error}"))
+                answer = False, f"{type(error).__name__}: {error}"
+            pipe.send(answer)
 
 
-class Host:
-    """The process of a peer, as it is seen from this one, and what has been measured there."""
+class Helper:
+    """A process, as it is seen from this one."""
 
-    def __init__(self, name: str, folder: str) -> None:
-        self.name = name
-        self.has_port = PEERS[name].get is get
-        self.cells: dict[Column, list[float]] = {}
-        self.unfinished: list[int] = []
-        self.is_scaled = False
-        self.failure = ""
+    def __init__(self, make_acts: Acts, *arguments: str) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=be_host, args=(name, folder, theirs), daemon=True)
+        arguments_of_all = (make_acts, arguments, theirs)
+        self.process = context.Process(target=be_helper, args=arguments_of_all, daemon=True)
         self.process.start()
         theirs.close()
 
@@ -420,11 +874,6 @@ class Host:
             raise Failed(value)
         return value
 
-    @contextlib.contextmanager
-    def serving(self) -> Iterator[int]:
-        yield self.ask("serve")
-        self.ask("stop")
-
     def end(self) -> None:
         self.pipe.close()
         self.process.join(PATIENCE)
@@ -432,10 +881,73 @@ class Host:
         self.process.join()
 
 
+class Host(Helper):
+    """The process of a peer, and what has been measured there."""
+
+    def __init__(self, name: str, folder: str) -> None:
+        super().__init__(acts_of_peer, name, folder)
+        self.name = name
+        self.folder = folder
+        self.has_port = PEERS[name].get is get
+        self.is_program = bool(PEERS[name].program)
+        self.cells: dict[Column, list[float]] = {}
+        self.unfinished: dict[str, list[int]] = {}
+        self.busy = 0.0  # the most that a client was, under load
+        self.is_scaled = False
+        self.failure = ""
+        self.clients: Helper | None = None
+
+    @contextlib.contextmanager
+    def serving(self, many: bool = False) -> Iterator[int]:
+        yield self.ask("serve", many)
+        self.ask("stop")
+
+    def load(self, port: int, connections: int, effort: Effort, patience: float) -> Load:
+        """A load from another process than this one."""
+        if has_wrk():
+            return load_by_wrk(self.folder, port, connections, effort.load, effort.late)
+        if not self.clients:
+            self.clients = Helper(acts_of_load)
+        found: Load = self.clients.ask(
+            "load", port, connections, effort.load, effort.late, patience
+        )
+        return found
+
+    def end(self) -> None:
+        super().end()
+        if self.clients:
+            self.clients.end()
+
+
+class Holder(Helper):
+    """The process of a server with so many open connections, and of those who hold them."""
+
+    def __init__(self, folder: str, number: int, rounds: int) -> None:
+        super().__init__(acts_of_holder, folder)
+        self.crowd = Helper(acts_of_crowd)
+        self.number = number
+        self.rounds = rounds
+        self.gets: list[float] = []
+        self.stops: list[float] = []
+        self.peak: float | None = None
+        self.failure = ""
+
+    def end(self) -> None:
+        super().end()
+        self.crowd.end()
+
+
+@functools.lru_cache(maxsize=1)
+def has_wrk() -> bool:
+    return shutil.which("wrk") is not None
+
+
 # What is measured: a number for each column, or none where the peer has no such thing
 
 
 def start_get_stop(host: Host, effort: Effort) -> list[float]:
+    if host.is_program:
+        return []
     return [host.ask("cycle", effort.seconds)]
 
 
@@ -450,8 +962,7 @@ def keep_alive(host: Host, effort: Effort) -> list[float]:
     if not host.has_port:
         return []
     with host.serving() as port, connect(port) as connection:
-        head = get_again(connection).partition(b"\r\n\r\n")[0].lower()
-        if head.startswith(b"http/1.0") or b"connection: close" in head:
+        if not stays_open(get_again(connection)):
             return []
         return [rate(lambda: get_again(connection), effort.seconds)]
 
@@ -461,11 +972,11 @@ def many_at_once(host: Host, effort: Effort) -> list[float]:
         return []
     with host.serving() as port:
         begin = time.perf_counter()
-        times = sorted(get_at_once(port, effort.late))
+        times = get_at_once(port, effort.late)
         seconds = time.perf_counter() - begin
-    host.unfinished.append(times.count(math.inf))
-    finished = CONNECTIONS - host.unfinished[-1]
-    return [finished / seconds, times[math.ceil(CONNECTIONS * 0.99) - 1] * 1000]
+    unfinished = times.count(math.inf)
+    host.unfinished.setdefault(f"of {CONNECTIONS} at once", []).append(unfinished)
+    return [(CONNECTIONS - unfinished) / seconds, percentile(times, 0.99) * 1000]
 
 
 def large_body(host: Host, effort: Effort) -> list[float]:
@@ -476,9 +987,33 @@ def large_body(host: Host, effort: Effort) -> list[float]:
 
 
 def many_tests(host: Host, effort: Effort) -> list[float]:
+    if host.is_program:
+        return []
     seconds, number = host.ask("tests", effort.limit)
     host.is_scaled |= number < TESTS
     return [seconds * TESTS / number]
+
+
+def under_load(host: Host, effort: Effort, connections: int) -> list[float]:
+    """Where wrk is the client, this process is one before, as wrk overlooks what never comes."""
+    if not host.has_port:
+        return []
+    patience = PATIENCE / 2 if host.name == OWN else effort.late
+    with host.serving(many=True) as port:
+        with connect(port) as connection:
+            if not stays_open(get_again(connection)):
+                return []
+        loads = []
+        if has_wrk():
+            loads.append(keep_busy(port, connections, effort.seconds, effort.late, patience))
+        loads.append(host.load(port, connections, effort, patience))
+    missing, late = sum(load.missing for load in loads), sum(load.late for load in loads)
+    if missing and host.name == OWN:
+        raise Failed(f"{missing} answers are missing")
+    host.unfinished.setdefault(f"with {connections} kept alive", []).append(missing + late)
+    host.busy = max(host.busy, loads[-1].busy)
+    p99 = math.inf if missing > connections / 100 else loads[-1].p99
+    return [loads[-1].rate, p99 * 1000]
 
 
 class Column(NamedTuple):
@@ -500,6 +1035,15 @@ WORKLOADS: dict[Measure, list[Column]] = {
 }
 
 
+LOADS: dict[Measure, list[Column]] = {
+    functools.partial(under_load, connections=number): [
+        Column((f"{number}", "kept", "GETs/s"), False),
+        Column((f"{number}", "kept", "p99 ms"), True),
+    ]
+    for number in KEPT
+}
+
+
 def warm_up(host: Host, effort: Effort) -> list[float]:
     """Look at the bytes before any time is taken; what is made once is made then."""
     if not host.has_port:
@@ -515,22 +1059,63 @@ def attempt(measure: Measure, host: Host, effort: Effort) -> float:
     """Enter a round into the cells; the seconds that it took."""
     begin = time.perf_counter()
     try:
-        for column, number in zip(WORKLOADS.get(measure, []), measure(host, effort)):
+        columns = {**WORKLOADS, **LOADS}.get(measure, [])
+        for column, number in zip(columns, measure(host, effort)):
             host.cells.setdefault(column, []).append(number)
     except (Failed, EOFError, OSError) as error:
-        host.failure = f"{measure.__name__}: {str(error) or type(error).__name__}"
+        host.failure = f"{name_of(measure)}: {str(error) or type(error).__name__}"
         host.process.kill()
     return time.perf_counter() - begin
 
 
-def measure_all(hosts: list[Host], effort: Effort) -> None:
+def name_of(measure: Measure) -> str:
+    if isinstance(measure, functools.partial):
+        values = ", ".join(f"{key}={value}" for key, value in measure.keywords.items())
+        return f"{measure.func.__name__}({values})"
+    return measure.__name__
+
+
+def measure_all(
+    hosts: list[Host], measures: Iterable[Measure], effort: Effort, rounds: int, budget: float
+) -> None:
     """Round by round; a slow peer, whose time is used up, has fewer of them."""
-    for measure in WORKLOADS:
+    for measure in measures:
         spent = dict.fromkeys(hosts, 0.0)
-        for number in range(effort.rounds):
+        for number in range(rounds):
             for host in hosts:
-                if not host.failure and (not number or spent[host] < effort.budget):
+                if not host.failure and (not number or spent[host] < budget):
                     spent[host] += attempt(measure, host, effort)
+
+
+def hold_open(holder: Holder, effort: Effort) -> None:
+    """A round: the time that others' GETs take, and that it takes to stop."""
+
+    def act() -> None:
+        begin = time.perf_counter()
+        answer = get(port)
+        holder.gets.append(time.perf_counter() - begin)
+        check(answer)
+
+    port = holder.ask("serve")
+    for first in range(0, holder.number, OPEN):  # so that none of these acts takes long
+        holder.crowd.ask("hold", port, min(OPEN, holder.number - first))
+    rate(act, effort.seconds)
+    holder.crowd.ask("look")
+    holder.stops.append(holder.ask("stop"))
+    holder.crowd.ask("leave")
+    holder.peak = holder.ask("peak")
+
+
+def hold_all_open(holders: list[Holder], effort: Effort) -> None:
+    for number in range(effort.open_rounds):
+        for holder in holders:
+            if number < holder.rounds and not holder.failure:
+                try:
+                    hold_open(holder, effort)
+                except (Failed, EOFError, OSError) as error:
+                    holder.failure = str(error) or type(error).__name__
+                    holder.process.kill()
+                    holder.crowd.process.kill()
 
 
 # What is printed
@@ -555,25 +1140,67 @@ def show_cell(host: Host, floor: Host, column: Column, late: float) -> tuple[str
     return value, f"({show(ratio if column.is_time else 1 / ratio)})"
 
 
-def print_table(hosts: list[Host], late: float) -> None:
-    """A simple table of reStructuredText."""
-    columns = [column for columns in WORKLOADS.values() for column in columns]
-    rows = list(zip(("peer", "", ""), *(column.title for column in columns)))
-    for host in hosts:
-        cells = [show_cell(host, hosts[0], column, late) for column in columns]
-        rows += zip((host.name, ""), *cells)
+def say(text: str) -> None:
+    print(textwrap.fill(text, 100))
+
+
+def print_rows(rows: list[tuple[str, ...]], head: int) -> None:
+    """A simple table of reStructuredText, of which some rows are its head."""
     widths = [max(map(len, cells)) for cells in zip(*rows)]
     ruler = "  ".join("=" * width for width in widths)
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    print(ruler, *lines[:3], ruler, *lines[3:], ruler, "", sep="\n")
+    print(ruler, *lines[:head], ruler, *lines[head:], ruler, "", sep="\n")
+
+
+def print_table(hosts: list[Host], floor: Host, columns: list[Column], late: float) -> None:
+    rows = list(zip(("peer", "", ""), *(column.title for column in columns)))
+    for host in hosts:
+        cells = [show_cell(host, floor, column, late) for column in columns]
+        rows += zip((host.name, ""), *cells)
+    print_rows(rows, 3)
+
+
+def print_loads(hosts: list[Host], late: float) -> None:
+    """Without those peers that keep no connection open."""
+    columns = [column for columns in LOADS.values() for column in columns]
+    shown = [host for host in hosts if host.failure or not host.cells.keys().isdisjoint(columns)]
+    print_table(shown, hosts[0], columns, late)
+    client = f"wrk {version_of('wrk', '-v')}" if has_wrk() else "another process of this script"
+    busy = ", ".join(f"{host.busy:.0%} with {host.name}" for host in shown if host.busy)
+    say(f"The load came from {client}. It was busy for {busy} of the time at most.")
+    if others := ", ".join(host.name for host in hosts if host not in shown):
+        say(f"Not there, as they keep no connection open: {others}.")
+
+
+def print_open(holders: list[Holder]) -> None:
+    rows: list[tuple[str, ...]] = [
+        ("open con-", "GET of", "GET of", "stop()", "stop()", "peak"),
+        ("nections", "another", "another", "", "", "memory"),
+        ("", "p50 ms", "p99 ms", "p50 ms", "p99 ms", "MB"),
+    ]
+    for holder in holders:
+        cells = [f"{holder.number:,}"]
+        for times in (holder.gets, holder.stops):
+            shares = (0.5, 0.99) if times else ()
+            cells += [show(percentile(times, share) * 1000) for share in shares] or ["failed"] * 2
+        cells.append("-" if holder.peak is None else show(holder.peak))
+        rows.append(tuple(cells))
+    print_rows(rows, 3)
+    kinds = ", ".join(waiting.kind for waiting in WAITING)
+    say(f"This is {OWN}. The open connections are, in equal parts: {kinds}.")
+    for holder in holders:
+        say(f"With {holder.number:,}: {len(holder.stops)} rounds, {len(holder.gets):,} GETs.")
+        if holder.failure:
+            print(f"{OWN} has failed with {holder.number:,} open: {holder.failure}")
 
 
 def print_notes(hosts: list[Host], late: float) -> None:
     spreads = [0.0]
     for host in hosts:
-        if any(host.unfinished):
-            counts = ", ".join(map(str, host.unfinished))
-            print(f"{host.name}: {counts} of {CONNECTIONS} have failed, or had no end in {late} s.")
+        for what, unfinished in host.unfinished.items():
+            if any(unfinished):
+                counts = ", ".join(map(str, unfinished))
+                print(f"{host.name}: {counts} {what} have failed, or had no end in {late} s.")
         if host.failure:
             print(f"{host.name} has failed: {host.failure}")
         for numbers in host.cells.values():
@@ -614,6 +1241,15 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def version_of(*command: str) -> str:
+    """What a program prints of itself that looks like one."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = run(*command)
+        if found := re.search(r"\d+(\.\d+)+", done.stdout + done.stderr):
+            return found[0]
+    return "?"
+
+
 def print_machine(names: list[str], used: str) -> None:
     facts = [time.strftime("%Y-%m-%d"), processor(), f"{os.cpu_count()} cores"]
     facts += [f"{used} used by others before", f"{platform.system()} {platform.release()}"]
@@ -621,49 +1257,108 @@ def print_machine(names: list[str], used: str) -> None:
     facts += [f"feedtestserver {feedtestserver.__version__}"]
     for package in sorted({PEERS[name].package for name in names} - {""}):
         facts.append(f"{package.replace('_', '-')} {importlib.metadata.version(package)}")
-    print(textwrap.fill(", ".join(facts), 100))
+    for program in sorted({PEERS[name].program for name in names} - {""}):
+        facts.append(f"{program} {version_of(*PROGRAMS[program].version)}")
+    say(", ".join(facts))
 
 
 # Command line
 
 
-def peers(names: str) -> list[str]:
-    unknown = ", ".join(set(names.split(",")) - set(PEERS))
-    if unknown:
-        raise argparse.ArgumentTypeError(f"no {unknown}; there are {', '.join(PEERS)}")
-    return names.split(",")
+def some_of(known: Iterable[str]) -> Callable[[str], list[str]]:
+    known = list(known)
+
+    def names(text: str) -> list[str]:
+        unknown = ", ".join(set(text.split(",")) - set(known))
+        if unknown:
+            raise argparse.ArgumentTypeError(f"no {unknown}; there are {', '.join(known)}")
+        return text.split(",")
+
+    return names
 
 
-def is_installed(name: str) -> bool:
-    package = PEERS[name].package
-    if package and not importlib.util.find_spec(package):
+def is_installed(name: str, folder: str) -> bool:
+    package, program = PEERS[name].package, PEERS[name].program
+    if not (shutil.which(program) if program else not package or importlib.util.find_spec(package)):
         print(f"{name} is left out, as it is not installed")
         return False
+    if program:
+        try:
+            PROGRAMS[program].make(folder)
+        except (OSError, subprocess.SubprocessError) as error:
+            why = getattr(error, "stderr", None) or str(error).encode()
+            print(f"{name} is left out, as it does not build: {why.decode(errors='replace')[:200]}")
+            return False
     return True
+
+
+def numbers_of_open(wanted: int) -> list[int]:
+    """How many connections are held open: as many as the descriptors are enough for."""
+    numbers = [OPEN, wanted] if wanted else [OPEN]
+    most = allow_descriptors(max(4096, max(numbers) + SPARE)) - SPARE
+    if most < max(numbers):
+        most = max(int(most), 0)
+        print(f"The system allows descriptors for no more than {most:,} open connections")
+    return sorted({0, *(int(min(number, most)) for number in numbers)})
+
+
+def compare(hosts: list[Host], tables: list[str], effort: Effort) -> None:
+    for host in hosts:
+        attempt(warm_up, host, effort)
+    if "base" in tables:
+        measure_all(hosts, WORKLOADS, effort, effort.rounds, effort.budget)
+        columns = [column for columns in WORKLOADS.values() for column in columns]
+        print_table(hosts, hosts[0], columns, effort.late)
+    if "load" in tables:
+        measure_all(hosts, LOADS, effort, effort.load_rounds, effort.load_budget)
+        print_loads(hosts, effort.late)
+    print_notes(hosts, effort.late)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="only see that it runs")
-    parser.add_argument("--peers", type=peers, default=list(PEERS), help="names, with commas")
+    parser.add_argument(
+        "--peers", type=some_of(PEERS), default=list(PEERS), help="names, with commas"
+    )
+    parser.add_argument(
+        "--tables", type=some_of(TABLES), default=TABLES, help=f"of {', '.join(TABLES)}"
+    )
+    parser.add_argument(
+        "--open", type=int, default=0, help="hold so many connections open, too, such as 10000"
+    )
     arguments = parser.parse_args()
     effort = QUICK if arguments.quick else THOROUGH
-    # The floor, which the others are compared with, is always there, and the first.
-    names = [name for name in PEERS if name in ("floor", *arguments.peers) and is_installed(name)]
-    allow_descriptors()
-    used = used_by_others()
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    numbers = numbers_of_open(arguments.open)
+    with tempfile.TemporaryDirectory() as root, contextlib.ExitStack() as stack:
+        folder = os.path.join(root, "served")
+        os.mkdir(folder)
         pathlib.Path(folder, "feed.xml").write_bytes(FEED)
         pathlib.Path(folder, "episode.mp3").write_bytes(large_file())
-        hosts = [Host(name, folder) for name in names]
-        for host in hosts:
-            stack.callback(host.end)
-            attempt(warm_up, host, effort)
-        measure_all(hosts, effort)
-    print_table(hosts, effort.late)
-    print_notes(hosts, effort.late)
+        beside(folder, "wrk.lua").write_text(WRK)
+        # The floor, which the others are compared with, is always there, and the first.
+        names = [name for name in PEERS if name in ("floor", *arguments.peers)]
+        if arguments.tables == ["open"]:
+            names = [name for name in names if name == OWN]
+        names = [name for name in names if is_installed(name, folder)]
+        used = used_by_others()
+        hosts: list[Host] = []
+        holders: list[Holder] = []
+        if arguments.tables != ["open"]:
+            for name in names:
+                hosts.append(Host(name, folder))
+                stack.callback(hosts[-1].end)
+            compare(hosts, arguments.tables, effort)
+        if "open" in arguments.tables and OWN in names:
+            for number in numbers:
+                rounds = effort.open_rounds if number <= OPEN else FEW
+                holders.append(Holder(folder, number, rounds))
+                stack.callback(holders[-1].end)
+            hold_all_open(holders, effort)
+            print_open(holders)
     print_machine(names, used)
-    return 1 if any(host.failure for host in hosts) else 0
+    failures = [host.failure for host in hosts] + [holder.failure for holder in holders]
+    return 1 if any(failures) else 0
 
 
 if __name__ == "__main__":
