@@ -9,8 +9,8 @@ A whole test, with the fixture ``data/feed.xml`` that it fetches::
 
     class FetchTest(FeedTestServerMixin, unittest.TestCase):
         def test_sends_a_user_agent(self):
-            with urllib.request.urlopen(self.get_url("feed.xml")) as answer:
-                self.assertEqual(answer.headers["ETag"], '"v1"')
+            with urllib.request.urlopen(self.get_url("feed.xml")) as response:
+                self.assertEqual(response.headers["ETag"], '"v1"')
             request = self.assertRequested("/feed.xml", times=1)
             self.assertIn("Python-urllib", request.headers["User-Agent"])
 
@@ -27,7 +27,7 @@ The fixture says, in a comment, how it is to be served::
 What cannot hold a comment (JSON, gzip, pictures) has the same lines in a file beside it,
 ``feed.json.headers``. The directives:
 
-    Header: NAME: VALUE      one field line of the answer, sent as it stands; repeats are kept
+    Header: NAME: VALUE      one field line of the response, as it stands; repeats are kept
     Status: CODE [REASON]    the status code, from 200 to 599, and maybe the reason phrase
     Without: NAME            leave out a field that the server would add, such as Content-Type
     Ignore: NAME             act as if the client had not sent this field, such as If-None-Match
@@ -36,40 +36,42 @@ What cannot hold a comment (JSON, gzip, pictures) has the same lines in a file b
     Delay: SECONDS           wait before the status line
     Rate: BYTES              send so many bytes of the body a second, evenly
     Fault: close|reset|stall [at start|headers|N|N%]
-                             end the connection (FIN, RST) or never go on: before the status line,
+                             end the connection (FIN, RST) or send no more: before the status line,
                              after the headers, or when N bytes of the body have arrived
     Template: yes            expand {{base_url}}, {{host}} and {{port}} in the body
 
 Every other key (``Description``, ``Expect``, ...) is kept for the test to read. What is malformed
-on purpose stands in a file ``NAME.asis``, a whole answer that is sent as it is. What a fixture can
-say, ``Response`` can say, in the same words, and a test can say when::
+on purpose goes into a file ``NAME.asis``, a whole response that is sent as it is. What a fixture
+can say, ``Response`` can say, in the same words, and a test can say when::
 
     self.server.respond("/feed.xml", "v1.xml", 503, Response(delay=2, fault="reset at 50%"))
 
 ``self.assertPolite()`` tells what the client did wrong, as the owner of a feed would see it.
 
 HTTPS is spoken on the same port, ``self.get_url("feed.xml", "https")``, with certificates that are
-made when they are needed. Inside of ``with self.server.intercept():`` the server is the whole Web:
-what fetches ``https://example.com/feed.xml`` gets ``data/example.com/feed.xml``.
+made when they are needed. Inside ``with self.server.intercept():`` the server is the whole Web:
+code that fetches ``https://example.com/feed.xml`` gets ``data/example.com/feed.xml``.
 
 The life of a request, in the order of this file:
 
     FeedTestServer           the thread that a test starts and stops
-    StoppableHttpServer      accepts connections until it is told to stop
-    FeedTestRequestHandler   reads a request, finds who answers, plans, records, sends
+    _Site                    who responds: the scripted steps, then the fixtures
+    _Record                  what has arrived, and waiting for it
+    StoppableHttpServer      one thread, one selector, one conversation for each connection
+    FeedTestRequestHandler   the conversation: read, find the response, plan, record, send
     _parse_head              what a request may look like
     _load                    from a URL to a fixture
     parse_directives         from a fixture's comments to what they ask for
-    Response, _plan          the answer as a value, decided before its first byte
+    Response, _plan          the response as a value, decided before its first byte
     Request                  what came in, as it is kept on record
-    _write                   the bytes on the wire
+    _timeline                the bytes on the wire
 
 and what there is beside it:
 
     audit                    what the client did wrong, by the record
     _Tls                     the same bytes in TLS
     _Authority               the certificates that TLS needs
-    _Interception            what makes every host lead to the server
+    _Interception            what makes every host name lead to the server
     FeedTestServerMixin      a server for each test, and assertions on its record
     main                     the command line: python feedtestserver.py [DIRECTORY]
 """
@@ -77,12 +79,14 @@ and what there is beside it:
 from __future__ import annotations
 
 import codecs
+import collections
 import contextlib
 import datetime
 import email.utils
 import errno
 import functools
 import gc
+import heapq
 import html
 import http
 import http.client
@@ -94,7 +98,7 @@ import math
 import os
 import pathlib
 import re
-import select
+import selectors
 import socket
 import socketserver
 import stat
@@ -106,8 +110,8 @@ import time
 import types
 import urllib.parse
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Optional, TextIO, Union
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Optional, TextIO, TypeVar, Union
 from wsgiref.headers import Headers
 
 
@@ -152,10 +156,11 @@ __all__ = [
 __version__ = "1.0.0"
 __unittest = True  # so that the traceback of a failed assertion ends in the test, not in here
 
+_T = TypeVar("_T")
 #: The origin, the path and the query of a URL, as ``respond()`` compares them.
 _Address = tuple[str, str, Optional[str]]
 
-#: Where a server that is bound to all addresses is to be reached.
+#: Where a server that is bound to all addresses can be reached.
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 # The thread that a test starts and stops
@@ -170,12 +175,16 @@ class FeedTestServer(threading.Thread):
     call ``start()`` and ``stop()``.
     """
 
-    #: The class that answers requests; a subclass of FeedTestRequestHandler may add do_ methods.
+    #: The class of the conversations; a subclass of FeedTestRequestHandler may add do_ methods.
     handler_class: type[FeedTestRequestHandler]
-    #: Seconds that stop() waits for a callable that is still running.
+    #: Seconds that stop() waits for test code that is still running.
     stop_timeout = 5.0
-    #: Tells the time in seconds since the epoch: for the Date field and for the record.
+    #: Tells the time in seconds since the epoch, for the Date field and for the record. It is
+    #: called in the thread that serves all connections, so it must return at once.
     clock: Callable[[], float]
+    # Whether the interpreter ends. It has stopped the threads then, maybe while they held a lock,
+    # removed the files, and emptied this module, so this is kept here.
+    _at_end = staticmethod(sys.is_finalizing)
 
     def __init__(
         self,
@@ -186,118 +195,98 @@ class FeedTestServer(threading.Thread):
         bind_timeout: float = 10.0,
     ) -> None:
         super().__init__(name="feedtestserver", daemon=True)
-        self.directory = os.path.abspath(directory)
-        self.host = host
-        self.port = port
         self.bind_timeout = bind_timeout
         self.clock = time.time
-        self._timer = _Timer()
-        self._changed = threading.Condition()
-        self._httpd: Optional[StoppableHttpServer] = None
+        self._site, self._record = self._make_parts()
+        self._files = _TemporaryFiles()
+        self._httpd: Optional[_FixtureServer] = None
+        self._starting = threading.RLock()  # held by start()
+        self._joining = threading.Lock()  # Thread.join() may fail where several call it at once
         self._pid = os.getpid()
-        self._starting: Optional[threading.Thread] = None  # who is in start() just now
-        self._connection_numbers = itertools.count(1)
-        self._requests: list[Request] = []
-        self._errors: list[str] = []
-        self._scripts: dict[_Address, _Script] = {}
-        self._unanswered: dict[Request, None] = {}  # in the order of their arrival
         self._certificate = "valid"
-        self._files: dict[str, str] = {}  # the paths of temporary files, by their names
-        self._intercepting = 0
-        self._led_here: set[socket.socket] = set()  # connections that intercept() has led here
+        self.directory, self.host, self.port = os.path.abspath(directory), host, port
+
+    def _make_parts(self) -> tuple[_Site, _Record]:
+        return _Site(), _Record()
 
     # Starting and stopping
 
     def start(self) -> None:
         """Start to serve; on return, connections are accepted.
 
-        Raises OSError where the directory is missing or the port cannot be had, RuntimeError where
-        the server was started before. No thread and no socket is left then.
+        Raises OSError if the directory is missing or the port cannot be bound, RuntimeError if the
+        server was started before. No thread and no socket is left then.
         """
-        with self._changed:
-            if self._starting or self._httpd:
+        with self._starting:
+            if self._httpd:
                 raise RuntimeError("a server is started once only; make a new FeedTestServer")
-            self._starting = threading.current_thread()
-        try:
             _require_directory(self.directory)
             _logger()  # imported later, out of descriptors or beside a fork(), it could fail
-            self._begin_to_serve()
-        finally:
-            with self._changed:
-                self._starting = None
-                self._changed.notify_all()
+            self._httpd = self._bind()
+            self._pid = os.getpid()
+            self.port = self._httpd.server_port
+            try:
+                super().start()
+            except BaseException:
+                self._httpd.shutdown()
+                if self.ident is not None:
+                    self.join()
+                self._httpd.server_close()
+                self._httpd = None
+                raise
 
-    def _begin_to_serve(self) -> None:
-        """Take the port, and serve it in the new thread."""
-        self._httpd = httpd = self._bind()
-        self._pid = os.getpid()
-        try:
-            self.port = httpd.server_port
-            super().start()
-            with self._changed:
-                self._changed.wait_for(lambda: httpd.serving or httpd.stopping)
-        except BaseException:
-            httpd.request_shutdown()
-            if self.ident is not None:
-                self.join()
-            self._httpd = None
-            raise
-
-    def _bind(self) -> StoppableHttpServer:
-        """Take the port, again after 20 ms while somebody else has it."""
-        deadline = time.monotonic() + self.bind_timeout
+    def _bind(self) -> _FixtureServer:
+        """Bind the port; try again after 20 ms while it is in use."""
+        deadline = time.perf_counter() + self.bind_timeout
         handler = functools.partial(self.handler_class, self)
         while True:
             try:
-                return StoppableHttpServer(
-                    (self.host, self.port), handler, handler_makes_way=True, changed=self._changed
-                )
+                return _FixtureServer((self.host, self.port), handler)
             except OverflowError as error:
                 raise OSError(errno.EINVAL, f"there is no port {self.port}: {error}") from error
             except OSError as error:
-                if error.errno != errno.EADDRINUSE or time.monotonic() >= deadline:
-                    where = f"port {self.port} of {self.host} cannot be had: {error.strerror}"
+                if not _is_in_use(error) or time.perf_counter() >= deadline:
+                    where = f"cannot bind {self.host}:{self.port}: {error.strerror}"
                     raise OSError(error.errno, where) from error
-            gc.collect()  # so that a leaked socket lets go of the port
+            gc.collect()  # closes leaked sockets that have the port
             time.sleep(0.02)
 
     def run(self) -> None:
         """Serve until told to stop; start() calls this in the new thread."""
         assert self._httpd is not None
-        self._httpd.serve_forever()
+        try:
+            self._httpd.serve_forever()
+        finally:
+            self._record.end()
 
     def stop(self) -> None:
         """End the server and all its connections, at once; on return nothing of it is left.
 
-        Waits ``stop_timeout`` seconds for a callable that is still running, then raises a
-        RuntimeError that names its request. Before ``start()``, once all has ended, and in a forked
-        child it does nothing. Called from inside a callable it does not wait for that one.
+        Waits ``stop_timeout`` seconds for test code that is still running, then raises a
+        RuntimeError that names its request. Does nothing before ``start()``, after everything has
+        ended, and in a forked child. Called from inside test code it does not wait for that code.
         """
-        httpd = self._httpd
-        if httpd is None or self._pid != os.getpid():
+        if self._at_end() or self._pid != os.getpid():
             return
-        if sys.is_finalizing():  # its threads have been stopped, maybe with a lock in their hands
-            _remove(self._files, self._pid)
+        with self._starting:
+            httpd = self._httpd
+        if httpd is None:
             return
         httpd.request_shutdown()
-        with self._changed:
-            self._changed.wait_for(lambda: self._starting in (None, threading.current_thread()))
-            _remove(self._files, self._pid)
-        if not httpd.join(self.stop_timeout):
-            with self._changed:
-                running = ", ".join(str(request) for request in self._unanswered) or "?"
+        self._files.remove()
+        deadline = time.perf_counter() + self.stop_timeout
+        if self.ident is not None and not httpd.is_own_thread(threading.current_thread()):
+            with self._joining:
+                self.join(self.stop_timeout)
+        if not httpd.join(max(0.0, deadline - time.perf_counter())):
+            names = ", ".join(httpd.running()) or "all requests, maybe the clock"
             raise RuntimeError(
-                f"stop() waited {self.stop_timeout:g} s for the callable that answers"
-                f" {running}; it must come to an end by itself"
+                f"stop() waited {self.stop_timeout:g} s for the test code that responds to {names};"
+                " it has to return by itself"
             )
-        if self.ident is not None and not httpd.employs(threading.current_thread()):
-            self.join()
-            # The handler class holds this server; without the cycle it goes with its last user.
+        if not httpd.is_own_thread(threading.current_thread()):
+            # The handler class refers to this server; without the cycle it is freed at once.
             httpd.RequestHandlerClass = socketserver.BaseRequestHandler
-
-    def _wait_ended(self, timeout: Optional[float] = None) -> bool:
-        """Wait until QUIT or stop() ended the server, its last answer included; tell whether."""
-        return self._httpd is None or self._httpd.join(timeout)
 
     def __enter__(self) -> FeedTestServer:
         self.start()
@@ -309,17 +298,46 @@ class FeedTestServer(threading.Thread):
     # Where it is, and what it serves
 
     @property
+    def directory(self) -> str:
+        """The directory that is served, an absolute path; it may be set before ``start()``."""
+        return self._site.directory
+
+    @directory.setter
+    def directory(self, directory: Union[str, os.PathLike[str]]) -> None:
+        self._site.directory = os.path.abspath(directory)
+
+    @property
+    def host(self) -> str:
+        """The address to listen at; it may be set before ``start()``."""
+        return self._site.host
+
+    @host.setter
+    def host(self, host: str) -> None:
+        self._site.host = host
+
+    @property
+    def port(self) -> int:
+        """The port; once started, the one that was bound. It may be set before ``start()``."""
+        return self._site.port
+
+    @port.setter
+    def port(self, port: int) -> None:
+        self._site.port = port
+
+    @property
     def ready(self) -> bool:
         """Whether connections are accepted."""
-        return self._httpd is not None and self._httpd.serving
+        return self._httpd is not None and not self._httpd.stopping
 
-    @functools.cached_property
+    @property
     def base_url(self) -> str:
-        """The URL of the server's root, without a slash at its end; known once it is started."""
+        """The URL of the server's root, without a slash at its end.
+
+        Raises RuntimeError where it is not known yet, before ``start()``.
+        """
         if not self.port:
             raise RuntimeError("the server has no URL yet: start() must be called first")
-        host = _ANY_ADDRESS.get(self.host, self.host)
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return self._site.root_url()
 
     def get_url(self, path: str, scheme: str = "http") -> str:
         """The URL of ``path``, a path as in a URL; blanks and non-ASCII letters are encoded.
@@ -328,10 +346,7 @@ class FeedTestServer(threading.Thread):
         """
         if scheme not in ("http", "https"):
             raise ValueError(f"scheme: found {scheme!r}; it takes 'http' or 'https'")
-        return f"{self._root_url(scheme)}/{_quote(path.lstrip('/'))}"
-
-    def _root_url(self, scheme: str) -> str:
-        return self.base_url if scheme == "http" else self.base_url.replace("http", scheme, 1)
+        return f"{scheme}{self.base_url[4:]}/{_quote(path.lstrip('/'))}"
 
     def fixtures(self, pattern: str = "**/*") -> list[Fixture]:
         """The fixtures whose path below the directory matches a glob pattern, sorted.
@@ -344,14 +359,16 @@ class FeedTestServer(threading.Thread):
         return [
             Fixture(self, name)
             for name in names
-            if not _is_hidden(name) and os.path.isfile(root + name) and _may_be_served(root, name)
+            if not _is_hidden(name)
+            and os.path.isfile(_path_of(self.directory, name))
+            and _may_be_served(root, name)
         ]
 
     # HTTPS
 
     @property
     def certificate(self) -> str:
-        """Which certificate the next TLS handshakes meet; "valid" at first.
+        """The certificate that the next TLS handshakes get; "valid" at first.
 
         The others are "expired", "not-yet-valid", "wrong-host" and "self-signed". Setting it to
         anything else raises ValueError.
@@ -369,7 +386,7 @@ class FeedTestServer(threading.Thread):
     def ca_file(self) -> str:
         """The path of a file with the certificate of the CA that clients are to trust, in PEM.
 
-        The file is there until ``stop()``. Raises RuntimeError where the server is not running.
+        The file is there until ``stop()``. Raises RuntimeError if the server is not running.
         """
         return self._temporary("ca.pem", _authority().pem)
 
@@ -384,6 +401,12 @@ class FeedTestServer(threading.Thread):
             )
         return ssl.create_default_context(cadata=_authority().pem)
 
+    def _temporary(self, name: str, text: str) -> str:
+        """The path of a temporary file of this server, which is made on first use."""
+        if not self.ready:
+            raise RuntimeError(f"{name} is there only while the server is running")
+        return self._files.path(name, text)
+
     # Any host
 
     @contextlib.contextmanager
@@ -391,88 +414,58 @@ class FeedTestServer(threading.Thread):
         """A context in which this server is the whole Web, for this process and its children.
 
         Code that fetches ``https://example.com/feed.xml`` gets ``example.com/feed.xml`` below the
-        directory, or what ``respond()`` says for that URL. Clients are led here by environment
-        variables, which children inherit, and, in this process, by the functions that look names
-        up; TLS contexts trust the server's CA as well. At the end all is put back, and connections
-        for other hosts are closed. Of several contexts the innermost counts. Raises RuntimeError
-        where the server is not running.
+        directory, or what ``respond()`` says for that URL. Environment variables, which children
+        inherit, direct clients to this server, and so do, in this process, the functions that look
+        names up; TLS contexts trust the server's CA as well. At the end all is put back, and
+        connections for other hosts are closed. Of several contexts the innermost counts. Raises
+        RuntimeError if the server is not running.
         """
         if self._httpd is None or not self.ready:
             raise RuntimeError("intercept() needs a server that is running: call start() first")
-        interception = _Interception(self, self._httpd._own_address())
+        ca_file = self.ca_file
+        variables = _variables(self.base_url, ca_file)
+        variables["WGETRC"] = self._temporary("wgetrc", f"ca_certificate = {ca_file}\n")
+        self._site.count_interceptions(1)
+        interception = _Interception(self._httpd.own_address(), variables)
         try:
             yield self
         finally:
-            interception.end()
-
-    def _release(self) -> None:
-        """End an interception, and with the last one the connections that it has led here.
-
-        Clients would keep them, and come back for hosts that are elsewhere by then.
-        """
-        if sys.is_finalizing():  # see stop()
-            return
-        with self._changed:
-            self._intercepting -= 1
-            if not self._intercepting:
-                for connection in self._led_here:
-                    _hang_up(connection)
-
-    def _temporary(self, name: str, text: str) -> str:
-        """The path of a file of this server's, which is made on first use."""
-        with self._changed:
-            if name not in self._files:
-                if not self.ready:
-                    raise RuntimeError(f"{name} is there only while the server is running")
-                if not self._files:  # where stop() is forgotten, they go with the process
-                    weakref.finalize(self, _remove, self._files, self._pid)
-                self._files[name] = _temporary_file(text, name)
-            return self._files[name]
+            if not self._at_end():
+                interception.end()
+                # Clients would keep these connections, and come back for hosts that are elsewhere.
+                if self._site.count_interceptions(-1) == 0:
+                    self._httpd.call(self._httpd.close_intercepted)
 
     # The record, and the script
 
     @property
     def requests(self) -> list[Request]:
-        """The requests that were answered so far, in order: a snapshot."""
-        with self._changed:
-            return self._requests.copy()
+        """The requests that were responded to so far, in order: a snapshot."""
+        return self._record.requests
 
     @property
     def errors(self) -> list[str]:
-        """What was wrong with fixtures and callables so far, in order: a snapshot."""
-        with self._changed:
-            return self._errors.copy()
-
-    def _take_errors(self) -> list[str]:
-        """The errors so far, which no other test of those that share the server is to blame for."""
-        with self._changed:
-            found, self._errors = self._errors, []
-            return found
+        """What was wrong with fixtures and test code so far, in order: a snapshot."""
+        return self._record.errors
 
     def clear(self) -> None:
         """Forget requests, errors and scripted steps."""
-        with self._changed:
-            self._requests = []  # a new one, as wait_for_request() notes how far it has looked
-            self._errors.clear()
-            self._scripts.clear()
+        self._record.clear()
+        self._site.clear()
 
     def respond(self, path: str, *steps: Step) -> None:
-        """Answer each request for ``path`` with the next step; the last one stays.
+        """Respond to each request for ``path`` by the next step; the last one stays.
 
         ``path`` may carry a query (without one it stands for any query) or be a whole URL. A step
         is a fixture's name, a status code, bytes, a Response, or a callable that takes the Request
-        and returns one of these. Steps answer every method, and replace those given before.
+        and returns one of these. Steps respond to every method, and replace those given before.
 
         Raises FileNotFoundError for a fixture that does not exist, ValueError or TypeError for what
         cannot be a step.
         """
         if not steps:
             raise ValueError(f"respond({path!r}) needs at least one step")
-        for step in steps:
-            if not callable(step):
-                self._as_response(step)
-        with self._changed:
-            self._scripts[self._address(path)] = _Script(steps)
+        self._site.respond(path, steps)
 
     def wait_for_request(
         self,
@@ -484,185 +477,29 @@ class FeedTestServer(threading.Thread):
         times: int = 1,
         timeout: float = 5.0,
     ) -> Request:
-        """Wait until ``times`` matching requests were answered, and return the last of them.
+        """Wait until ``times`` matching requests have arrived, and return the last of them.
 
         A field of ``headers`` with the value None must be absent. Raises AssertionError, naming
-        what did arrive, after ``timeout`` seconds, and at once where the server has stopped;
-        ValueError where ``times`` is less than 1.
+        what did arrive, after ``timeout`` seconds, and at once if the server has stopped;
+        ValueError if ``times`` is less than 1.
         """
-        wanted = _Wanted(self, path, method, headers, body, times)
-        record: list[Request] = []
-        found: list[Request] = []
-        looked_at = 0
-
-        def has_stopped() -> bool:
-            return self._httpd is not None and self._httpd.stopping
-
-        def is_over() -> bool:
-            nonlocal record, found, looked_at
-            if record is not self._requests:
-                record, found, looked_at = self._requests, [], 0
-            found += wanted.among(record[looked_at:])
-            looked_at = len(record)
-            return len(found) >= times or has_stopped()
-
-        with self._changed:
-            self._changed.wait_for(is_over, timeout)
-            arrived = record.copy()
-            limit = "before the server stopped" if has_stopped() else f"within {timeout:g} s"
+        wanted = _Wanted(self._site, path, method, headers, body, times)
+        found, arrived = self._record.wait(wanted, times, timeout)
         if len(found) < times:
+            limit = "before the server stopped" if self._record.ended else f"within {timeout:g} s"
             raise AssertionError(wanted.missed(arrived, f"at least {_times(times)} {limit}"))
         return found[-1]
 
-    def _note_request(self, request: Request, connection: socket.socket) -> None:
-        """Remember a request that is being answered, so that stop() can name it."""
-        with self._changed:
-            self._unanswered[request] = None
-            if request._origin and self._intercepting:
-                self._led_here.add(connection)
 
-    def _note_end(self, connection: socket.socket) -> None:
-        if self._led_here:
-            with self._changed:
-                self._led_here.discard(connection)
+def _is_in_use(error: OSError) -> bool:
+    """Whether a port is in use; Windows also says EACCES, for a port bound for all addresses."""
+    return error.errno == errno.EADDRINUSE or (os.name == "nt" and error.errno == errno.EACCES)
 
-    def _record(self, request: Request) -> None:
-        """Put a request on record, whose answer is planned."""
-        on_record = request.method not in _FOR_THE_SERVER
-        with self._changed:
-            self._unanswered.pop(request, None)
-            request._answered_at = self._timer.now()
-            request._values = {}  # they are most of its memory, and there may be many requests
-            if on_record:
-                self._requests.append(request)
-                self._changed.notify_all()
-        if on_record:
-            self._log(request)
 
-    def _log(self, event: object) -> None:
-        """Tell of a request, or of a handshake that failed."""
-        _logger().info("%s", event)
-
-    def _now(self) -> float:
-        """The time by the server's clock; a clock that fails is an error like any callable's."""
-        try:
-            now = float(self.clock())
-            _http_date(int(now))  # no infinity, and no year 10000, which no Date field can tell
-        except BaseException as error:
-            words = f"the server's clock: {_shown(error)}"
-            if words not in self.errors:  # it is asked more than once for a request
-                self._fail(words)
-            return time.time()
-        return now
-
-    def _fail(self, words: str) -> Response:
-        """Note what is wrong with a fixture or a callable; the client gets the same words."""
-        with self._changed:
-            self._errors.append(words)
-        return _text_response(500, words)
-
-    # Who answers: a scripted step, else a fixture, else nobody
-
-    def _next_step(self, request: Request) -> Optional[Step]:
-        if not self._scripts:
-            return None
-        origin, path, query = request._address
-        with self._changed:
-            script = self._scripts.get((origin, path, query))
-            script = script or self._scripts.get((origin, path, None))
-            if script is None:
-                return None
-            step, request._step = script.take()
-            return step
-
-    def _perform(self, step: Step, request: Request) -> Response:
-        """The response that a step stands for; a callable is called, and may return a callable."""
-        return self._perform(step(request), request) if callable(step) else self._as_response(step)
-
-    def _as_response(self, step: Step) -> Response:
-        if isinstance(step, Response):
-            return step
-        if isinstance(step, bytes):
-            return Response(step)
-        if isinstance(step, int):
-            return Response(status=step)
-        if isinstance(step, str):
-            return self._named(step)
-        raise TypeError(
-            f"found {step!r:.80} as a step; it takes a fixture's name, a status code, bytes,"
-            " a Response, or a callable that returns one of these"
-        )
-
-    def _named(self, name: str) -> Response:
-        fixture = _load(self.directory, name.lstrip("/"))
-        if fixture is None:
-            words = f"no such fixture in {self.directory}{self._nearest(name)}"
-            if re.match(r"\s*[<{[]|.*\n", name):
-                words += "; if it is a body: bodies are bytes, such as b'<rss/>'"
-            raise FileNotFoundError(errno.ENOENT, words, name[:80])
-        return fixture
-
-    def _fixture_for(self, request: Request) -> Response:
-        folder = f"{request._host}/" if request._origin else ""
-        for name in _file_names(request._path_as_sent):
-            found = _load(self.directory, folder + name)
-            if found is not None:
-                return found
-        return self._not_found(request, folder)
-
-    def _knows(self, request: Request) -> bool:
-        """Whether the other host that was asked has a folder, or scripted steps."""
-        with self._changed:
-            scripted = any(origin == request._origin for origin, _, _ in self._scripts)
-        folder = _HOST_FOLDER.fullmatch(request._host)
-        return scripted or bool(folder and os.path.isdir(f"{self.directory}/{request._host}"))
-
-    def _unknown_host(self, request: Request) -> Response:
-        scripted = f"respond({request.url!r}, ...)"
-        folder = os.path.join(self.directory, request._host)
-        answers = f"the folder {folder} or {scripted}"
-        if not _HOST_FOLDER.fullmatch(request._host):
-            answers = scripted  # there is no such folder
-        words = f"{request.method} {request.url}: no such host here; {answers} would answer"
-        return self._fail(words)._but(status=502)
-
-    def _not_found(self, request: Request, folder: str) -> Response:
-        wanted = folder + request.path.lstrip("/") or "/"
-        return _text_response(
-            404, f"{wanted!r} was not found in {self.directory}{self._nearest(wanted)}"
-        )
-
-    def _nearest(self, name: str) -> str:
-        import heapq
-
-        below = _names_below(self.directory)
-        names = heapq.nsmallest(200, below, lambda other: abs(len(other) - len(name)))
-        nearest = difflib.get_close_matches(name[:200], names, 1, 0.0)
-        return f"; the nearest name there is {nearest[0]!r}" if nearest else "; it has no fixtures"
-
-    def _address(self, path: str) -> _Address:
-        """What a path, or a whole URL, of respond() and the assertions stands for."""
-        origin, path = _parted(path)
-        path, mark, query = path.partition("#")[0].partition("?")
-        if path != "*" and not path.startswith("/"):
-            path = f"/{path}"
-        origin = "" if self._is_own(origin) else origin
-        return origin, _unquote(path), _unquote(query) if mark else None
-
-    def _is_own(self, origin: str) -> bool:
-        """Whether an origin such as ``http://127.0.0.1:8000`` is this server, by any local name."""
-        return self._is_local(origin) and _host_and_port(origin)[1] == self.port
-
-    def _is_local(self, origin: str) -> bool:
-        """Whether an origin is on this machine, at whatever port, or names no host at all.
-
-        Whoever has come here with such a Host field has come to this server. One that listens on
-        all addresses has any of them.
-        """
-        host, port = _host_and_port(origin)
-        if self.host in _ANY_ADDRESS and port == self.port and _packed(host):
-            return True
-        return host in (self.host, *_LOOPBACK, "")
+def _require_directory(path: str, words: str = "there is no such directory to serve") -> None:
+    if not os.path.isdir(path):
+        number = errno.ENOTDIR if os.path.exists(path) else errno.ENOENT
+        raise OSError(number, words, path)
 
 
 class Fixture:
@@ -693,6 +530,230 @@ class Fixture:
         return _directives_of(str(self.path), _read_beginning(str(self.path))[0])
 
 
+class _TemporaryFiles:
+    """Files by name, each made when it is first asked for; they go with ``remove()``."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owner = os.getpid()
+        self._paths: dict[str, str] = {}
+
+    def path(self, name: str, text: str) -> str:
+        """The path of the file of that name, with that text in it."""
+        with self._lock:
+            if not self._paths:  # if stop() is forgotten, they go with the process
+                self._owner = os.getpid()
+                weakref.finalize(self, self._remove, self._paths, self._owner)
+            if name not in self._paths:
+                self._paths[name] = _temporary_file(text, name)
+            return self._paths[name]
+
+    def remove(self) -> None:
+        """Remove the files, unless this is a child of the process that made them."""
+        with self._lock:
+            self._remove(self._paths, self._owner)
+
+    @staticmethod
+    def _remove(paths: dict[str, str], owner: int) -> None:
+        for name in list(paths) if owner == os.getpid() else ():
+            with contextlib.suppress(OSError):  # on Windows: open elsewhere; tried again at exit
+                os.unlink(paths[name])
+            if not os.path.exists(paths[name]):
+                del paths[name]
+
+
+def stop_server(port: int, host: str = "127.0.0.1") -> None:
+    """Stop the server on a port, of this process or another, by the HTTP method QUIT.
+
+    Returns when the server is gone. Raises ConnectionRefusedError if there is none,
+    PermissionError if it does not take QUIT from here, and ConnectionError if it does not
+    respond, or says nothing for 10 seconds.
+    """
+    status_line = _send_quit((host, port))
+    if not status_line:
+        # If nobody is there now, somebody else has stopped it.
+        with contextlib.suppress(ConnectionRefusedError, ConnectionResetError):
+            socket.create_connection((host, port)).close()
+            raise ConnectionError(f"{host}:{port} did not respond to QUIT")
+    elif status_line.split()[1:2] != [b"200"]:
+        found = status_line.decode("latin-1").strip()
+        raise PermissionError(errno.EPERM, f"{host}:{port} responded to QUIT with {found!r}")
+
+
+def _send_quit(address: tuple[str, int]) -> bytes:
+    """The status line of the response to QUIT, once the connection has ended; empty for none."""
+    try:
+        with socket.create_connection(address, 10) as connection:
+            connection.sendall(b"QUIT / HTTP/1.0\r\n\r\n")
+            with connection.makefile("rb") as response:
+                status_line = response.readline()
+                response.read()
+    except ConnectionRefusedError:
+        raise
+    except (ConnectionError, socket.timeout):
+        return b""
+    return status_line
+
+
+# Who responds: a scripted step, else a fixture, else nobody
+
+
+class _Site:
+    """The fixtures and the scripted steps, and the address by which the server itself is meant."""
+
+    def __init__(self) -> None:
+        self.directory = ""
+        self.host, self.port = "", 0
+        #: How many interceptions there are just now: inside of one, other hosts are here, too.
+        self.intercepting = 0
+        self._lock = threading.Lock()
+        self._scripts: dict[_Address, _Script] = {}
+
+    def respond(self, path: str, steps: Sequence[Step]) -> None:
+        """Script the responses for an address; see FeedTestServer.respond()."""
+        for step in steps:
+            if not callable(step):
+                self.response(step)
+        with self._lock:
+            self._scripts[self.address(path)] = _Script(steps)
+
+    def clear(self) -> None:
+        """Forget the scripted steps."""
+        with self._lock:
+            self._scripts.clear()
+
+    def count_interceptions(self, change: int) -> int:
+        """Note that so many interceptions begin, or end; returns how many there are now."""
+        with self._lock:
+            self.intercepting += change
+            return self.intercepting
+
+    def next_step(self, request: Request) -> Optional[Step]:
+        """The step whose turn it is to respond to a request; None if its address has none."""
+        if not self._scripts:
+            return None
+        origin, path, query = request.address
+        with self._lock:
+            script = self._scripts.get((origin, path, query))
+            script = script or self._scripts.get((origin, path, None))
+            if script is None:
+                return None
+            step, request.step = script.take()
+            return step
+
+    def perform(self, step: Step, request: Request) -> Response:
+        """The response that a step stands for; a callable is called, and may return a callable."""
+        return self.perform(step(request), request) if callable(step) else self.response(step)
+
+    def response(self, step: Step) -> Response:
+        """The response of a step that is no callable; raises what respond() raises."""
+        if isinstance(step, Response):
+            return step
+        if isinstance(step, bytes):
+            return Response(step)
+        if isinstance(step, int):
+            return Response(status=step)
+        if isinstance(step, str):
+            return self.fixture(step)
+        raise TypeError(
+            f"found {step!r:.80} as a step; it takes a fixture's name, a status code, bytes,"
+            " a Response, or a callable that returns one of these"
+        )
+
+    def fixture(self, name: str) -> Response:
+        """What the fixture of that name responds; raises FileNotFoundError if there is none."""
+        fixture = _load(self.directory, name.lstrip("/"))
+        if fixture is None:
+            words = f"no such fixture in {self.directory}{self._nearest(name)}"
+            if re.match(r"\s*[<{[]|.*\n", name):
+                words += "; if it is a body: bodies are bytes, such as b'<rss/>'"
+            raise FileNotFoundError(errno.ENOENT, words, name[:80])
+        return fixture
+
+    def fixture_for(self, request: Request) -> Response:
+        """What the fixture at the path of a request responds, or a 404."""
+        folder = f"{request.host}/" if request.origin else ""
+        for name in _file_names(request.head.path):
+            found = _load(self.directory, folder + name)
+            if found is not None:
+                return found
+        return self.not_found(request, folder)
+
+    def not_found(self, request: Request, folder: str) -> Response:
+        """The 404 that names the nearest fixture."""
+        wanted = folder + request.path.lstrip("/") or "/"
+        return _text_response(
+            404, f"{wanted!r} was not found in {self.directory}{self._nearest(wanted)}"
+        )
+
+    def knows(self, request: Request) -> bool:
+        """Whether the host that was asked is the server, or has a folder or scripted steps."""
+        if not request.origin:
+            return True
+        with self._lock:
+            scripted = any(origin == request.origin for origin, _, _ in self._scripts)
+        folder = _HOST_FOLDER.fullmatch(request.host)
+        return scripted or bool(folder and os.path.isdir(_path_of(self.directory, request.host)))
+
+    def unknown_host(self, request: Request) -> str:
+        """What to say of a request to a host that has neither a folder nor steps."""
+        scripted = f"respond({request.url!r}, ...)"
+        folder = os.path.join(self.directory, request.host)
+        right = f"the folder {folder} or {scripted}"
+        if not _HOST_FOLDER.fullmatch(request.host):
+            right = scripted  # there is no such folder
+        return f"{request.method} {request.url}: no such host here; {right} would respond"
+
+    def _nearest(self, name: str) -> str:
+        some = itertools.islice(_names_below(self.directory), 1000)  # as it takes its time
+        names = heapq.nsmallest(200, some, lambda other: abs(len(other) - len(name)))
+        nearest = difflib.get_close_matches(name[:200], names, 1, 0.0)
+        return f"; the nearest name there is {nearest[0]!r}" if nearest else "; it has no fixtures"
+
+    # Addresses: whose they are, and how they are compared
+
+    def address(self, path: str) -> _Address:
+        """What a path, or a whole URL, of respond() and the assertions stands for."""
+        origin, path = _parted(path)
+        path, mark, query = path.partition("#")[0].partition("?")
+        if path != "*" and not path.startswith("/"):
+            path = f"/{path}"
+        origin = "" if self._is_own(origin) else origin
+        return origin, _unquote(path), _unquote(query) if mark else None
+
+    def origin_of(self, head: _Head, scheme: str, tunnel: str) -> str:
+        """The origin that a request is for; "" if it is the server itself.
+
+        The target tells it, else the tunnel, else, inside of intercept(), the Host field.
+        """
+        origin = head.origin or (_origin(scheme, tunnel) if tunnel else "")
+        if not origin and self.intercepting:
+            host = head.values.get("host", "")
+            named = _origin(scheme, host if _is_authority(host) else "")
+            origin = "" if self._is_local(named) else named
+        return "" if origin and self._is_own(origin) else origin
+
+    def root_url(self, scheme: str = "http") -> str:
+        """The URL of the server's root, without a slash at its end."""
+        host = _ANY_ADDRESS.get(self.host, self.host)
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def _is_own(self, origin: str) -> bool:
+        """Whether an origin such as ``http://127.0.0.1:8000`` is this server, by any local name."""
+        return self._is_local(origin) and _host_and_port(origin)[1] == self.port
+
+    def _is_local(self, origin: str) -> bool:
+        """Whether an origin is on this machine, at whatever port, or names no host at all.
+
+        A client that has come here with such a Host field means this server. A server that listens
+        on all addresses has any of them.
+        """
+        host, port = _host_and_port(origin)
+        if self.host in _ANY_ADDRESS and port == self.port and _packed(host):
+            return True
+        return host in (self.host, *_LOOPBACK, "")
+
+
 class _Script:
     """The steps for one address; each is taken once, the last one again and again."""
 
@@ -708,64 +769,155 @@ class _Script:
         return step, f"step {self.taken} of {len(self.steps)}{name and f': {name}'}"
 
 
-def _require_directory(path: str, words: str = "there is no such directory to serve") -> None:
-    if not os.path.isdir(path):
-        number = errno.ENOTDIR if os.path.exists(path) else errno.ENOENT
-        raise OSError(number, words, path)
+# The record: what has arrived, and waiting for it
 
 
-def _remove(files: dict[str, str], owner: int) -> None:
-    """Remove the temporary files of a server, unless this is a child of the process it is in."""
-    while files and owner == os.getpid():
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(files.popitem()[1])
+class _Record:
+    """The requests and the errors so far, in order; one Condition, with its lock, guards them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._waiting = 0  # threads in wait()
+        self._requests: list[Request] = []
+        self._errors: list[str] = []
+        #: Whether the server has ended, so that nothing more will come.
+        self.ended = False
+
+    @property
+    def requests(self) -> list[Request]:
+        """The requests: a snapshot."""
+        with self._lock:
+            return self._requests.copy()
+
+    @property
+    def errors(self) -> list[str]:
+        """The errors: a snapshot."""
+        with self._lock:
+            return self._errors.copy()
+
+    def take_errors(self) -> list[str]:
+        """Return and forget the errors, so that each is charged to the test that caused it."""
+        with self._lock:
+            found, self._errors = self._errors, []
+            return found
+
+    def add(self, request: Request) -> None:
+        """Put a request on record whose response is planned."""
+        with self._lock:
+            self._requests.append(request)
+            if self._waiting:
+                self._changed.notify_all()
+        self.log(request)
+
+    def fail(self, words: str, once: bool = False) -> None:
+        """Put an error on record; with ``once``, unless it is there already."""
+        with self._lock:
+            if not (once and words in self._errors):
+                self._errors.append(words)
+
+    def log(self, event: object) -> None:
+        """Tell of a request, or of a handshake that failed."""
+        _logger().info("%s", event)
+
+    def clear(self) -> None:
+        """Forget requests and errors."""
+        with self._lock:
+            self._requests = []  # a new one, as wait() notes how far it has looked
+            self._errors = []
+
+    def end(self) -> None:
+        """Note that nothing more will come."""
+        with self._lock:
+            self.ended = True
+            self._changed.notify_all()
+
+    def wait(
+        self, wanted: _Wanted, times: int, timeout: float
+    ) -> tuple[list[Request], list[Request]]:
+        """Wait for so many requests that match; returns those that do, and all that have come.
+
+        There are fewer after ``timeout`` seconds, and once the server has ended.
+        """
+        record: list[Request] = []
+        found: list[Request] = []
+        looked_at = 0
+
+        def is_over() -> bool:
+            nonlocal record, found, looked_at
+            if record is not self._requests:
+                record, found, looked_at = self._requests, [], 0
+            found += wanted.among(record[looked_at:])
+            looked_at = len(record)
+            return len(found) >= times or self.ended
+
+        with self._lock:
+            self._waiting += 1
+            try:
+                self._changed.wait_for(is_over, timeout)
+            finally:
+                self._waiting -= 1
+            return found, record.copy()
 
 
-def stop_server(port: int, host: str = "127.0.0.1") -> None:
-    """Stop the server on a port, of this process or another, by the HTTP method QUIT.
+# The stoppable server: one thread, one selector, one conversation for each connection
 
-    Returns when the server is gone. Raises ConnectionRefusedError where there is none,
-    PermissionError where it does not take QUIT from here, and ConnectionError where it does not
-    answer, or says nothing for 10 seconds.
+_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+#: Connections that are accepted before others are served again.
+_ACCEPTED_AT_ONCE = 16
+#: Bytes that are sent and received on one connection before others are served again.
+_A_TURN = 128 * 1024
+#: The longest that a selector waits, in seconds; epoll counts milliseconds in an int.
+_LONGEST_WAIT = 24 * 60 * 60.0
+#: Bytes that are received while the conversation waits for something else; the system keeps more.
+_MAX_UNREAD = 256 * 1024
+#: Windows' select() takes no more than 512 sockets.
+_MAX_CONNECTIONS = 500 if os.name == "nt" else sys.maxsize
+
+
+class _Wait:
+    """Yielded to receive: bytes, or b"" at their end, or None if ``until`` comes first.
+
+    ``until`` is a time of ``time.perf_counter()``. Without ``receiving``, only time passes.
     """
-    status_line = _send_quit((host, port))
-    if not status_line:
-        # Where nobody is there now, somebody else has stopped it.
-        with contextlib.suppress(ConnectionRefusedError, ConnectionResetError):
-            socket.create_connection((host, port)).close()
-            raise ConnectionError(f"{host}:{port} did not answer QUIT")
-    elif status_line.split()[1:2] != [b"200"]:
-        found = status_line.decode("latin-1").strip()
-        raise PermissionError(errno.EPERM, f"{host}:{port} answered QUIT with {found!r}")
+
+    def __init__(self, until: float = math.inf, receiving: bool = True) -> None:
+        self.until = until
+        self.receiving = receiving
 
 
-def _send_quit(address: tuple[str, int]) -> bytes:
-    """The status line that QUIT gets, once the connection has ended; empty where there is none."""
-    try:
-        with socket.create_connection(address, 10) as connection:
-            connection.sendall(b"QUIT / HTTP/1.0\r\n\r\n")
-            with connection.makefile("rb") as answer:
-                status_line = answer.readline()
-                answer.read()
-    except ConnectionRefusedError:
-        raise
-    except (ConnectionError, socket.timeout):
-        return b""
-    return status_line
+class _Call:
+    """Yielded to call a function in a worker thread: its result, or its exception is raised.
+
+    ``name`` says what is at work, if ``stop()`` has to wait for it.
+    """
+
+    def __init__(self, function: Callable[[], Any], name: object) -> None:
+        self.function = function
+        self.name = name
 
 
-# The stoppable server: accepting connections
+#: What a conversation yields whenever it has to wait: bytes to send, or one of the above.
+_Yielded = Union[bytes, memoryview, _Wait, _Call]
+#: The code of a connection, which is resumed with what came of that; OSErrors are raised in it. It
+#: returns whether the connection ends by a reset (RST).
+_Conversation = Generator[_Yielded, Any, bool]
+#: A part of such code.
+_Part = Generator[_Yielded, Any, _T]
+
+_RECEIVE = _Wait()
+#: To receive what has arrived already, else None.
+_LOOK = _Wait(-math.inf)
+_LATER = object()
 
 
 class StoppableHttpServer(http.server.HTTPServer):
     """An HTTP server that serves until told to stop, at once, and many connections at a time.
 
-    The thread that accepts a connection also serves it. Before it waits for anything it makes way,
-    that is, it sees to it that another thread accepts, an idle one or a new one. With
-    ``handler_makes_way`` the handler does so itself, by ``make_way()`` before it waits and
-    ``wait_alone()`` before it reads; then one connection at a time takes one thread only. Without
-    it way is made for every connection at once. ``changed`` is the Condition that guards the state.
-    For others than this module there are ``serve_forever()`` and ``shutdown()``.
+    One thread waits for all connections, on one selector. A handler class of ``socketserver``
+    blocks, so each of its connections gets a worker thread and a blocking socket; a subclass may
+    override ``conversation()`` to avoid the thread. ``serve_forever()`` returns after
+    ``shutdown()``, when the port is closed and all connections have ended. Nothing is polled.
     """
 
     #: The backlog: connections that may wait to be accepted.
@@ -777,171 +929,245 @@ class StoppableHttpServer(http.server.HTTPServer):
     def __init__(
         self,
         server_address: tuple[str, int],
-        RequestHandlerClass: Callable[..., socketserver.BaseRequestHandler],
+        RequestHandlerClass: Callable[..., Any],
         bind_and_activate: bool = True,
-        *,
-        handler_makes_way: bool = False,
-        changed: Optional[threading.Condition] = None,
     ) -> None:
-        # Windows has neither poll() nor MSG_DONTWAIT.
-        self.handler_makes_way = handler_makes_way and hasattr(select, "poll")
+        #: Whether the server has been told to stop.
         self.stopping = False
-        self._changed = changed or threading.Condition()
-        self._accepting = 0  # threads that accept, or are about to
-        self._threads: list[threading.Thread] = []  # those that were started to make way
-        # These change by operations that are atomic by themselves, as the threads of hundreds of
-        # connections would queue for the lock when the server stops; iteration is over copies.
-        # At work are threads that accept or serve, and an object for each request_shutdown(); some
-        # wait in join() for the others.
-        self._working: set[object] = set()
-        self._joining: set[object] = set()
-        # Connections and the threads that serve them: the open ones, of which each is ended by who
-        # takes it out, and those that were hung up on when the server was stopped, which are closed
-        # together when their threads are done.
-        self._connections: dict[socket.socket, threading.Thread] = {}
-        self._hung_up: dict[socket.socket, threading.Thread] = {}
-        _open_servers.add(self)
+        # For all threads, guarded by the Condition: the one that serves; functions that it is to
+        # call; what the workers are doing; which of these wait in join(), and which have ended.
+        self._make_lock()
+        self._thread: Optional[threading.Thread] = None
+        self._calls: collections.deque[Callable[[], object]] = collections.deque()
+        self._running: dict[threading.Thread, tuple[_Connection, str]] = {}
+        self._joining: set[threading.Thread] = set()
+        self._ended: list[threading.Thread] = []
+        # For the thread that serves alone; `current` is the connection that it is busy with.
+        self.connections: dict[socket.socket, _Connection] = {}
+        self.current: Optional[_Connection] = None
+        self._timers: list[tuple[float, int, Callable[[], object]]] = []  # a heap
+        self._numbers = itertools.count()
         if ":" in server_address[0]:
             self.address_family = socket.AF_INET6
-        super().__init__(server_address, RequestHandlerClass, bind_and_activate)
+        self.selector = selectors.DefaultSelector()
+        opened: list[Any] = [self.selector]
+        try:
+            self._waker, self._woken = socket.socketpair()
+            opened += self._waker, self._woken
+            self._waker.setblocking(False)
+            self._woken.setblocking(False)
+            self.selector.register(self._woken, _READ, self._run_calls)
+            super().__init__(server_address, RequestHandlerClass, bind_and_activate)
+        except BaseException:
+            for each in opened:
+                each.close()
+            raise
+        _open_servers.add(self)
+
+    def _make_lock(self) -> None:
+        # `with` on a lock cannot be interrupted by Ctrl-C half-way, as it can on a Condition.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
 
     def server_bind(self) -> None:
         """Bind the socket, without looking up the host's name as HTTPServer does."""
-        self.socket.settimeout(None)  # socket.setdefaulttimeout() is for clients
-        # Accepted sockets inherit it: no answer of two parts waits for the client's delayed ACK.
+        # Accepted sockets inherit it: no response of two parts waits for the client's delayed ACK.
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
-        self._listening = self.socket.fileno()
+
+    def server_activate(self) -> None:
+        """Listen, and have the selector watch for connections."""
+        super().server_activate()
+        self.socket.setblocking(False)
+        self.selector.register(self.socket, _READ, self._accept)
+
+    def own_address(self) -> tuple[str, int]:
+        """An address at which the server can be reached from this machine."""
+        return _ANY_ADDRESS.get(self.server_name, self.server_name), self.server_port
+
+    # Serving
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Serve until ``shutdown()``; nothing is polled, so ``poll_interval`` is not used."""
-        with self._changed:
-            self._working.add(threading.current_thread())
-            self._accepting += 1
-            self._changed.notify_all()
-        self._work()
-
-    @property
-    def serving(self) -> bool:
-        """Whether connections are accepted."""
-        return bool(self._working) and not self.stopping
-
-    def _work(self) -> None:
-        """Accept connections and serve them, as each of the server's threads does."""
+        with self._lock:
+            self._thread = threading.current_thread()
         try:
-            while connection := self._next_connection():
-                self._serve(*connection)
-                if self.stopping:
-                    break
-                with self._changed:
-                    self._accepting += 1
+            while self.connections or not self.stopping:
+                for key, _ in self.selector.select(self._time_to_next_timer()):
+                    key.data()
+                while self._timers and self._timers[0][0] <= time.perf_counter():
+                    heapq.heappop(self._timers)[2]()
         finally:
-            self._leave(threading.current_thread())
+            try:
+                self._shut_down(None)
+                self._timers.clear()
+                self.server_close()
+            finally:
+                with self._lock:
+                    self._thread = None
+                    while self._calls:
+                        self._calls.popleft()()
+                    self._changed.notify_all()
 
-    def _next_connection(self) -> Optional[tuple[socket.socket, Any]]:
-        """Accept a connection, as a thread that counts as accepting; None where it is to end."""
-        try:
-            while not self.stopping:
-                try:
-                    connection, address = self.get_request()
-                except OSError as error:
-                    self._not_accepted(error)
-                else:
-                    self._accepted(connection)
-                    return connection, address
+    def _time_to_next_timer(self) -> Optional[float]:
+        if not self._timers:
             return None
-        finally:
-            with self._changed:
-                self._accepting -= 1
-                self._close_unused_port()
+        return min(max(0.0, self._timers[0][0] - time.perf_counter()), _LONGEST_WAIT)
 
-    def _not_accepted(self, error: OSError) -> None:
-        with self._changed:
-            if not self.stopping:
-                # Out of descriptors, most likely: connections in the backlog wait for a free one.
-                _logger().info("accept failed: %s", error)
-                self._changed.wait(0.05)
+    def call_at(self, when: float, function: Callable[[], object]) -> None:
+        """Call a function at a time of ``time.perf_counter()``."""
+        heapq.heappush(self._timers, (when, next(self._numbers), function))
 
-    def _accepted(self, connection: socket.socket) -> None:
-        """Enter a connection among the open ones; it is ended at once where the server stops."""
-        with self._changed:
-            self._connections[connection] = threading.current_thread()
-            if self.stopping:
-                _hang_up(connection)
-        connection.settimeout(None)  # whatever socket.setdefaulttimeout() says
-
-    def _serve(self, connection: socket.socket, address: Any) -> None:
-        if not self.handler_makes_way:
-            self.make_way()
-        try:
-            if self.verify_request(connection, address):
-                self.finish_request(connection, address)
-        except Exception:
-            self.handle_error(connection, address)
-        except BaseException:
-            self.make_way()  # it ends this thread
-            raise
-        finally:
-            self.shutdown_request(connection)
-
-    def make_way(self) -> None:
-        """See to it that connections are accepted while this thread takes its time."""
-        with self._changed:
-            if self._accepting or self.stopping:
+    def _accept(self) -> None:
+        if hasattr(self.socket, "do_handshake_on_connect"):  # in TLS; the handler's thread does it
+            self.socket.do_handshake_on_connect = False
+        # More at a time when many are open, so that a new one does not wait for all of them.
+        for _ in range(min(1 + len(self.connections), _ACCEPTED_AT_ONCE)):
+            if self.stopping:  # an earlier event of this turn may have stopped the server
                 return
-            name = f"port {self.server_port} thread {len(self._threads) + 2}"
-            thread = threading.Thread(target=self._work, name=name, daemon=True)
-            self._threads.append(thread)
-            self._working.add(thread)
-            self._accepting += 1
+            try:
+                if len(self.connections) >= _MAX_CONNECTIONS:
+                    raise OSError(errno.EMFILE, "there are too many connections")
+                connection, address = self.get_request()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # Out of descriptors, most likely: connections wait in the backlog for a free one.
+                _logger().info("accept failed: %s", error)
+                self.selector.unregister(self.socket)
+                self.call_at(time.perf_counter() + 0.05, self._go_on_accepting)
+                return
+            connection.setblocking(False)
+            self.connections[connection] = begun = _Connection(self, connection, address)
+            begun.resume()  # it has often sent its request already
+
+    def _go_on_accepting(self) -> None:
+        if not self.stopping:
+            self.selector.register(self.socket, _READ, self._accept)
+
+    def conversation(self, request: socket.socket, client_address: Any) -> _Conversation:
+        """What happens on a connection: the blocking handler, in a worker thread."""
+        if self.verify_request(request, client_address):
+            copy = self._copy(request)  # as this one is closed whenever the server is stopped
+            handle = functools.partial(self._handle, copy, client_address)
+            try:
+                yield _Call(handle, f"the handler of {client_address!r:.80}")
+            except GeneratorExit:
+                with contextlib.suppress(OSError):  # it is closed, or the client was faster
+                    request.shutdown(socket.SHUT_RDWR)  # wakes the handler; Windows needs more
+                if os.name == "nt":
+                    socket.close(copy.detach())
+                raise
+        return False
+
+    @staticmethod
+    def _copy(request: Any) -> socket.socket:
+        """Another socket for a connection, in TLS if the listening socket was wrapped in it."""
+        copy = socket.fromfd(request.fileno(), request.family, request.type, request.proto)
+        if not hasattr(request, "context"):
+            return copy
+        secure: socket.socket = request.context.wrap_socket(
+            copy, server_side=True, do_handshake_on_connect=False
+        )
+        return secure
+
+    def _handle(self, request: socket.socket, client_address: Any) -> None:
+        request.settimeout(None)
         try:
-            thread.start()
-        except RuntimeError as error:  # no more threads: this one accepts again when it has served
-            _logger().info("no further thread: %s", error)
-            with self._changed:
-                self._threads.remove(thread)
-                self._working.remove(thread)
-                self._accepting -= 1
-                self._close_unused_port()
-
-    def watch(self, connection: socket.socket) -> Any:
-        """A connection and the port, for ``wait_alone()``; None where way is made at once."""
-        if not self.handler_makes_way:
-            return None
-        watched = select.poll()
-        watched.register(connection, select.POLLIN)
-        with contextlib.suppress(ValueError):  # the listening socket is closed already
-            watched.register(self.socket, select.POLLIN)
-        return watched
-
-    def wait_alone(self, watched: Any) -> None:
-        """Wait for something to read, and make way as soon as somebody else connects."""
-        if watched and not self._accepting and self._listening in dict(watched.poll()):
-            self.make_way()
-
-    def shutdown_request(self, request: Any) -> None:
-        """End a connection; socketserver calls this when its handler is done."""
-        if self._connections.pop(request, None):
-            super().shutdown_request(request)
-
-    def reset(self, connection: socket.socket) -> None:
-        """End a connection by a reset (RST); a handler that holds a file of it would keep it."""
-        # struct linger: yes, for 0 seconds. Its members are short on Windows.
-        at_once = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
-        if self._connections.pop(connection, None):
-            with contextlib.suppress(OSError):  # the client was faster
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
-            connection.close()
+            self.finish_request(request, client_address)
+        except BaseException:
+            self.handle_error(request, client_address)
+        finally:
+            self.shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Report a handler's exception, unless the client has just gone or the server stops."""
-        if self.stopping or isinstance(sys.exc_info()[1], ConnectionError):
+        """Report a handler's exception, unless the client has just gone or the server stops.
+
+        SystemExit ends the connection, as it would end a thread, and is not reported either.
+        """
+        if self.stopping or isinstance(sys.exc_info()[1], (ConnectionError, SystemExit)):
             _logger().info("connection lost", exc_info=True)
         else:
             super().handle_error(request, client_address)
+
+    # Workers, and calls from other threads
+
+    def run_in_worker(self, connection: _Connection, call: _Call) -> None:
+        """Call a function for a connection in a worker thread, and resume it with the result."""
+
+        def work() -> None:
+            result: Any = None
+            error: Optional[BaseException] = None
+            try:
+                result = call.function()
+            except (GeneratorExit, StopIteration) as exception:  # they would end a generator
+                error = RuntimeError(repr(exception))
+                error.__cause__ = exception
+            except BaseException as exception:
+                error = exception
+            self.post(functools.partial(connection.resume, result, error))
+            result = error = None  # an exception refers to this frame
+            with self._lock:
+                self._running.pop(thread, None)
+                self._ended.append(thread)
+                self._changed.notify_all()
+
+        thread = threading.Thread(target=work, name="feedtestserver worker", daemon=True)
+        with self._lock:
+            self._ended = [each for each in self._ended if each.is_alive()]
+            self._running[thread] = connection, str(call.name)
+            try:
+                thread.start()
+            except RuntimeError:  # there are no more threads
+                del self._running[thread]
+                raise
+
+    def post(self, function: Callable[[], object]) -> None:
+        """Have a function called by the thread that serves; if there is none, call it here."""
+        with self._lock:
+            if self._thread is None:
+                function()
+                return
+            if self._thread is not threading.current_thread():
+                self._calls.append(function)
+                if len(self._calls) == 1:
+                    self._wake()
+                return
+        function()
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Have a function called by the thread that serves, and wait until that is done."""
+        done = threading.Event()
+
+        def run() -> None:
+            try:
+                function()
+            finally:
+                done.set()
+
+        self.post(run)
+        done.wait()
+
+    def _run_calls(self) -> None:
+        """Call the functions that have been posted so far; others are served before the next."""
+        with contextlib.suppress(OSError):
+            self._woken.recv(4096)
+        for _ in range(len(self._calls)):
+            with self._lock:
+                function = self._calls.popleft()
+            function()
+        with self._lock:
+            if self._calls:
+                self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # it is full, or closed, as at the end all are called
+            self._waker.send(b"\0")
+
+    # Stopping
 
     def shutdown(self) -> None:
         """End the server and all its connections, and wait for its threads, except this one."""
@@ -949,97 +1175,83 @@ class StoppableHttpServer(http.server.HTTPServer):
         self.join()
 
     def request_shutdown(self) -> None:
-        """Close the port and end all connections but that of this thread, without waiting."""
-        work, taken = object(), {}
-        self._working.add(work)
-        try:
-            with self._changed:
-                for connection, thread in self._connections.copy().items():
-                    is_mine = thread is threading.current_thread()
-                    if not is_mine and self._connections.pop(connection, None) is not None:
-                        taken[connection] = thread
-                self.stopping = True
-                self._changed.notify_all()
-                self._wake_accepting()
-                self._close_unused_port()
-            while taken:
-                connection, thread = next(iter(taken.items()))
-                _hang_up(connection)
-                self._hung_up[connection] = thread
-                del taken[connection]
-        finally:  # after Ctrl-C, say, the next attempt ends the rest
-            self._connections.update(taken)
-            self._leave(work)
+        """Close the port and end all connections but the one that this thread works for.
 
-    def _leave(self, work: object) -> None:
-        """Strike off what is done; with the last of it the server has ended."""
-        self._working.discard(work)
-        if self._working <= self._joining:
-            with self._changed:
-                self._close_hung_up()
-                self._changed.notify_all()
-
-    def _close_hung_up(self) -> None:
-        """Close what was hung up and is no longer served; with the lock held."""
-        for connection, thread in self._hung_up.copy().items():
-            if thread not in self._working:
-                del self._hung_up[connection]
-                connection.close()
-
-    def _close_unused_port(self) -> None:
-        """Close the listening socket when the server stops and no thread may be in accept().
-
-        Closed under such a thread, its descriptor could be that of another socket by then.
-        """
-        if self.stopping and not self._accepting:
-            self.server_close()
-            self._changed.notify_all()
-
-    def is_last(self, connection: socket.socket) -> bool:
-        """Whether a connection goes on though the server stops, as its own thread stops it."""
-        return self.stopping and connection in self._connections
-
-    def wait_closed(self) -> None:
-        """Wait until the port is closed, which takes no time, after ``request_shutdown()``."""
-        with self._changed:
-            self._changed.wait_for(lambda: self.socket.fileno() < 0)
-
-    def _wake_accepting(self) -> None:
-        try:
-            self.socket.shutdown(socket.SHUT_RDWR)  # Linux: accept() fails in every thread
-        except OSError:
-            # Elsewhere (ENOTCONN), and a second time: one connection for each of those who wait.
-            for _ in range(self._accepting):
-                with contextlib.suppress(OSError):
-                    socket.create_connection(self._own_address()).close()
-
-    def _own_address(self) -> tuple[str, int]:
-        return _ANY_ADDRESS.get(self.server_name, self.server_name), self.server_port
-
-    def join(self, timeout: Optional[float] = None) -> bool:
-        """Wait until all threads have ended; tell whether they have.
-
-        Those of the server's own that wait here do not wait for each other.
-        ``timeout`` is in seconds; None waits however long it takes.
+        This does not wait; join() does.
         """
         this = threading.current_thread()
-        with self._changed:
-            here = {this} & self._working
-            self._joining |= here
+        with self._lock:
+            spared = self.current if this is self._thread else self._running.get(this, [None])[0]
+        self.post(functools.partial(self._shut_down, spared))
+
+    def _shut_down(self, spared: Optional[_Connection]) -> None:
+        if not self.stopping:
+            self.stopping = True
+            with contextlib.suppress(KeyError, ValueError):  # it is not accepting, or closed
+                self.selector.unregister(self.socket)
+            self.socket.close()
+        for connection in list(self.connections.values()):
+            if connection is not spared:
+                connection.end()
+
+    def join(self, timeout: Optional[float] = None) -> bool:
+        """Wait until all threads have ended, after request_shutdown(); tell whether they have.
+
+        Those of the server's own that wait here do not wait for each other. ``timeout`` is in
+        seconds; None waits however long it takes.
+        """
+        this = threading.current_thread()
+        is_own = self.is_own_thread(this)
+        if is_own:
+            self.call(lambda: None)  # after this the port is closed
+
+        def has_ended() -> bool:
+            if is_own:
+                return self._running.keys() <= self._joining
+            return not (self._thread or self._running)
+
+        with self._lock:
+            self._joining |= {this} & self._running.keys()
             self._changed.notify_all()
-            ended = self._changed.wait_for(
-                lambda: self._working <= (self._joining if here else set()), timeout
-            )
-            self._close_hung_up()
-            threads = set(self._threads) - self._joining if ended else set()
-            self._joining -= here
-        for thread in threads:
-            thread.join()
+            ended = self._changed.wait_for(has_ended, timeout)
+            self._joining.discard(this)
+            for thread in self._ended:  # one of us at a time, as Thread.join() needs it
+                thread.join()
         return ended
 
-    def employs(self, thread: threading.Thread) -> bool:
-        """Whether a thread is one of the server's that are at work."""
-        return thread in self._working
+    def is_own_thread(self, thread: threading.Thread) -> bool:
+        """Whether a thread is the one that serves, or a worker."""
+        with self._lock:
+            return thread is self._thread or thread in self._running
+
+    def running(self) -> list[str]:
+        """What the workers are doing, in words."""
+        with self._lock:
+            return [name for _, name in self._running.values()]
+
+    def server_close(self) -> None:
+        """Close the port, and what the thread that serves waits on."""
+        super().server_close()
+        self.selector.close()
+        self._waker.close()
+        self._woken.close()
+
+    def leave_to_the_parent(self) -> None:
+        """In a forked child, serve no further, and close the copies of the sockets.
+
+        While there is a copy, the port is not free, and closing a connection does not reset it. The
+        epoll set is the parent's as well, so nothing is unregistered. What was not started yet may
+        still be started in the child.
+        """
+        if self._thread or self.stopping:
+            self._make_lock()  # nobody here would release the other one
+            self.stopping, self._thread = True, None
+            self._running.clear()
+            for connection in self.connections.values():
+                connection.socket.close()  # before the conversation ends, which could shut it down
+                connection.conversation = None
+            self.connections.clear()
+            self.server_close()
 
 
 #: The servers of this process, for the children that it forks.
@@ -1047,327 +1259,547 @@ _open_servers: weakref.WeakSet[StoppableHttpServer] = weakref.WeakSet()
 
 
 def _leave_to_the_parent() -> None:
-    """In a forked child, serve no further, and close the copies of the sockets.
-
-    While there is a copy, the port is not free, and closing a connection does not reset it. What
-    was not started yet may still be started in the child.
-    """
+    # No thread here would release the other ones.
+    _Interception.lock, _Authority.lock = threading.Lock(), threading.Lock()
     for server in _open_servers:
-        if server.serving or server.stopping:
-            server.stopping = True
-            for each in (server.socket, *server._connections, *server._hung_up):
-                each.close()
+        server.leave_to_the_parent()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
-def _hang_up(connection: socket.socket) -> None:
-    """End a connection, and with it what another thread waits for on it."""
-    with contextlib.suppress(OSError):  # the client was faster
-        connection.shutdown(socket.SHUT_RDWR)
+class _Connection:
+    """A connection, its conversation, and what that waits for."""
+
+    def __init__(self, server: StoppableHttpServer, connection: socket.socket, address: Any):
+        self._server = server
+        self.socket = connection
+        self._address = address
+        #: None once it has ended.
+        self.conversation: Optional[_Conversation] = server.conversation(connection, address)
+        self._events = 0  # that the selector watches for
+        self._wait: Optional[_Wait] = None  # until these bytes, or this time, come
+        self._timer = math.inf  # when _on_time() is called
+        self._unsent: Optional[memoryview] = None  # until this is sent
+        self._unread = bytearray()  # what came while the conversation waited for something else
+        self._at_end = False  # whether the client has closed its side
+        self._spent = 0  # bytes sent and received in this turn
+
+    def resume(self, value: Any = None, error: Optional[BaseException] = None) -> None:
+        """Go on with the conversation until it has to wait, or has ended."""
+        if self.conversation is None:  # it has ended while a worker was at work for it
+            return
+        self._server.current = self
+        self._spent = 0
+        try:
+            while value is not _LATER:
+                if error is None:
+                    yielded = self.conversation.send(value)
+                else:
+                    yielded, error = self.conversation.throw(error), None
+                try:
+                    value = self._begin(yielded)
+                except (OSError, RuntimeError) as failure:
+                    value, error = None, failure
+        except StopIteration as stop:
+            self._close(by_reset=stop.value)
+        except KeyboardInterrupt:
+            self._close()
+            raise
+        except BaseException:
+            try:
+                self._server.handle_error(self.socket, self._address)
+            finally:
+                self._close()
+        self._server.current = error = None  # an exception refers to this frame
+
+    def _begin(self, yielded: _Yielded) -> Any:
+        """Begin what the conversation has yielded; returns what comes of it, or _LATER."""
+        if isinstance(yielded, _Wait):
+            return self._receive_or_wait(yielded)
+        if isinstance(yielded, _Call):
+            if self._events:
+                self._watch(0 if self._at_end else _READ)
+            self._server.run_in_worker(self, yielded)
+            return _LATER
+        try:
+            sent = self.socket.send(yielded)
+        except BlockingIOError:
+            sent = 0
+        self._spent += sent + 1000  # as a small block takes its time as well
+        if sent == len(yielded) and self._spent <= _A_TURN:
+            return None
+        # Others are served first, even if all of it was taken.
+        self._watch(_WRITE)
+        self._unsent = memoryview(yielded)[sent:]
+        return _LATER
+
+    def _receive_or_wait(self, wait: _Wait) -> Any:
+        if wait.receiving:
+            if self._unread:
+                data = bytes(self._unread)
+                self._unread.clear()
+                return data
+            if self._at_end:
+                return b""
+            if not self._events and self._spent <= _A_TURN:  # it is new, and often sends at once
+                with contextlib.suppress(BlockingIOError):
+                    return self._receive()
+        if wait.until < math.inf:
+            if wait.until <= time.perf_counter():
+                return None
+            self._set_timer(wait.until)
+        self._watch(_READ if wait.receiving else 0)
+        self._wait = wait
+        return _LATER
+
+    def _set_timer(self, until: float) -> None:
+        """See to it that _on_time() is called by then; there is one timer at a time."""
+        if until < self._timer:
+            self._timer = until
+            self._server.call_at(until, self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = math.inf
+        if self._wait and self._wait.until <= time.perf_counter():
+            self._wait = None
+            self.resume()
+        elif self._wait:
+            self._set_timer(self._wait.until)
+
+    def _receive(self) -> bytes:
+        data = self.socket.recv(65536)
+        self._at_end = not data
+        self._spent += len(data) + 1000
+        return data
+
+    def _watch(self, events: int) -> None:
+        """Have the selector watch for these events, or for none."""
+        selector = self._server.selector
+        before, self._events = self._events, 0  # what it is if this fails
+        if not before and events:
+            selector.register(self.socket, events, self._on_event)
+        elif before and not events:
+            selector.unregister(self.socket)
+        elif before != events:
+            selector.modify(self.socket, events, self._on_event)
+        self._events = events
+
+    def _on_event(self) -> None:
+        if self.conversation is None:  # it has ended in this turn
+            return
+        result, error = b"", None
+        try:
+            if self._unsent is not None:
+                self._unsent = self._unsent[self.socket.send(self._unsent) :]
+                if self._unsent:
+                    return
+            else:
+                result = self._receive()
+        except BlockingIOError:
+            return
+        except OSError as failure:
+            self._at_end, error = True, failure
+        if self._unsent is not None or self._wait:
+            self._unsent = self._wait = None
+            self.resume(result, error)
+            error = None  # it refers to this frame
+        else:
+            self._unread += result
+        # At the end there is always something to read; beyond the limit nothing is read, so that a
+        # client that keeps sending cannot exhaust memory.
+        if self._at_end or len(self._unread) > _MAX_UNREAD:
+            self._watch(self._events & ~_READ)
+
+    def end(self) -> None:
+        """End the conversation where it waits, and close the connection."""
+        conversation, self.conversation = self.conversation, None
+        try:
+            if conversation:
+                conversation.close()
+        except Exception:
+            self._server.handle_error(self.socket, self._address)
+        self._close()
+
+    def _close(self, by_reset: bool = False) -> None:
+        self.conversation = self._wait = None
+        self._watch(0)
+        del self._server.connections[self.socket]
+        try:
+            if by_reset:
+                # struct linger: yes, for 0 seconds. Its members are short on Windows.
+                at_once = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
+                with contextlib.suppress(OSError):  # the client was faster
+                    self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+            else:
+                self._server.shutdown_request(self.socket)
+        except Exception:
+            self._server.handle_error(self.socket, self._address)
+        finally:
+            self.socket.close()
 
 
-# The handler: a request is read, answered and recorded
+class _FixtureServer(StoppableHttpServer):
+    """The server of a FeedTestServer, and what its conversations share."""
+
+    def __init__(self, address: tuple[str, int], handler: Callable[..., Any]) -> None:
+        super().__init__(address, handler)
+        self.connection_numbers = itertools.count(1)
+        #: Connections that are here only because of intercept().
+        self.intercepted: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+    def conversation(self, request: socket.socket, client_address: Any) -> _Conversation:
+        """The conversation of the handler, which needs no thread."""
+        handler: Any = self.RequestHandlerClass
+        by_reset: bool = yield from handler(request, client_address, self).converse()
+        return by_reset
+
+    def close_intercepted(self) -> None:
+        """Close the connections that are here only because of intercept()."""
+        for connection in list(self.intercepted):
+            if connection in self.connections:
+                self.connections[connection].end()
+
+
+# The conversation: a request is read, responded to and recorded
 
 
 class _Refusal(Exception):
     """A request that cannot be understood: the status and the reason that the client gets."""
 
-    def __init__(self, status: int, words: str, request: Optional[Request] = None) -> None:
+    def __init__(self, status: int, words: str, head: Optional[_Head] = None) -> None:
         super().__init__(words)
         self.status = status
-        self.request = request
+        self.head = head
 
 
-class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
-    """Answers the requests of one connection.
+class FeedTestRequestHandler:
+    """The conversation on one connection: one request after the other, each with its response.
 
-    A subclass may add ``do_`` methods; they find the Request in ``self.received``, the
-    FeedTestServer in ``self.test_server``, and answer by ``self.reply(Response(...))``. There is
-    nothing of what writes and reads bit by bit in the base class (``send_response()``, ``wfile``,
-    ``rfile`` and the like): a Response is complete before its first byte is sent.
+    A subclass may add ``do_`` methods. They run in a worker thread, find the Request in
+    ``self.received`` and the FeedTestServer in ``self.test_server``, and respond by
+    ``self.reply(Response(...))``. A Response is complete before its first byte is sent, so there is
+    nothing that writes it bit by bit.
     """
 
-    server: StoppableHttpServer
     received: Request
     response: Optional[Response]
     # How a connection begins.
     scheme = ""
     tunnel = ""
+    base_url = ""
     tls: Optional[_Tls] = None
     client_left = False
-    broken_off = False
+    closing = False
+    lingering = False
+    #: Why the connection ends without a proper end: the kind of the fault, or an error.
+    broken_off = ""
+    heard_at = 0.0
 
-    def __init__(self, test_server: FeedTestServer, *args: Any) -> None:
+    def __init__(
+        self,
+        test_server: FeedTestServer,
+        connection: socket.socket,
+        client_address: Any,
+        server: _FixtureServer,
+    ) -> None:
         self.test_server = test_server
-        super().__init__(*args)
-
-    def setup(self) -> None:
-        """Begin with an empty buffer; neither rfile nor wfile is made."""
-        self.connection = self.request
-        self.watched = self.server.watch(self.connection)
-        self.connection_number = next(self.test_server._connection_numbers)
-        self.close_connection = False
-        self.lingering = False
-        self.heard_at = 0.0
+        self.site, self.record = test_server._site, test_server._record
+        self.connection = connection
+        self.client_address = client_address
+        self.server = server
+        self.connection_number = next(server.connection_numbers)
         self.buffer = bytearray()
 
-    def handle(self) -> None:
-        """Answer one request after the other until the connection ends."""
+    def converse(self) -> _Conversation:
+        """The life of a connection, as a generator; see _Conversation."""
         try:
-            while not self.close_connection:
-                if self.scheme:
-                    self.handle_one_request()
-                else:
-                    self.begin()
-        except OSError as error:
-            if error.filename is None:
-                _logger().info("the client has gone: %s", error)
-            else:  # a fixture changed while it was sent
-                self.test_server._fail(str(error))
-
-    def handle_one_request(self) -> None:
-        """The life of a request: read, find who answers, plan, record, send."""
-        try:
-            request = self.read()
-            plan = self.answer(request)
+            while not self.closing:
+                yield from (self.exchange() if self.scheme else self.begin())
         except EOFError:
-            self.close_connection = True
-            return
+            pass
+        except OSError as error:
+            self.broken_off = "error"
+            if error.filename is not None:  # a fixture changed while it was sent
+                self.record.fail(str(error))
+            else:
+                _logger().info("the client has gone: %s", error)
+        if self.broken_off == "reset":
+            return True
+        with contextlib.suppress(OSError):  # the client was faster
+            yield from self.finish()
+        return False
+
+    def exchange(self) -> _Part[None]:
+        """The life of a request: read, find the response, plan, record, send."""
+        try:
+            request = yield from self.read()
+            plan = yield from self.respond(request)
         except _Refusal as refusal:
             request = self.refused(refusal)
             plan = self.plan(request, _refuse(refusal.status, str(refusal)))
-        request.response = plan
-        self.test_server._record(request)
-        self.write(request)
+        request.response, began = plan.response, time.perf_counter()
+        if request.method not in _FOR_THE_SERVER:
+            self.record.add(request)
+        yield from self.send_plan(plan)
+        if not self.client_left:
+            request.responded_at = began
 
-    def finish(self) -> None:
-        """Let a client that may still be sending read the answer before the connection closes."""
-        self.test_server._note_end(self.connection)
-        if self.tls and not (self.broken_off or self.server.stopping):
-            with contextlib.suppress(OSError):  # the client was faster
-                self.transmit(self.tls.close())
+    def finish(self) -> _Part[None]:
+        """Let a client that may still be sending read the response before the connection closes."""
+        if self.tls and not self.broken_off:
+            yield self.tls.close()
         if (self.lingering or self.buffer) and not self.server.stopping:  # RFC 9112 9.6
-            self.server.make_way()
-            with contextlib.suppress(OSError):
-                self.connection.shutdown(socket.SHUT_WR)
-                while self.connection.recv(65536):
-                    pass
+            self.connection.shutdown(socket.SHUT_WR)
+            while (yield _RECEIVE):
+                pass
 
     # Begin, in plain text or in TLS
 
-    def begin(self) -> None:
+    def begin(self) -> _Part[None]:
         """Learn the scheme from the first byte of the connection, or of a tunnel (RFC 8446 5.1)."""
-        try:
-            while not self.buffer:
-                self.receive()
-        except EOFError:
-            self.close_connection = True
-            return
+        while not self.buffer:
+            yield from self.receive()
         self.scheme = "https" if self.buffer[0] == _HANDSHAKE else "http"
+        self.base_url = self.site.root_url(self.scheme)
         if self.scheme == "https":
-            self.shake_hands()
+            yield from self.handshake()
 
-    def shake_hands(self) -> None:
-        """Begin TLS; a handshake that fails is the client's affair, and logged."""
-        self.server.make_way()  # a certificate takes milliseconds
+    def handshake(self) -> _Part[None]:
+        """Begin TLS; a handshake that fails is logged and is no error, as clients may test that."""
         name = ""
         try:
             while (hello := _client_hello(self.buffer)) is None:
-                self.receive()
+                yield from self.receive()
             name = _server_name(hello)
-            self.tls = _Tls(self.certified(name), self.tls, bytes(self.buffer))
+            if name and not re.fullmatch(_SERVER_NAME, name):
+                yield from self.send(_UNRECOGNIZED_NAME)
+                raise ValueError("that is no name of a host (RFC 6066 3)")
+            context = yield _Call(
+                functools.partial(self.certified, name), f"a handshake for {name}"
+            )
+            self.tls = _Tls(context, self.tls, bytes(self.buffer))
             self.buffer.clear()
-            self.decipher(b"")
+            yield from self.decipher(b"")
             while not self.tls.established:
-                self.receive()
-        except (EOFError, OSError, ValueError) as error:
-            self.close_connection = self.lingering = True
-            if not self.server.stopping:
-                host = f" for {name!a:.80}" if name else ""
-                why = str(error) or "the client has left"
-                self.test_server._log(f"TLS handshake{host} failed: {why}")
+                yield from self.receive()
+        except (EOFError, OSError, RuntimeError, ValueError) as error:
+            self.closing = self.lingering = True
+            host = f" for {name!a:.80}" if name else ""
+            why = str(error) or "the client has left"
+            self.record.log(f"TLS handshake{host} failed: {why}")
 
     def certified(self, name: str) -> ssl.SSLContext:
         """The TLS for a client that asks for the host of that name, or for none."""
-        if name and not re.fullmatch(_SERVER_NAME, name):
-            self.send(_UNRECOGNIZED_NAME)
-            raise ValueError("that is no name of a host (RFC 6066 3)")
         own = self.connection.getsockname()[0].removeprefix("::ffff:").partition("%")[0]
         host = name or _host_and_port(f"https://{self.tunnel}")[0] or own
         try:
-            return _server_context(host.lower(), self.test_server.certificate)
+            with _Authority.lock:  # else clients that come at once would each have one made
+                return _server_context(host.lower(), self.test_server.certificate)
         except OSError as error:
-            self.test_server._fail(f"there is no certificate for {host}: {error}")
+            self.record.fail(f"there is no certificate for {host}: {error}")
             raise
 
     # Read
 
-    def read(self) -> Request:
+    def read(self) -> _Part[Request]:
         """Read one request, whole, its body included.
 
-        Raises EOFError where the client is done or the server stops, _Refusal where the request
-        cannot be understood.
+        Raises EOFError if the client is done, _Refusal if the request cannot be understood.
         """
-        request = None
+        head, body = None, b""
         try:
-            request = _parse_head(self.read_head())
-            request.connection = self.connection_number
-            request._locate(self.test_server, self.scheme, self.tunnel)
-            request.body = self.read_body(request)
+            head = yield from self.read_head()
+            if self.scheme == "http" and head.is_for_https and not self.site.intercepting:
+                raise _Refusal(400, "an https URL was asked for without TLS (RFC 9110 7.4)")
+            if head.body_size != 0:
+                body = yield from self.read_body(head)
         except EOFError:
-            if self.server.stopping or not (request or self.buffer):
+            if not (head or self.buffer):
                 raise
-            raise _Refusal(400, "the connection ended before the request did", request) from None
+            raise _Refusal(400, "the connection ended before the request did", head) from None
         except _Refusal as refusal:
-            refusal.request = refusal.request or request
+            refusal.head = refusal.head or head
             raise
-        request.time, request._came_at = self.test_server._now(), self.heard_at
-        self.test_server._note_request(request, self.connection)
+        return self.request(head, body)
+
+    def request(self, head: _Head, body: bytes = b"") -> Request:
+        """Make the Request that goes on record."""
+        origin = self.site.origin_of(head, self.scheme, self.tunnel)
+        if origin and self.site.intercepting:
+            self.server.intercepted.add(self.connection)
+        request = Request(head, self.base_url, origin)
+        request.body = body
+        request.connection, request.heard_at = self.connection_number, self.heard_at
+        request.time = self.time()
         return request
 
-    def receive(self) -> None:
-        """Wait for more of what the client says; raises EOFError where no more comes."""
+    def refused(self, refusal: _Refusal) -> Request:
+        """What is on record of a request that could not be read."""
+        request = self.request(refusal.head or _Head())
+        request.refused = True
+        return request
+
+    def receive(self, wait: _Wait = _RECEIVE) -> _Part[None]:
+        """Wait for what the client sends, and add it to the buffer.
+
+        Raises EOFError if no more comes.
+        """
         if self.client_left:
             raise EOFError
-        self.server.wait_alone(self.watched)
-        self.take_in(self.connection.recv(65536))
-
-    def take_in(self, data: bytes) -> None:
-        """Add to the buffer what the client says in these bytes; none are its end."""
-        self.heard_at = self.now()
-        if self.tls is None:
-            self.buffer += data
-            self.client_left = not data
+        data = yield wait
+        if data is None:
+            return
+        self.heard_at = time.perf_counter()
+        if self.tls:
+            yield from self.decipher(data)
         else:
-            self.decipher(data)
-            self.client_left = self.tls.ended or not data
+            self.buffer += data
+        if not data:
+            self.client_left = True
 
-    def decipher(self, data: bytes) -> None:
-        """Add to the buffer what bytes in TLS say; the handshake, too, is answered here."""
+    def decipher(self, data: bytes) -> _Part[None]:
+        """Add to the buffer what bytes in TLS say; the handshake is responded to here as well."""
         assert self.tls is not None
         try:
             self.buffer += self.tls.open(data)
         finally:
             if sealed := self.tls.seal():  # TLS has something to say itself, maybe an alert
-                self.transmit(sealed)
+                yield sealed
+        self.client_left = self.tls.ended
 
-    def read_head(self) -> str:
-        """The request line and the field lines, up to the empty line that ends them."""
-        searched = 0
+    def read_head(self) -> _Part[_Head]:
+        """Read the request line and the field lines, up to the empty line that ends them."""
         while True:
             while self.buffer.startswith(b"\r\n"):  # RFC 9112 2.2: before a request line, ignored
                 del self.buffer[:2]
-            end = self.buffer.find(b"\r\n\r\n", max(0, searched - 3))
-            if end >= 0:
-                if end > _MAX_LINE:
-                    _refuse_hopeless(self.buffer[:end], searched)
-                return self.take(end + 4).decode("latin-1")
-            if self.buffer:
-                _refuse_hopeless(self.buffer, searched)
-                searched = len(self.buffer)
-            self.receive()
+            if self.buffer and self.buffer != b"\r":
+                break
+            yield from self.receive()
+        end = self.buffer.find(b"\r\n\r\n", 0, _SMALL_HEAD) + 4
+        if end > 4:
+            data = bytes(self.buffer[:end])
+            del self.buffer[:end]
+            return _parse_head(data)
+        reader = _HeadReader()
+        while not reader.read(self.buffer):
+            yield from self.receive()
+        yield from self.take(reader.position)
+        return reader.head()
 
-    def take(self, size: int) -> bytes:
+    def take(self, size: int) -> _Part[bytes]:
         """The next bytes of the connection, as many as that."""
         while len(self.buffer) < size:
-            self.receive()
+            yield from self.receive()
         data = bytes(self.buffer[:size])
         del self.buffer[:size]
         return data
 
-    def read_body(self, request: Request) -> bytes:
-        size = _body_size(request)
-        if size == 0:
-            return b""
-        expectation = request._values.get("expect") or ""
-        if expectation.lower() == "100-continue" and request.version != "1.0" and not self.buffer:
-            self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return self.read_chunks() if size is None else self.take(size)
+    def read_body(self, head: _Head) -> _Part[bytes]:
+        if head.expects_continue and not self.buffer:
+            yield from self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if head.body_size is not None:
+            return (yield from self.take(head.body_size))
+        return (yield from self.read_chunks())
 
-    def read_chunks(self) -> bytes:
+    def read_chunks(self) -> _Part[bytes]:
         """A body in the chunked transfer coding (RFC 9112 7.1), decoded."""
         body = bytearray()
-        while True:
-            size = _chunk_size(self.read_line())
-            if size == 0:
-                break
+        while size := _chunk_size((yield from self.read_line())):
             if len(body) + size > _MAX_BODY:
                 raise _body_too_large()
-            body += self.take(size)
-            if self.take(2) != b"\r\n":
+            body += yield from self.take(size)
+            if (yield from self.take(2)) != b"\r\n":
                 raise _Refusal(400, "the data of a chunk is longer than its size says")
         for _ in range(_MAX_FIELDS + 1):
-            trailer = self.read_line(431)
+            trailer = yield from self.read_line(431)
             if not trailer:
                 return bytes(body)
             if not _FIELD_LINE.fullmatch(trailer):
                 raise _Refusal(400, f"the trailer field {trailer[:80]!r} is malformed")
         raise _Refusal(431, f"there are more than {_MAX_FIELDS} trailer fields")
 
-    def read_line(self, if_too_long: int = 400) -> str:
+    def read_line(self, if_too_long: int = 400) -> _Part[str]:
         while (end := self.buffer.find(b"\n", 0, _MAX_LINE + 2)) < 0:
             if len(self.buffer) >= _MAX_LINE + 2:
                 words = f"a line of the chunked body is longer than {_MAX_LINE} bytes"
                 raise _Refusal(if_too_long, words)
-            self.receive()
-        line = self.take(end + 1).decode("latin-1")
+            yield from self.receive()
+        line = (yield from self.take(end + 1)).decode("latin-1")
         if not line.endswith("\r\n"):
             raise _Refusal(400, f"the line {line[:80]!r} of the chunked body does not end in CR LF")
         return line[:-2]
 
-    def refused(self, refusal: _Refusal) -> Request:
-        """What is on record of a request that could not be read."""
-        request = refusal.request or Request()
-        request._refused = True
-        request.connection, request.time = self.connection_number, self.test_server._now()
-        request._locate(self.test_server, self.scheme, self.tunnel)
-        return request
+    # Find who responds
 
-    # Find who answers
-
-    def answer(self, request: Request) -> Response:
-        """The plan of the answer; a 500 where a fixture or the test's own code is wrong."""
+    def respond(self, request: Request) -> _Part[_Plan]:
+        """The plan of the response; a 500 if a fixture or the test's own code is wrong."""
         try:
-            return self.plan(request, self.find(request))
+            response = self.find(request)
+            if callable(response):
+                response = yield from self.work(response, request)
+            if len(response.content) > _MUCH and (response.compress or response.template):
+                plan = functools.partial(self.plan, request, response)
+                return (yield from self.work(plan, request))
+            return self.plan(request, response)
+        except GeneratorExit:
+            raise
         except BaseException as error:  # pytest.fail() in a callable raises no Exception
-            return self.plan(request, self.test_server._fail(_explain(error, request)))
+            return self.plan(request, self.fail(_explain(error, request)))
 
-    def find(self, request: Request) -> Response:
-        """The response of the step or of the do_ method for a request, whose host is known."""
-        for_the_server = request.method in _FOR_THE_SERVER
-        step = None if for_the_server else self.test_server._next_step(request)
-        if step is None:
-            known = for_the_server or not request._origin or self.test_server._knows(request)
-            return self.dispatch(request) if known else self.test_server._unknown_host(request)
-        if callable(step):
-            self.server.make_way()
-        return self.test_server._perform(step, request)
+    def work(self, function: Callable[[], _T], request: Request) -> _Part[_T]:
+        """Call a function that may block; note whether the client leaves meanwhile."""
+        result: _T = yield _Call(function, request)
+        try:
+            if not self.client_left and len(self.buffer) <= _MAX_UNREAD:
+                yield from self.receive(_LOOK)
+        except OSError:  # no error of this function
+            self.client_left = True
+        return result
 
-    def dispatch(self, request: Request) -> Response:
+    def find(self, request: Request) -> Union[Response, Callable[[], Response]]:
+        """The response to a request, or a function that returns it, and may block before."""
+        if request.method not in _FOR_THE_SERVER:
+            step = self.site.next_step(request)
+            if step is not None:
+                perform = functools.partial(self.site.perform, step, request)
+                return perform if callable(step) else perform()
+            if not self.site.knows(request):
+                return _with(self.fail(self.site.unknown_host(request)), status=502)
+        self.received, self.response = request, None
+        # In a subclass it may be a test's own method, which may take its time.
+        return self.dispatch() if type(self) is FeedTestRequestHandler else self.dispatch
+
+    def dispatch(self) -> Response:
         """Call the do_ method of the request's method, and return what it replied."""
-        name = f"do_{request.method}"
+        name = f"do_{self.received.method}"
         method = getattr(self, name, None)
         if method is None:
-            return self.not_allowed(request.method)
-        if type(self) is not FeedTestRequestHandler:
-            self.server.make_way()  # a test's own methods may take their time
-        self.received, self.response = request, None
+            return self.not_allowed(self.received.method)
         method()
         if self.response is None:
-            raise RuntimeError(f"do_{request.method}() did not call self.reply()")
+            raise RuntimeError(f"{name}() did not call self.reply()")
         return self.response
 
+    def fail(self, words: str) -> Response:
+        """Note what is wrong with a fixture or with test code; the client gets the same words."""
+        self.record.fail(words)
+        return _text_response(500, words)
+
     def reply(self, response: Response) -> None:
-        """Answer the request by this response; a do_ method calls it once."""
+        """Respond to the request by this response; a do_ method calls it once.
+
+        Raises TypeError if it is no Response, RuntimeError the second time.
+        """
+        if not isinstance(response, Response):
+            raise TypeError(f"reply(): found {response!r:.80}; it takes a Response")
         if self.response is not None:
             raise RuntimeError(f"do_{self.received.method}() called self.reply() twice")
         self.response = response
 
     def do_GET(self) -> None:
-        self.reply(self.test_server._fixture_for(self.received))
+        self.reply(self.site.fixture_for(self.received))
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -1377,125 +1809,113 @@ class FeedTestRequestHandler(http.server.BaseHTTPRequestHandler):
 
     def do_CONNECT(self) -> None:
         """Begin a tunnel to whatever host was asked for, which is here (RFC 9110 9.3.6)."""
-        if not self.test_server._intercepting:
-            words = "CONNECT is not answered here; inside of server.intercept() it is"
+        if not self.site.intercepting:
+            words = "CONNECT is not accepted here; inside of server.intercept() it is"
             self.reply(_refuse(405, words, [("Allow", self.allowed())]))
             return
         self.tunnel, self.scheme = self.received.target, ""
         self.reply(Response(status=200, reason="Connection established"))
 
     def do_QUIT(self) -> None:
-        """Stop the server: the port is closed before the answer is sent."""
+        """Stop the server: the port is closed before the response is sent."""
         if not _is_loopback(self.client_address[0]):
             self.reply(_refuse(403, "QUIT is for clients on this machine only"))
             return
         self.server.request_shutdown()
-        self.server.wait_closed()
+        self.server.call(lambda: None)  # when it returns, the port is closed
         self.reply(_text_response(200, "the server has stopped"))
 
     def allowed(self) -> str:
+        """The methods that there are do_ methods for, as the Allow field lists them."""
         methods = sorted(name[3:] for name in dir(self) if name.startswith("do_"))
         return ", ".join(method for method in methods if method not in _FOR_THE_SERVER)
 
     def not_allowed(self, method: str) -> Response:
         if method not in _METHODS:
-            return _refuse(501, f"the method {method[:80]!r} is not known here")
-        words = f"{method} is not answered here; respond() can script an answer to it"
+            return _refuse(501, f"the method {method[:80]!r} is not implemented")
+        words = f"{method} is not allowed here; respond() can script a response to it"
         return _refuse(405, words, [("Allow", self.allowed())])
 
     # Plan
 
-    def plan(self, request: Request, response: Response) -> Response:
-        """Decide the answer completely, and whether the connection ends with it."""
+    def plan(self, request: Request, response: Response) -> _Plan:
+        """Decide the response completely, and whether the connection ends with it."""
         begins_a_tunnel = not self.scheme  # do_CONNECT() has forgotten it
-        persistent = begins_a_tunnel or request._persists(response.ignore)
-        stopping: bool = self.server.stopping
-        date = _http_date(int(self.test_server._now()))
-        if response.compress:
-            self.server.make_way()
-        plan = _plan(request, response, date, persistent and not stopping)
-        self.close_connection = plan._closes
+        persistent = begins_a_tunnel or request.persists(response.ignore)
+        date = _http_date(int(self.time()))
+        lasting = persistent and not self.server.stopping
+        plan = _shared_plan(request, response, date, lasting)
+        self.closing = plan.closes
         # It may still be sending, unless it has asked for the end itself and gets all in one piece.
-        asked = not persistent and "connection" not in response._given and not plan.asis
-        self.lingering = plan._closes and not (
-            asked and plan._at_once and len(plan._sent) <= _SMALL
-        )
+        asked = not persistent and "connection" not in response.given and not response.asis
+        self.lingering = plan.closes and not (asked and plan.whole is not None)
         return plan
+
+    def time(self) -> float:
+        """The time by the server's clock; a clock that fails is an error in the test's code."""
+        try:
+            now = float(self.test_server.clock())
+            _http_date(int(now))  # no infinity, and no year 10000, which no Date field can tell
+        except BaseException as error:
+            self.record.fail(f"the server's clock: {_shown(error)}", once=True)
+            return time.time()
+        return now
 
     # Send
 
-    def write(self, request: Request) -> None:
-        """Write the planned answer, and note where the client has not stayed for all of it."""
-        assert request.response is not None
-        stayed = False
-        try:
-            _write(request.response, self)
-            stayed = not self.client_left
-        finally:
-            if not stayed:
-                request._answered_at = math.inf
+    def send_plan(self, plan: _Plan) -> _Part[None]:
+        """Send the planned response, part by part."""
+        if plan.whole is not None:
+            yield from self.send(plan.whole)
+            return
+        begin = time.perf_counter()
+        for part in _timeline(plan):
+            if isinstance(part, float):
+                yield from self.pause_until(begin + part)
+            elif isinstance(part, str):
+                yield from self.break_off(part)
+            else:
+                yield from self.send(part)
 
-    def send(self, data: Union[bytes, memoryview]) -> None:
-        """Send it all, in TLS where that is spoken; block by block, as TLS makes a copy."""
+    def send(self, data: Union[bytes, memoryview]) -> _Part[None]:
+        """Send it all, in TLS if that is spoken; block by block, as TLS makes a copy."""
         if self.tls is None:
-            self.transmit(data)
+            yield data
             return
         for start in range(0, len(data), _BLOCK):
-            self.transmit(self.tls.seal(memoryview(data)[start : start + _BLOCK]))
+            yield self.tls.seal(memoryview(data)[start : start + _BLOCK])
 
-    def transmit(self, data: Union[bytes, memoryview]) -> None:
-        """Send bytes; where the client does not take them at once, others are not kept waiting."""
-        try:
-            sent = self.connection.send(data, _DONT_WAIT)
-        except BlockingIOError:
-            sent = 0
-        if sent < len(data):
-            self.server.make_way()
-            self.connection.sendall(memoryview(data)[sent:])
+    def pause_until(self, end: float) -> _Part[None]:
+        """Let time pass, unless the client leaves or the server stops; what it sends is kept.
 
-    def now(self) -> float:
-        return self.test_server._timer.now()
-
-    def pause(self, seconds: float) -> None:
-        """Let time pass, unless the client leaves or the server stops; what it says is kept.
-
-        Who shuts down the sending side only is taken to have left, as nothing tells the two apart:
-        what is left of the answer is sent without further waits.
+        A half-close cannot be told from a disconnect, so the rest is sent without further delay.
         """
-        self.server.make_way()
-        end = self.now() + seconds
-        while (left := end - self.now()) > 0 and not self.client_left:
-            if self.server.is_last(self.connection):
-                return
-            # Who goes on talking meanwhile does not fill the memory.
-            event = _LEFT if len(self.buffer) > _MAX_BODY else _READABLE
-            if not self.test_server._timer.wait(self.connection, left, event):
-                return
-            data = self.connection.recv(65536) if event == _READABLE else b""
-            self.take_in(data)
+        while time.perf_counter() < end and not (self.client_left or self.server.stopping):
+            is_full = len(self.buffer) > _MAX_BODY  # so that a client cannot exhaust the memory
+            yield from self.receive(_Wait(end, receiving=not is_full))
 
-    def break_off(self, fault: str) -> None:
+    def break_off(self, fault: str) -> _Part[None]:
         """Carry out a fault: a reset, or silence until the client leaves; a close follows anyway.
 
-        No farewell is said, so that TLS tells the client that something is missing.
+        No close_notify is sent, so that TLS tells the client that something is missing.
         """
-        self.broken_off = True
+        self.broken_off = fault
         if fault == "stall":
-            self.pause(math.inf)
+            yield from self.pause_until(math.inf)
         elif fault == "reset":
-            self.await_arrival()
-            self.server.reset(self.connection)
+            yield from self.await_arrival()
 
-    def await_arrival(self) -> None:
+    def await_arrival(self) -> _Part[None]:
         """Wait until the client's system has all that was sent; a reset would drop the rest."""
         seconds = 0.001
         while _in_flight(self.connection) and not self.server.stopping:
-            if self.test_server._timer.wait(self.connection, seconds, _ENDED):
-                return
+            if self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                return  # the client has left
+            yield _Wait(time.perf_counter() + seconds, receiving=False)
             seconds = min(2 * seconds, 0.02)
 
 
-# The thread stands first because its reader meets it first; its default can only be named here.
+# FeedTestServer comes first in the file, so its default can only be set here.
 FeedTestServer.handler_class = FeedTestRequestHandler
 
 
@@ -1509,13 +1929,13 @@ def _explain(error: BaseException, request: Request) -> str:
     import traceback  # for what has gone wrong only, so not part of the import time
 
     lines = traceback.format_exception(type(error), error, error.__traceback__)
-    return f"{request.method} {request._shown}: {_shown(error)}\n{''.join(lines)}"
+    return f"{request.method} {request.shown}: {_shown(error)}\n{''.join(lines)}"
 
 
 def _shown(error: BaseException) -> str:
     try:
         return repr(error)
-    except Exception as fault:  # in the test's own class
+    except BaseException as fault:  # in the test's own class
         return f"{type(error).__name__}, whose repr() raises {type(fault).__name__}"
 
 
@@ -1526,38 +1946,8 @@ def _logger() -> logging.Logger:
     return logging.getLogger("feedtestserver")
 
 
-# Waiting, and what a connection tells meanwhile
-
-# What may happen to it, for poll(): there is something to read, be it the end; the client
-# has shut down its sending side, where that has an event of its own; both sides have ended.
-_READABLE = getattr(select, "POLLIN", 1)
-_LEFT = getattr(select, "POLLRDHUP", _READABLE)
-_ENDED = 0
-#: Seconds that poll() can wait, 23 days: it counts milliseconds in an int.
-_LONGEST_POLL = 2_000_000
-
-
-class _Timer:
-    """Lets time pass where an answer takes its time; a test may put a faster one in its place."""
-
-    def now(self) -> float:
-        """Seconds since some point in time."""
-        return time.monotonic()
-
-    def wait(self, connection: socket.socket, seconds: float, event: int) -> bool:
-        """Wait for an event on a connection, so many seconds at most; tell whether it came."""
-        for_ever = seconds > _LONGEST_POLL
-        if not hasattr(select, "poll"):  # Windows
-            connections = [connection] if event else []
-            timeout = None if for_ever else seconds
-            return any(select.select(connections, [], [connection], timeout))
-        events = select.poll()
-        events.register(connection, event)
-        return bool(events.poll(None if for_ever else seconds * 1000))
-
-
 def _in_flight(connection: socket.socket) -> int:
-    """How many bytes were sent and have not arrived; 0 where the system does not tell."""
+    """How many bytes were sent and have not arrived; 0 if the system does not tell."""
     if sys.platform == "darwin":
         return connection.getsockopt(socket.SOL_SOCKET, 0x1024)  # SO_NWRITE
     if not sys.platform.startswith("linux"):
@@ -1569,9 +1959,6 @@ def _in_flight(connection: socket.socket) -> int:
     return int.from_bytes(count, sys.byteorder)
 
 
-#: To send what fits into the buffer; on Windows, which has no such thing, way is made before.
-_DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
-
 # The reader: what a request's head may look like (RFC 9112 2 to 6)
 
 _METHODS = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
@@ -1579,125 +1966,204 @@ _METHODS = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT
 _FOR_THE_SERVER = ("CONNECT", "QUIT")
 _MAX_FIELDS = 256
 _MAX_LINE, _MAX_HEAD, _MAX_BODY = 16 * 1024, 1024 * 1024, 64 * 1024 * 1024  # in bytes
+#: Heads up to this size are kept, as clients that keep a connection send the same ones again.
+_SMALL_HEAD = 2048
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_LINE = re.compile(rf"({_TOKEN.pattern}):([^\x00-\x08\x0a-\x1f\x7f]*)")
 _REQUEST_LINE = re.compile(rf"({_TOKEN.pattern}) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9]\.[0-9])")
-_HEAD = re.compile(rf"{_REQUEST_LINE.pattern}\r\n((?:{_FIELD_LINE.pattern}\r\n)*)\r\n")
 _PORT = "[0-9]{0,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_HOST = re.compile(rf"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]*)(?::(?:{_PORT}))?")
-_ABSOLUTE_FORM = re.compile(rf"(https?)://(?![:/?]|\Z)({_HOST.pattern})(/.*)?", re.IGNORECASE)
-_AUTHORITY_FORM = rf"(?=[^:].*:0*[1-9][0-9]*\Z){_HOST.pattern}"
+_NAME = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*"
+_AUTHORITY = re.compile(rf"(?:\[([0-9A-Fa-f:.]+)\]|{_NAME})(?::(?:{_PORT}))?")
+_ABSOLUTE_FORM = re.compile(r"(?i)(https?)://([^/?]+)(/.*)?")
 # A pattern that most tests do not need is a string: re compiles it when it is first used.
 _CHUNK_SIZE = (
-    r"([0-9A-Fa-f]{1,16})"
+    r"0*([0-9A-Fa-f]{1,16})"
     rf"(?:[ \t]*;[ \t]*{_TOKEN.pattern}"
     rf"(?:[ \t]*=[ \t]*(?:{_TOKEN.pattern}|\"(?:[^\"\\\x00-\x08\x0a-\x1f\x7f]"
     r"|\\[^\x00-\x08\x0a-\x1f\x7f])*\"))?)*"
 )
-#: What no head can hold, in whatever is still missing of it.
-_GARBAGE = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n|\Z)|(?<!\r)\n")
+#: What no line of a head can hold.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n|\Z)|(?<!\r)\n")
 
 _FIELD_FAULTS = (
     (r"[ \t]", "begins with white space; a value is not folded (RFC 9112 5.2)"),
     (r":", "has no name before its colon (RFC 9112 5)"),
     (r"[^:]*[ \t]:", "has white space before its colon (RFC 9112 5.1)"),
     (r"[^:]*\Z", "has no colon (RFC 9112 5)"),
-    (rf"(?!{_TOKEN.pattern}:)", "has a name that is not a token (RFC 9110 5.1)"),
-    (r"", "has a control character in its value (RFC 9110 5.5)"),
+    (r"", "has a name that is not a token (RFC 9110 5.1)"),
 )
 
 
-def _parse_head(head: str) -> Request:
-    """The request that a head begins; raises _Refusal for what RFC 9112 says to reject."""
-    match = _HEAD.fullmatch(head)
+class _Head:
+    """The head of a request. It is never changed, as requests that are alike share it."""
+
+    def __init__(
+        self,
+        method: str = "",
+        target: str = "",
+        version: str = "",
+        fields: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        self.method, self.target, self.version, self.fields = method, target, version, fields
+        #: The values by lower-case name, those of repeated fields joined as a list.
+        self.values: dict[str, str] = {}
+        for name, value in fields:
+            name = name.lower()
+            before = f"{self.values[name]}, " if name in self.values else ""
+            self.values[name] = before + value
+        if not target.isascii():  # raw UTF-8, read as Latin-1
+            target = target.encode("latin-1").decode("utf-8", "surrogateescape")
+        #: The path as it was sent, the query, and the origin that the target names, if any.
+        self.path, self.has_query, self.query = target.partition("?")
+        self.origin = ""
+        absolute = _ABSOLUTE_FORM.fullmatch(self.path)
+        if absolute and _is_authority(absolute.group(2)) and absolute.group(2)[0] != ":":
+            self.origin, self.path = _origin(*absolute.group(1, 2)), absolute.group(3) or "/"
+        self.is_for_https = self.origin.startswith("https:")
+        self.is_conditional = not _SELECTING.isdisjoint(self.values)
+        expected = _members(self.values.get("expect", ""))
+        self.expects_continue = "100-continue" in expected and version != "1.0"
+        self.persists = _persists(version, _members(self.values.get("connection", "")))
+        #: The size of the body in bytes; None if it is chunked.
+        self.body_size: Optional[int] = 0
+
+
+class _HeadReader:
+    """Reads a head line by line, so that it gets the same verdict in whatever pieces it arrives."""
+
+    def __init__(self) -> None:
+        #: Where the first line begins that is not complete yet.
+        self.position = 0
+        self._searched = 0
+        self._start = ("", "", "")  # method, target, version
+        self._fields: list[tuple[str, str]] = []
+
+    def read(self, data: Union[bytes, bytearray]) -> bool:
+        """Read the lines that are complete; tell whether the empty one was among them.
+
+        ``data`` is all that has come. Raises _Refusal for what RFC 9112 says to reject.
+        """
+        while (end := data.find(b"\n", max(self.position, self._searched)) + 1) > 0:
+            line = data[self.position : end].decode("latin-1")
+            self._check(line)
+            self.position = end
+            if line == "\r\n":
+                return True
+            self._add(line[:-2])
+        self._check(data[self.position :].decode("latin-1"))
+        self._searched = len(data)
+        return False
+
+    def head(self) -> _Head:
+        """The head, if what it says makes sense; raises _Refusal otherwise."""
+        head = _Head(*self._start, tuple(self._fields))
+        try:
+            _check_head(head)
+            head.body_size = _body_size(head)
+        except _Refusal as refusal:
+            refusal.head = head
+            raise
+        return head
+
+    def _check(self, line: str) -> None:
+        """Refuse a line, or the beginning of one, that is too long, or holds control characters.
+
+        Only what comes first counts, so that no verdict depends on what has not come yet.
+        """
+        limit = min(_MAX_LINE, _MAX_HEAD - self.position)
+        found = _CONTROL.search(line[: limit + 2])
+        if found and found.start() <= limit:
+            number = len(self._fields) + 1 + bool(self._start[0])
+            begun = _REQUEST_LINE.fullmatch(line[: found.start()])
+            if begun and number == 1:
+                self._start = (begun.group(1), begun.group(2), begun.group(3))
+            name = {"\r": "bare CR", "\n": "bare LF"}.get(found.group())
+            what = f"a {name}; lines end in CR LF (RFC 9112 2.2)"
+            if name is None:
+                what = f"the control character {found.group()!r} (RFC 9110 5.5)"
+            raise self._refusal(400, f"line {number} has {what}")
+        if len(line.removesuffix("\n").removesuffix("\r")) <= limit:
+            return
+        if limit < _MAX_LINE:
+            raise self._refusal(431, f"the head of the request is larger than {_MAX_HEAD} bytes")
+        if self._start[0]:
+            raise self._refusal(431, f"a field line is longer than {_MAX_LINE} bytes")
+        if " " not in line[:limit]:
+            raise self._refusal(501, f"the method {line[:80]!r} is not implemented")
+        raise self._refusal(414, f"the request line is longer than {_MAX_LINE} bytes")
+
+    def _add(self, line: str) -> None:
+        """Take a line, without its end."""
+        if not self._start[0]:
+            match = _REQUEST_LINE.fullmatch(line)
+            if match is None:
+                found = f"malformed request line {line[:80]!r}"
+                raise _Refusal(400, f"{found}; expected METHOD SP TARGET SP HTTP/1.1 (RFC 9112 3)")
+            self._start = (match.group(1), match.group(2), match.group(3))
+            return
+        match = _FIELD_LINE.fullmatch(line)
+        if match is None:
+            fault = next(fault for pattern, fault in _FIELD_FAULTS if re.match(pattern, line))
+            raise self._refusal(400, f"the field line {line[:80]!r} {fault}")
+        if len(self._fields) == _MAX_FIELDS:
+            raise self._refusal(431, f"there are more than {_MAX_FIELDS} fields")
+        self._fields.append((match.group(1), match.group(2).strip(" \t")))
+
+    def _refusal(self, status: int, words: str) -> _Refusal:
+        return _Refusal(status, words, _Head(*self._start, tuple(self._fields)))
+
+
+@functools.lru_cache(maxsize=256)
+def _parse_head(data: bytes) -> _Head:
+    """The head that these bytes are; raises _Refusal for what RFC 9112 says to reject."""
+    reader = _HeadReader()
+    reader.read(data)
+    return reader.head()
+
+
+def _is_authority(text: str) -> bool:
+    """Whether a text is one host, maybe with a port (RFC 9110 7.2, RFC 3986 3.2.2)."""
+    match = _AUTHORITY.fullmatch(text)
     if match is None:
-        raise _first_fault(head)
-    method, target, version, lines = match.group(1, 2, 3, 4)
-    if lines.count("\n") > _MAX_FIELDS:
-        words = f"there are more than {_MAX_FIELDS} fields"
-        raise _Refusal(431, words, Request(method, target, version))
-    request = Request(method, target, version, lines)
-    if version[0] != "1":
-        raise _Refusal(505, f"HTTP/{version} is not spoken here; HTTP/1.1 is", request)
-    if not _is_target(request):
-        raise _Refusal(400, f"{target[:80]!r} is no target of {method} (RFC 9112 3.2)", request)
-    host = request._values.get("host")
-    if host is None and version != "1.0":
-        raise _Refusal(400, "there is no Host field (RFC 9112 3.2)", request)
-    if host is not None and not _HOST.fullmatch(host):
-        raise _Refusal(400, f"the Host field {host[:80]!r} is not one host (RFC 9112 3.2)", request)
-    return request
+        return False
+    return match.group(1) is None or _packed(match.group(1), [socket.AF_INET6]) is not None
 
 
-def _is_target(request: Request) -> bool:
-    """Whether the target has one of the four forms, and one that goes with the method."""
-    if request.method == "CONNECT":
-        return bool(re.fullmatch(_AUTHORITY_FORM, request.target))
-    if request.target == "*":
-        return request.method == "OPTIONS"
-    return request.target.startswith("/") or bool(request._origin)
-
-
-def _first_fault(head: str) -> _Refusal:
-    """What is wrong in a head, or in the beginning of one, and where."""
-    request_line, *lines = re.split("\r\n|\r|\n", head)
-    request = _begun(head)
-    bare = re.search(r"\r(?!\n|\Z)|(?<!\r)\n", head)
-    if bare:
-        name, number = ("CR", "LF")[bare.group() == "\n"], head.count("\n", 0, bare.start()) + 1
-        words = f"line {number} has a bare {name}; lines end in CR LF (RFC 9112 2.2)"
-        return _Refusal(400, words, request)
-    if request is None:
-        found = f"{request_line[:80]!r} is no request line"
-        return _Refusal(400, f"{found}; it would be METHOD SP TARGET SP HTTP/1.1 (RFC 9112 3)")
-    line = next(line for line in lines if line and not _FIELD_LINE.fullmatch(line))
-    fault = next(fault for pattern, fault in _FIELD_FAULTS if re.match(pattern, line))
-    return _Refusal(400, f"the field line {line[:80]!r} {fault}", request)
-
-
-def _begun(head: str) -> Optional[Request]:
-    """The request that the first line of a head begins; None where it is no request line."""
-    start = _REQUEST_LINE.fullmatch(re.split("[\r\n]", head, maxsplit=1)[0])
-    return Request(*start.group(1, 2, 3)) if start else None
-
-
-def _refuse_hopeless(beginning: bytearray, searched: int) -> None:
-    """Raise _Refusal where nothing that may follow makes a request of this beginning of one.
-
-    Its first fault counts, so that the status is the same in whichever pieces a head arrives; the
-    words go by what has come so far.
-    """
-    garbage = _GARBAGE.search(beginning, max(0, searched - 1))
-    end = garbage.start() if garbage else len(beginning)
-    start = beginning.rfind(b"\n", 0, searched) + 1
-    for number, line in enumerate(beginning[start:end].split(b"\n"), start):
-        if len(line.removesuffix(b"\r")) > _MAX_LINE:
-            if number == 0:
-                raise _Refusal(414, f"the request line is longer than {_MAX_LINE} bytes")
-            raise _head_too_large(beginning, f"a field line is longer than {_MAX_LINE} bytes")
-    if end > _MAX_HEAD:
-        raise _head_too_large(
-            beginning, f"the head of the request is larger than {_MAX_HEAD} bytes"
+def _check_head(head: _Head) -> None:
+    if head.version[0] != "1":
+        raise _Refusal(505, f"HTTP/{head.version} is not supported; use HTTP/1.1")
+    if not _is_target(head):
+        raise _Refusal(
+            400, f"{head.target[:80]!r} is no target of {head.method:.80} (RFC 9112 3.2)"
         )
-    if garbage:
-        raise _first_fault(beginning.decode("latin-1"))
+    host = head.values.get("host")
+    if host is None and head.version != "1.0":
+        raise _Refusal(400, "there is no Host field (RFC 9112 3.2)")
+    if host is not None and not _is_authority(host):
+        raise _Refusal(400, f"the Host field {host[:80]!r} is not one host (RFC 9112 3.2)")
 
 
-def _head_too_large(beginning: bytearray, words: str) -> _Refusal:
-    return _Refusal(431, words, _begun(beginning.decode("latin-1")))
+def _is_target(head: _Head) -> bool:
+    """Whether the target has one of the four forms, and one that goes with the method."""
+    if head.method == "CONNECT":
+        host, _, port = head.target.rpartition(":")
+        return bool(host) and port.strip("0").isdigit() and _is_authority(head.target)
+    if head.target == "*":
+        return head.method == "OPTIONS"
+    return (head.target.startswith("/") or bool(head.origin)) and "#" not in head.target
 
 
 def _body_too_large() -> _Refusal:
     return _Refusal(413, f"the body is larger than {_MAX_BODY} bytes")
 
 
-def _body_size(request: Request) -> Optional[int]:
+def _body_size(head: _Head) -> Optional[int]:
     """The size of a request's body in bytes, None for a chunked one (RFC 9112 6.3)."""
-    coding, length = request._values.get("transfer-encoding"), request._values.get("content-length")
+    coding, length = head.values.get("transfer-encoding"), head.values.get("content-length")
     if coding is not None:
-        _check_coding(coding, length, request.version)
+        _check_coding(coding, length, head.version)
         return None
     if length is None:
         return 0
@@ -1729,7 +2195,7 @@ def _check_coding(coding: str, length: Optional[str], version: str) -> None:
     if last != "chunked" or "chunked" in others:
         raise _Refusal(400, f"Transfer-Encoding is {coding[:80]!r}; chunked comes once, last")
     if others:
-        raise _Refusal(501, f"the transfer coding {others[0][:80]!r} is not known here")
+        raise _Refusal(501, f"the transfer coding {others[0][:80]!r} is not implemented")
 
 
 def _chunk_size(line: str) -> int:
@@ -1772,13 +2238,13 @@ def _sent_authority(authority: str) -> str:
     host = authority.rpartition("@")[2]
     with contextlib.suppress(UnicodeError):
         host = host if host.isascii() else host.encode("idna").decode()
-    if not _HOST.fullmatch(host) or not host.partition(":")[0]:
+    if not _is_authority(host) or not host.partition(":")[0]:
         raise ValueError(f"found {authority!r:.80} in a URL; it takes the name of a host there")
     return host
 
 
 def _host_and_port(origin: str) -> tuple[str, int]:
-    """The host of an origin, without the brackets of IPv6, and the port, be it the default one."""
+    """The host of an origin, without the brackets of IPv6, and its port, maybe the default one."""
     scheme, _, authority = origin.partition("://")
     host, colon, port = authority.rpartition(":")
     if not (colon and port.isdigit()):
@@ -1786,7 +2252,7 @@ def _host_and_port(origin: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-# Fixture lookup: from a URL to a file, safely, and to what it answers
+# Fixture lookup: from a URL to a file, safely, and to its response
 
 _CONTENT_TYPES = {
     ".aac": "audio/aac",
@@ -1818,9 +2284,11 @@ _SIDECAR = ".headers"
 _AS_IS = ".asis"
 _INDEXES = ("index.html", "index.xml")
 _HOST_FOLDER = re.compile(r"\.*[A-Za-z0-9-][A-Za-z0-9.-]*")
-#: Bodies up to this size go out together with their head, and those of files are kept in memory.
+#: Bodies up to this size are sent together with their head, and those of files kept in memory.
 _SMALL = 64 * 1024
-#: Larger files are read in such blocks, by each who is sent them.
+#: Bodies from this size on are compressed or expanded in a worker thread: it takes some 20 ms.
+_MUCH = 1_000_000
+#: Larger files are read in such blocks, for each client anew.
 _BLOCK = 256 * 1024
 
 
@@ -1838,15 +2306,18 @@ def _unquote(path: str) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _file_names(path: str) -> tuple[str, ...]:
-    """The names of files that may answer the path of a URL; none where it holds tricks."""
+    """The names of files that a path may mean; none for one that would lead elsewhere."""
     *folders, last = (_unquote(segment) for segment in path[1:].split("/"))
     names = [last] if last else list(_INDEXES)
     for segment in (*folders, *names):
         if segment in ("", ".", "..") or not {"/", "\\", "\0"}.isdisjoint(segment):
             return ()
-        if os.name == "nt" and ":" in segment:  # drives, and the streams of NTFS
-            return ()
     return tuple("/".join((*folders, name)) for name in names)
+
+
+def _path_of(directory: str, name: str) -> str:
+    """The path of a fixture, whose name has slashes on Windows as well."""
+    return f"{directory}{os.sep}{name.replace('/', os.sep)}"
 
 
 def _names_below(directory: str) -> Iterator[str]:
@@ -1875,15 +2346,18 @@ def _root(directory: str) -> str:
 
 def _may_be_served(root: str, name: str) -> bool:
     """Whether a file, and its sidecar, really lie below the root; sidecars are not served."""
-    real = os.path.realpath(root + name)
-    sidecar = root + name + _SIDECAR
+    path = root + name.replace("/", os.sep)
+    real, sidecar = os.path.realpath(path), path + _SIDECAR
     if not real.startswith(root) or _is_sidecar(real):
+        return False
+    # Drives, streams of NTFS, and other names of a file: Windows drops dots and blanks at the end.
+    if os.name == "nt" and re.search(r":|[. ](?:/|\Z)", name):
         return False
     return not os.path.islink(sidecar) or os.path.realpath(sidecar).startswith(root)
 
 
 def _stamp(path: str) -> Optional[tuple[float, ...]]:
-    """What changes when a file does; None where there is no regular file of that name."""
+    """What changes when a file does; None if there is no regular file of that name."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):  # not there, or a name that no file can have
@@ -1895,15 +2369,16 @@ def _stamp(path: str) -> Optional[tuple[float, ...]]:
 
 
 def _load(directory: str, name: str) -> Optional[Response]:
-    """What the fixture of that name answers, None where there is none that may be served.
+    """What the fixture of that name responds; None if there is none that may be served.
 
     Raises DirectiveError for a wrong directive, OSError for a file that cannot be read.
     """
-    path = f"{directory}/{name}"
+    path = _path_of(directory, name)
     stamp = _stamp(path)
     if stamp is None:
         return None
-    sidecar = _stamp(path + _SIDECAR)
+    # Most fixtures have none, and access() raises nothing then, which is faster.
+    sidecar = _stamp(path + _SIDECAR) if os.access(path + _SIDECAR, os.F_OK) else None
     newest = stamp[0] if sidecar is None else max(stamp[0], sidecar[0])
     # A file this new may change again within the resolution of its time stamp.
     load = _load_cached if time.time() - newest > 2 else _load_cached.__wrapped__
@@ -1917,11 +2392,11 @@ def _load_cached(
     """Load a fixture; the stamps have it loaded again when it, or its sidecar, has changed."""
     if not _may_be_served(_root(directory), name):
         return None
-    path = f"{directory}/{name}"
+    path = _path_of(directory, name)
     data, size = _read_beginning(path)
     content = data if len(data) == size <= _SMALL else _File(path, size)
     fields = {**_directives_of(path, data).arguments, "asis": name.lower().endswith(_AS_IS)}
-    return Response._of(fields, content, _media_type(name))
+    return _of_fixture(fields, content, _media_type(name))
 
 
 def _read_beginning(path: str) -> tuple[bytes, int]:
@@ -2370,36 +2845,20 @@ def _meant(key: str) -> Optional[str]:
     return None
 
 
-# The answer as a value, decided before its first byte
+# The response as a value, complete before its first byte
 
 #: What ``Response`` takes as ``headers``: names and values, in pairs or in a mapping.
 HeaderFields = Union[Mapping[str, Union[str, int]], Iterable[tuple[str, Union[str, int]]]]
 
-#: All that a response says beside its body, in the order of the constructor's arguments.
-_DEFAULTS = {
-    "status": 200,
-    "reason": None,
-    "headers": (),
-    "without": (),
-    "ignore": (),
-    "compress": None,
-    "chunked": None,
-    "delay": 0,
-    "rate": None,
-    "fault": None,
-    "template": False,
-    "asis": False,
-}
-
 
 class Response:
-    """An answer: everything that a fixture can say, in the same words.
+    """A response: everything that a fixture can say, in the same words. It is immutable.
 
     ``body`` is bytes, before any coding. ``reason`` None is the usual phrase. ``headers`` is a
     sequence of (name, value) pairs or a mapping, ``without`` and ``ignore`` are sequences of names.
     ``compress`` is "gzip" or "deflate", ``chunked`` the size of a chunk in bytes, ``delay`` in
     seconds, ``rate`` in bytes of the body a second, and ``fault`` is written as in a fixture.
-    ``template``: expressions in the body are expanded. ``asis``: the body is the whole answer.
+    ``template``: expressions in the body are expanded. ``asis``: the body is the whole response.
     Raises ValueError, with the sentence of the directive, for a wrong value, and TypeError for a
     body that is no bytes.
     """
@@ -2416,21 +2875,15 @@ class Response:
     fault: Optional[str]
     template: bool
     asis: bool
-    #: The body before any content coding, and its coded forms by coding, each made once.
-    _content: Union[bytes, _File]
-    _codings: dict[str, bytes]
-    _media_type: Optional[str]
-    #: On a 304 that stands for a 200: the fields of the 200 that it leaves out, for the audit.
-    _unsaid: Optional[tuple[tuple[str, str], ...]] = None
-    _given: frozenset[str]
-    _left_out: frozenset[str]
-    _has_expressions: bool
-    _planned: tuple[tuple[Any, ...], Response]
-    # A plan has these too: its bytes, whether it ends the connection, whether it takes no time.
-    _head: bytes
-    _sent: Union[bytes, _File]
-    _closes: bool
-    _at_once: bool
+    # For this module: the body before any coding, maybe in a file; what Content-Type it gets; and,
+    # on a 304 that stands for another response, the fields of that one which it leaves out.
+    content: Union[bytes, _File]
+    media_type: Optional[str] = None
+    unsaid: Optional[tuple[tuple[str, str], ...]] = None
+    # Made from these: the names of the fields that are set, and suppressed, in lower case.
+    given: frozenset[str]
+    left_out: frozenset[str]
+    has_expressions: bool
 
     def __init__(
         self,
@@ -2451,50 +2904,24 @@ class Response:
     ) -> None:
         if not isinstance(body, (bytes, bytearray, memoryview)):
             raise TypeError(f"body: found {body!r:.80}; it takes bytes")
+        if not isinstance(status, int):
+            raise ValueError(_sentence("Status", status))
+        if not isinstance(asis, bool):
+            raise ValueError(f"asis: found {asis!r:.80}; it takes True or False")
         said: list[tuple[str, object]] = [
             *(("Header", text) for text in _header_texts(headers)),
             *(("Without", text) for text in _name_texts("Without", without)),
             *(("Ignore", text) for text in _name_texts("Ignore", ignore)),
         ]
-        if not isinstance(status, int):
-            raise ValueError(_sentence("Status", status))
         if status != 200 or reason is not None:
             said.append(("Status", f"{status}" if reason is None else f"{status} {reason}"))
         mechanics = (("Compress", compress), ("Chunked", chunked), ("Rate", rate), ("Fault", fault))
         said += [(key, value) for key, value in mechanics if value is not None]
-        said.append(("Delay", delay))
-        if template is not False:
-            said.append(("Template", template))
-        if not isinstance(asis, bool):
-            raise ValueError(f"asis: found {asis!r:.80}; it takes True or False")
+        said += [("Template", template)] if template is not False else []
         fields: dict[str, Any] = {"asis": asis}
-        for key, value in said:
+        for key, value in (*said, ("Delay", delay)):
             _apply(fields, key, value)
-        self._set(fields, bytes(body))
-
-    @classmethod
-    def _of(cls, fields: dict[str, Any], content: Union[bytes, _File], media_type: str) -> Response:
-        """The response that a fixture amounts to."""
-        response = cls.__new__(cls)
-        response._set(fields, content, media_type)
-        return response
-
-    def _set(
-        self, fields: dict[str, Any], content: Union[bytes, _File], media_type: Optional[str] = None
-    ) -> None:
-        """Take the fields as the rules of the directives have made them."""
-        lists = {name: tuple(fields.get(name, ())) for name in ("headers", "without", "ignore")}
-        self.__dict__.update({**_DEFAULTS, **fields, **lists})
-        texts = (self.reason or "", *(value for _, value in self.headers))
-        self.__dict__.update(
-            _content=content,
-            _codings={},
-            _media_type=media_type,
-            _given=frozenset(name.lower() for name, _ in self.headers),
-            _left_out=frozenset(name.lower() for name in self.without),
-            _has_expressions=self.template or any("{{" in text for text in texts),
-            _planned=((), None),
-        )
+        _set(self, content=bytes(body), **_DEFAULTS | fields)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{name} cannot be set: a Response is a value, make another one")
@@ -2503,9 +2930,9 @@ class Response:
     def body(self) -> bytes:
         """The body, before any coding; that of a large fixture is read from its file, when asked.
 
-        Raises OSError where that file is gone or shorter by then.
+        Raises OSError if that file is gone or shorter by then.
         """
-        return bytes(self._content)
+        return bytes(self.content)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Response):
@@ -2516,43 +2943,73 @@ class Response:
 
     def __repr__(self) -> str:
         said = "".join(f", {name}={value!r}" for name, value in self._said().items() if value)
-        return f"Response({self._content!r:.80}{said})"
+        return f"Response({self.content!r:.80}{said})"
 
     def _said(self) -> dict[str, Any]:
         """All that is not the body, in the order of the constructor's arguments."""
         return {name: getattr(self, name) for name in _DEFAULTS}
 
-    def _mechanics(self) -> list[str]:
-        """What happens to it on its way, for who reads a transcript."""
+    def coded(self) -> Union[bytes, _File]:
+        """The content as it is sent: in its content coding (RFC 9110 8.4.1)."""
+        return _compressed(self.content, self.compress) if self.compress else self.content
+
+    def mechanics(self) -> list[str]:
+        """What happens to it on its way, for the reader of a transcript."""
         notes = [f"Delay: {self.delay:g}"] if self.delay else []
         notes += [f"Rate: {self.rate}"] if self.rate else []
         notes += [f"Fault: {self.fault}"] if self.fault else []
         return [*notes, "as it is"] if self.asis else notes
 
-    def _but(self, **changes: Any) -> Response:
-        """A copy with some fields changed; the new values are not checked."""
-        copy = object.__new__(Response)
-        copy.__dict__.update(self.__dict__, _planned=((), None), **changes)
-        if copy._content is not self._content:
-            copy.__dict__["_codings"] = {}
-        if "headers" in changes:
-            copy.__dict__["_given"] = frozenset(name.lower() for name, _ in changes["headers"])
-        return copy
-
-    def _all(self, name: str) -> list[str]:
-        """The values that are given for a field, by its lower-case name."""
-        if name not in self._given:
-            return []
-        return [value for given, value in self.headers if given.lower() == name]
-
-    def _members(self, name: str) -> list[str]:
+    def members(self, name: str) -> list[str]:
         """The members of a field whose value is a list (RFC 9110 5.6.1), in lower case."""
         return _members(",".join(self._all(name)))
 
-    def _value(self, name: str) -> Optional[str]:
+    def value(self, name: str) -> Optional[str]:
         """The value of a field as a client would send it back."""
         values = self._all(name)
         return _as_sent(values[0]) if values else None
+
+    def _all(self, name: str) -> list[str]:
+        """The values that are set for a field, by its lower-case name."""
+        if name not in self.given:
+            return []
+        return [value for given, value in self.headers if given.lower() == name]
+
+
+#: All that a response says beside its body, in the order of the constructor's arguments.
+_DEFAULTS: dict[str, Any] = {"status": 200, **(Response.__init__.__kwdefaults__ or {})}
+
+
+def _set(response: Response, **fields: Any) -> Response:
+    """Set the fields of a new response, as the rules of the directives have made them."""
+    for name in ("headers", "without", "ignore"):
+        fields[name] = tuple(fields[name])
+    texts = (fields["reason"] or "", *(value for _, value in fields["headers"]))
+    fields["given"] = frozenset(name.lower() for name, _ in fields["headers"])
+    fields["left_out"] = frozenset(name.lower() for name in fields["without"])
+    fields["has_expressions"] = fields["template"] or any("{{" in text for text in texts)
+    vars(response).update(fields)
+    return response
+
+
+def _of_fixture(fields: dict[str, Any], content: Union[bytes, _File], media_type: str) -> Response:
+    """The response of a fixture, of which the directives are known to be right."""
+    response = Response.__new__(Response)
+    return _set(response, content=content, media_type=media_type, **_DEFAULTS | fields)
+
+
+def _with(response: Response, **changes: Any) -> Response:
+    """A copy with some fields changed; the new values are not checked."""
+    return _set(Response.__new__(Response), **vars(response) | changes)
+
+
+@functools.lru_cache(maxsize=16)
+def _compressed(content: Union[bytes, _File], coding: str) -> bytes:
+    """A body in "gzip" or "deflate"; the last ones are kept, as this takes its time."""
+    import zlib  # for these responses only, so not part of the import time
+
+    compressor = zlib.compressobj(wbits={"gzip": 31, "deflate": 15}[coding])
+    return compressor.compress(bytes(content)) + compressor.flush()
 
 
 def _as_sent(text: str) -> str:
@@ -2589,11 +3046,11 @@ def _text_response(status: int, words: str, headers: Sequence[tuple[str, str]] =
 
 
 def _refuse(status: int, words: str, headers: Sequence[tuple[str, str]] = ()) -> Response:
-    """The answer to what a client did wrong, the last one on its connection."""
+    """The response to what a client did wrong, the last one on its connection."""
     return _text_response(status, words, [*headers, ("Connection", "close")])
 
 
-# The plan: what the answer to this request is (RFC 9110 13 and 14, RFC 9112 6 and 9)
+# The plan: the response to this request, complete (RFC 9110 13 and 14, RFC 9112 6 and 9)
 
 _CONDITIONS = {"if-match", "if-none-match", "if-modified-since", "if-unmodified-since"}
 _SELECTING = {*_CONDITIONS, "range"}
@@ -2615,34 +3072,62 @@ _EXPRESSION = re.compile(r"\{\{(base_url|host|port)\}\}")
 _SERVER = f"feedtestserver/{__version__}"
 
 
-def _plan(request: Request, response: Response, date: str, persistent: bool) -> Response:
-    """What the response to this request is, complete; requests that are alike share it."""
-    alike = date, persistent, request.version, request.method, request._path_as_sent
-    plain = not response._has_expressions and _SELECTING.isdisjoint(request._values)
-    shared_by, shared = response._planned  # read once: other threads replace it
-    if plain and shared_by == alike:
-        return shared
+class _Plan:
+    """A response as it is sent, decided completely before its first byte."""
+
+    def __init__(
+        self, response: Response, head: bytes, content: Union[bytes, _File], closes: bool
+    ) -> None:
+        #: The response with all its fields, as it goes on record.
+        self.response = response
+        self.head = head
+        self.content = content
+        #: Whether the connection ends with it.
+        self.closes = closes
+        #: All of it, if it is small, and nothing happens to it on its way.
+        self.whole: Optional[bytes] = None
+        slow = response.delay or response.rate or response.fault
+        if not (slow or response.chunked) and len(content) <= _SMALL:
+            self.whole = head + bytes(content)
+
+
+#: Plans for requests that are alike. Each is kept with its response, so that no other response gets
+#: that id(). Threads may use it at once: at worst a plan is made twice.
+_shared_plans: dict[tuple[Any, ...], tuple[Response, _Plan]] = {}
+
+
+def _shared_plan(request: Request, response: Response, date: str, persistent: bool) -> _Plan:
+    """The plan of ``_plan()``, which may have been made for another request of the same second."""
+    head = request.head
+    if head.is_conditional or response.has_expressions or len(response.content) > _SMALL:
+        return _plan(request, response, date, persistent)
+    alike = date, id(response), persistent, head.version, head.method, head.path
+    found = _shared_plans.get(alike)
+    if found is None:
+        if len(_shared_plans) > 100:
+            _shared_plans.clear()
+        found = _shared_plans[alike] = response, _plan(request, response, date, persistent)
+    return found[1]
+
+
+def _plan(request: Request, response: Response, date: str, persistent: bool) -> _Plan:
+    """What the response to this request is, complete."""
     response = _expand(request, response)
     if response.asis:
-        plan = _verbatim(response)
-    else:
-        selected = response if plain else _select(request, response)
-        plan = _complete(request, _sendable(request, selected), date, persistent)
-    if plain:
-        response.__dict__["_planned"] = alike, plan
-    return plan
+        return _verbatim(response)
+    return _complete(request, _sendable(request, _select(request, response)), date, persistent)
 
 
 def _expand(request: Request, response: Response) -> Response:
     """Fill in {{base_url}}, {{host}} and {{port}}, in the headers and, if asked, in the body."""
-    if not response._has_expressions:
+    if not response.has_expressions:
         return response
-    values = request._origin_values()
+    values = request.origin_values()
 
     def expanded(text: str) -> str:
         return _EXPRESSION.sub(lambda match: values[match.group(1)], text)
 
-    content = response._content
+    content = response.content
     if response.template:
         content = bytes(content)
         codec = _codec(content)
@@ -2650,14 +3135,18 @@ def _expand(request: Request, response: Response) -> Response:
             content = content.replace(f"{{{{{name}}}}}".encode(codec), value.encode(codec))
     headers = tuple((name, expanded(value)) for name, value in response.headers)
     reason = response.reason and expanded(response.reason)
-    return response._but(headers=headers, reason=reason, _content=content)
+    return _with(response, headers=headers, reason=reason, content=content)
 
 
 def _select(request: Request, response: Response) -> Response:
-    """What the request's conditions and its Range make of a 200 (13.2.2)."""
-    if response.status != 200 or request.method in ("OPTIONS", "TRACE"):
+    """What the request's conditions and its Range make of a response (RFC 9110 13.2.2).
+
+    For methods other than GET and HEAD, the script decides by itself.
+    """
+    if not request.head.is_conditional or request.method not in ("GET", "HEAD"):
         return response
-    response = _precondition(request, response)
+    if 200 <= response.status < 300:
+        response = _precondition(request, response)
     if response.status != 200 or request.method != "GET":
         return response
     return _in_range(request, response)
@@ -2665,23 +3154,17 @@ def _select(request: Request, response: Response) -> Response:
 
 def _precondition(request: Request, response: Response) -> Response:
     """The response, or the 304 or 412 that the request's conditions make of it (13.2.2)."""
-    asked = {name: request._sent(name, response.ignore) for name in _CONDITIONS}
-    etag, modified = response._value("etag"), response._value("last-modified")
-    reads = request.method in ("GET", "HEAD")
+    asked = {name: request.sent(name, response.ignore) for name in _CONDITIONS}
+    etag, modified = response.value("etag"), response.value("last-modified")
     if asked["if-match"] is not None:
         if not _has_tag(asked["if-match"], etag, weakly=False):
             return _precondition_failed(response, "If-Match", asked["if-match"])
     elif _is_newer(modified, asked["if-unmodified-since"]):
         return _precondition_failed(response, "If-Unmodified-Since", asked["if-unmodified-since"])
-    tags = asked["if-none-match"]
-    if tags is not None:
-        if _has_tag(tags, etag, weakly=True):
-            return (
-                _not_modified(response)
-                if reads
-                else _precondition_failed(response, "If-None-Match", tags)
-            )
-    elif reads and _is_newer(modified, asked["if-modified-since"]) is False:
+    if asked["if-none-match"] is not None:
+        if _has_tag(asked["if-none-match"], etag, weakly=True):
+            return _not_modified(response)
+    elif _is_newer(modified, asked["if-modified-since"]) is False:
         return _not_modified(response)
     return response
 
@@ -2723,11 +3206,11 @@ def _seconds(http_date: str) -> Optional[float]:
 
 
 def _not_modified(response: Response) -> Response:
-    """The 304 for a 200, with the fields that RFC 9110 15.4.5 asks for."""
-    kept = _IN_304 if "etag" in response._given else _IN_304 | {"last-modified"}
+    """The 304 for a response, with the fields that RFC 9110 15.4.5 asks for."""
+    kept = _IN_304 if "etag" in response.given else _IN_304 | {"last-modified"}
     headers = tuple(field for field in response.headers if field[0].lower() in kept)
     unsaid = tuple(field for field in response.headers if field not in headers)
-    return response._but(status=304, reason=None, headers=headers, _unsaid=unsaid)
+    return _with(response, status=304, reason=None, headers=headers, unsaid=unsaid)
 
 
 def _precondition_failed(response: Response, name: str, value: Optional[str]) -> Response:
@@ -2737,26 +3220,27 @@ def _precondition_failed(response: Response, name: str, value: Optional[str]) ->
 def _error_instead_of(
     response: Response, status: int, words: str, headers: Sequence[tuple[str, str]] = ()
 ) -> Response:
-    """What the server says itself instead; of the response, what is not about its content stays."""
+    """Replace the response by an error; keep only fields that are not about its content."""
     error = _text_response(status, words, headers)
     kept = [field for field in response.headers if field[0].lower() in _NOT_ABOUT_CONTENT]
-    return response._but(
+    return _with(
+        response,
         status=status,
         reason=None,
         headers=(*error.headers, *kept),
         compress=None,
         chunked=None,
-        _content=error._content,
+        content=error.content,
     )
 
 
 def _in_range(request: Request, response: Response) -> Response:
     """The response, or the 206 or 416 that the request's Range makes of it (RFC 9110 14.2)."""
-    asked = request._sent("range", response.ignore)
-    refused = "none" in response._members("accept-ranges")
+    asked = request.sent("range", response.ignore)
+    refused = "none" in response.members("accept-ranges")
     if asked is None or refused or not _is_still(request, response):
         return response
-    content = _coded(response)
+    content = response.coded()
     size = len(content)
     part = _part(asked, size)
     if part is None:
@@ -2770,23 +3254,24 @@ def _in_range(request: Request, response: Response) -> Response:
     added = [("Content-Range", f"bytes {part[0]}-{part[-1]}/{size}")]
     if response.compress:
         added.append(("Content-Encoding", response.compress))
-    headers += _unsettled(response, added)
-    return response._but(
+    headers += _unset(response, added)
+    return _with(
+        response,
         status=206,
         reason=None,
         headers=tuple(headers),
         compress=None,
-        _content=content[part.start : part.stop],
+        content=content[part.start : part.stop],
     )
 
 
 def _is_still(request: Request, response: Response) -> bool:
     """Whether If-Range, where it is sent, names what the response is now: strongly (13.1.5)."""
-    validator = request._sent("if-range", response.ignore)
+    validator = request.sent("if-range", response.ignore)
     if validator is None:
         return True
-    is_etag = validator == response._value("etag") and not validator.startswith("W/")
-    return is_etag or validator == response._value("last-modified")
+    is_etag = validator == response.value("etag") and not validator.startswith("W/")
+    return is_etag or validator == response.value("last-modified")
 
 
 def _part(asked: str, size: int) -> Optional[range]:
@@ -2812,78 +3297,63 @@ def _part(asked: str, size: int) -> Optional[range]:
 
 def _sendable(request: Request, response: Response) -> Response:
     """The response without what cannot be: codings and chunks of nothing, chunks by HTTP/1.0."""
-    if response.compress and _has_no_content(request, response):
-        response = response._but(compress=None)
-    if response.chunked and (_has_no_content(request, response) or request.version == "1.0"):
-        response = response._but(chunked=None)
+    if _has_no_content(request, response):
+        return _with(response, compress=None, chunked=None, content=b"")
+    if response.chunked and request.version == "1.0":
+        return _with(response, chunked=None)
     return response
 
 
 def _has_no_content(request: Request, response: Response) -> bool:
-    """Whether what follows the head is no body, be it a tunnel (RFC 9112 6.3)."""
-    return response.status in (204, 304) or (request.method == "CONNECT" and response.status == 200)
+    """Whether no content follows the head; after a CONNECT, a tunnel does (RFC 9112 6.3)."""
+    is_tunnel = request.method == "CONNECT" and response.status == 200
+    return is_tunnel or response.status in (204, 205, 304)
 
 
-def _complete(request: Request, response: Response, date: str, persistent: bool) -> Response:
+def _complete(request: Request, response: Response, date: str, persistent: bool) -> _Plan:
     """A response with the fields that the server adds to it, and its head as it will be sent."""
-    content = _coded(response)
+    content = response.coded()
     framing = ("Content-Length", str(len(content)))
     if response.chunked:
         framing = ("Transfer-Encoding", "chunked")
-    bodiless = _has_no_content(request, response) or request.method == "HEAD"
-    headers = [*response.headers, *_unsettled(response, _added(request, response, date, framing))]
-    if _has_no_content(request, response):
+    headers = [*response.headers, *_unset(response, _added(request, response, date, framing))]
+    if _has_no_content(request, response) and response.status != 205:
         # Some clients believe that chunks come, whatever the status says.
-        framed = "transfer-encoding" not in response._given
+        framed = "transfer-encoding" not in response.given
     else:
-        framed = bodiless or _is_framed(headers, framing)
-    announced = not persistent or not framed or _ends_by_its_own_word(request, response)
+        framed = request.method == "HEAD" or _is_framed(headers, framing)
+    announced = not persistent or not framed or _closes_explicitly(request, response)
     if announced or request.version == "1.0":
         connection = "close" if announced else "keep-alive"
-        headers += _unsettled(response, [("Connection", connection)])
-    if bodiless:
-        response, content = response._but(_content=b"", chunked=None), b""
-    return response._but(
-        headers=tuple(headers),
-        _head=_head(response.status, _reason(response), headers),
-        _sent=content,
-        _closes=announced or response.fault is not None,
-        _at_once=not (response.chunked or _takes_its_time(response)),
-    )
-
-
-def _coded(response: Response) -> Union[bytes, _File]:
-    """The content as it is sent: in its content coding (RFC 9110 8.4.1), made once for all."""
-    if response.compress is None:
-        return response._content
-    if response.compress not in response._codings:
-        import zlib  # for these responses only, so not part of the import time
-
-        compressor = zlib.compressobj(wbits={"gzip": 31, "deflate": 15}[response.compress])
-        coded = compressor.compress(bytes(response._content)) + compressor.flush()
-        response._codings[response.compress] = coded
-    return response._codings[response.compress]
+        headers += _unset(response, [("Connection", connection)])
+    if request.method == "HEAD":
+        response, content = _with(response, content=b"", chunked=None), b""
+    planned = _with(response, headers=headers)
+    head = _head(response.status, _reason(response), headers)
+    return _Plan(planned, head, content, closes=announced or response.fault is not None)
 
 
 def _added(
     request: Request, response: Response, date: str, framing: tuple[str, str]
 ) -> Iterator[tuple[str, str]]:
-    """The fields that the server would add."""
+    """The fields that the server adds by default."""
     yield "Date", date
     yield "Server", _SERVER
     if _has_no_content(request, response):
+        if response.status == 205:  # RFC 9110 15.3.6
+            yield framing
         return
-    yield "Content-Type", response._media_type or _media_type(request._path_as_sent)
+    yield "Content-Type", response.media_type or _media_type(request.head.path)
     if response.compress:
         yield "Content-Encoding", response.compress
-    if response.chunked or "transfer-encoding" not in response._given:
+    if response.chunked or "transfer-encoding" not in response.given:
         yield framing
 
 
-def _unsettled(response: Response, fields: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Those of the fields to add that the response neither gives nor leaves out itself."""
+def _unset(response: Response, fields: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """The default fields that the response neither sets nor suppresses."""
     for name, value in fields:
-        if name.lower() not in response._given and name.lower() not in response._left_out:
+        if name.lower() not in response.given and name.lower() not in response.left_out:
             yield name, value
 
 
@@ -2894,13 +3364,13 @@ def _is_framed(headers: Iterable[tuple[str, str]], framing: tuple[str, str]) -> 
     return said == [(framing[0].lower(), framing[1])]
 
 
-def _ends_by_its_own_word(request: Request, response: Response) -> bool:
+def _closes_explicitly(request: Request, response: Response) -> bool:
     """Whether the Connection field that the response gives, or leaves out, ends the connection."""
-    has_a_word = "connection" in response._given | response._left_out
-    return has_a_word and not _goes_on(request.version, response._members("connection"))
+    is_set = "connection" in response.given | response.left_out
+    return is_set and not _persists(request.version, response.members("connection"))
 
 
-def _goes_on(version: str, options: Sequence[str]) -> bool:
+def _persists(version: str, options: Sequence[str]) -> bool:
     """Whether a connection persists, by the options of a Connection field (RFC 9112 9.3)."""
     return "close" not in options and (version != "1.0" or "keep-alive" in options)
 
@@ -2911,32 +3381,25 @@ def _members(value: str) -> list[str]:
     return [member for member in members if member]
 
 
-def _takes_its_time(response: Response) -> bool:
-    """Whether there is more to sending it than the bytes."""
-    return bool(response.delay or response.rate or response.fault)
-
-
-def _verbatim(response: Response) -> Response:
-    """An answer that is all in its body; the record has what can be made of its head."""
-    status, lines = _first_head(bytes(response._content[:_MAX_LINE])) or (response.status, [])
+def _verbatim(response: Response) -> _Plan:
+    """A response that is all in its body; the record has what can be made of its head."""
+    status, lines = _first_head(bytes(response.content[:_MAX_LINE])) or (response.status, [])
     fields = (line.partition(":") for line in lines)
-    return response._but(
+    planned = _with(
+        response,
         status=status,
         reason=None,
-        headers=tuple((name.strip(), value.strip()) for name, colon, value in fields if colon),
+        headers=[(name.strip(), value.strip()) for name, colon, value in fields if colon],
         compress=None,
         chunked=None,
-        _head=b"",
-        _sent=response._content,
-        _closes=True,
-        _at_once=not _takes_its_time(response),
     )
+    return _Plan(planned, b"", response.content, closes=True)
 
 
-def _first_head(answer: bytes) -> Optional[tuple[int, list[str]]]:
-    """The status and the field lines of an answer, of a final one if there are others before."""
+def _first_head(response: bytes) -> Optional[tuple[int, list[str]]]:
+    """The status and the field lines of a response, of a final one if others come before."""
     found = None
-    for head in re.split(b"\r?\n\r?\n", answer):
+    for head in re.split(b"\r?\n\r?\n", response):
         first, *lines = head.decode("utf-8", "surrogateescape").split("\n")
         status = re.match(r"HTTP/[^ \r]* +([1-9][0-9][0-9])(?![0-9])", first)
         if status is None or (found and found[0] >= 200):
@@ -2959,91 +3422,35 @@ class Request:
     ``method`` and ``target`` are as sent, ``version`` is "1.1" or "1.0", ``body`` is decoded from
     a chunked transfer coding. ``time`` is when it was read, in seconds since the epoch, by the
     server's clock; ``connection`` a number that is equal for requests that shared a connection;
-    ``response`` the answer as it was planned, with all its fields, None until then.
+    ``response`` the response as it was planned, with all its fields, None until then; ``step``
+    which scripted step gave it, if any.
     """
 
-    __slots__ = (
-        "_answered_at",
-        "_base_url",
-        "_came_at",
-        "_lines",
-        "_origin",
-        "_path_as_sent",
-        "_query_string",
-        "_refused",
-        "_step",
-        "_values",
-        "body",
-        "connection",
-        "method",
-        "response",
-        "target",
-        "time",
-        "version",
+    __slots__ = (  # as there may be very many of them
+        *("base_url", "body", "connection", "head", "heard_at", "method", "origin"),
+        *("refused", "responded_at", "response", "step", "target", "time", "version"),
     )
 
-    def __init__(
-        self,
-        method: str = "",
-        target: str = "",
-        version: str = "",
-        lines: str = "",
-    ) -> None:
-        self.method = method
-        self.target = target
-        self.version = version
+    def __init__(self, head: _Head, base_url: str, origin: str) -> None:
+        self.head = head
+        self.method, self.target, self.version = head.method, head.target, head.version
+        #: The URL of the server's root, and the origin that was asked for if it is another one.
+        self.base_url = base_url
+        self.origin = origin
         self.body = b""
         self.time = 0.0
         self.connection = 0
         self.response: Optional[Response] = None
-        self._lines = lines
-        self._base_url = ""
-        self._origin = ""
-        self._step = ""
-        self._refused = False
-        # By the server's timer, as its clock may stand still: when the last of it came, and when
-        # its answer began; infinity: the client did not stay for all of that.
-        self._came_at = 0.0
-        self._answered_at = 0.0
-        self._values = self._read_values()
-        self._read_target(target)
-
-    def _read_target(self, target: str) -> None:
-        if not target.isascii():  # raw UTF-8, read as Latin-1
-            target = target.encode("latin-1").decode("utf-8", "surrogateescape")
-        self._path_as_sent, _, self._query_string = target.partition("?")
-        absolute = _ABSOLUTE_FORM.fullmatch(self._path_as_sent)
-        if absolute:
-            self._origin = _origin(*absolute.group(1, 2))
-            self._path_as_sent = absolute.group(3) or "/"
-
-    def _read_values(self) -> dict[str, str]:
-        """The values by lower-case name, those of repeated fields joined as a list."""
-        values: dict[str, str] = {}
-        for name, value in _FIELD_LINE.findall(self._lines):
-            name = name.lower()
-            value = value.strip(" \t")
-            values[name] = f"{values[name]}, {value}" if name in values else value
-        return values
-
-    def _locate(self, server: FeedTestServer, scheme: str = "http", tunnel: str = "") -> None:
-        """Find the origin that was asked, by a scheme, maybe in a tunnel; the server's own is "".
-
-        The target tells it, else the tunnel, else, inside of intercept(), the Host field.
-        """
-        self._base_url = server._root_url(scheme)
-        if not self._origin and tunnel:
-            self._origin = _origin(scheme, tunnel)
-        elif not self._origin and server._intercepting:
-            host = self._values.get("host", "")
-            named = _origin(scheme, host if _HOST.fullmatch(host) else "")
-            self._origin = "" if server._is_local(named) else named
-        if self._origin and server._is_own(self._origin):
-            self._origin = ""
+        self.step = ""
+        self.refused = False
+        # By time.perf_counter(), as the server's clock may stand still: when the last of it came,
+        # and when its response began; infinity if the client has not stayed for all of that.
+        self.heard_at = 0.0
+        self.responded_at = math.inf
 
     def __str__(self) -> str:
-        answer = f" -> {self.response.status}" if self.response else ""
-        return f"{self.method} {self._shown}{answer}" if self.method else f"(unreadable){answer}"
+        status = f" -> {self.response.status}" if self.response else ""
+        return f"{self.method} {self.shown}{status}" if self.method else f"(unreadable){status}"
 
     def __repr__(self) -> str:
         return f"<Request {self}>"
@@ -3051,56 +3458,57 @@ class Request:
     @property
     def headers(self) -> Headers:
         """The fields, case-insensitive, with repeats kept; Latin-1, as wsgiref has them."""
-        lines = _FIELD_LINE.findall(self._lines)
-        return _headers((name, value.strip(" \t")) for name, value in lines)
+        return _headers(self.head.fields)
 
     @property
     def url(self) -> str:
         """The whole URL that was asked for."""
-        if not self._path_as_sent.startswith("/"):
-            return self._base_url if self.target else ""
-        query = f"?{self._query_string}" if "?" in self.target else ""
-        return f"{self._origin or self._base_url}{self._path_as_sent}{query}"
+        if not self.head.path.startswith("/"):
+            return self.base_url if self.target else ""
+        query = self.head.has_query + self.head.query
+        return f"{self.origin or self.base_url}{self.head.path}{query}"
 
     @property
     def path(self) -> str:
         """The path of the URL, percent-decoded."""
-        return _unquote(self._path_as_sent)
+        return _unquote(self.head.path)
 
     @property
     def query(self) -> dict[str, list[str]]:
         """The query of the URL, as ``urllib.parse.parse_qs`` reads it."""
-        return urllib.parse.parse_qs(self._query_string)
+        return urllib.parse.parse_qs(self.head.query)
 
     @property
-    def _shown(self) -> str:
-        """The target, or the whole URL where another host was asked."""
-        return self.url if self._origin else self.target
+    def shown(self) -> str:
+        """The target, or the whole URL if another host was asked."""
+        return self.url if self.origin else self.target
 
     @property
-    def _host(self) -> str:
+    def host(self) -> str:
         """The name of the other host that was asked, without its port; empty for the server."""
-        return _host_and_port(self._origin)[0]
+        return _host_and_port(self.origin)[0]
 
     @property
-    def _address(self) -> _Address:
+    def address(self) -> _Address:
         """What respond() compares: origin, path and query, decoded."""
-        query = _unquote(self._query_string) if "?" in self.target else None
-        return self._origin, self.path, query
+        query = _unquote(self.head.query) if self.head.has_query else None
+        return self.origin, self.path, query
 
-    def _sent(self, name: str, ignored: Sequence[str]) -> Optional[str]:
-        """The value of a field, unless the answer is to ignore that it was sent."""
+    def sent(self, name: str, ignored: Sequence[str]) -> Optional[str]:
+        """The value of a field, unless the response ignores that it was sent."""
         if ignored and name in [other.lower() for other in ignored]:
             return None
-        return self._values.get(name)
+        return self.head.values.get(name)
 
-    def _persists(self, ignored: Sequence[str]) -> bool:
+    def persists(self, ignored: Sequence[str]) -> bool:
         """Whether the client would go on with the connection (RFC 9112 9.3)."""
-        return _goes_on(self.version, _members(self._sent("connection", ignored) or ""))
+        if ignored and self.sent("connection", ignored) is None:
+            return _persists(self.version, ())
+        return self.head.persists
 
-    def _origin_values(self) -> dict[str, str]:
+    def origin_values(self) -> dict[str, str]:
         """The values of the template expressions."""
-        origin = self._origin or self._base_url
+        origin = self.origin or self.base_url
         host, port = _host_and_port(origin)
         return {"base_url": origin, "host": host, "port": str(port)}
 
@@ -3120,7 +3528,7 @@ def _headers(pairs: Iterable[tuple[str, str]]) -> Headers:
 
 # The bytes on the wire
 
-#: Steps a second in which a body is dripped, unless they would be less than a byte.
+#: Steps a second in which a body is sent at a rate, unless they would be less than a byte.
 _STEPS_A_SECOND = 10
 #: Chunks that are made at a time, which takes a millisecond.
 _CHUNKS_AT_ONCE = 1000
@@ -3130,59 +3538,46 @@ _PHRASES.update({413: "Content Too Large", 414: "URI Too Long", 416: "Range Not 
 _PHRASES[422] = "Unprocessable Content"
 
 
-def _write(plan: Response, wire: FeedTestRequestHandler) -> None:
-    """Write a planned response: delay, status line and fields, body; a fault breaks it off.
+def _timeline(plan: _Plan) -> Iterator[Union[bytes, memoryview, float, str]]:
+    """What happens to a response, in order: delay, status line and fields, body, fault.
 
-    ``wire`` is what sends, lets time pass, and breaks off.
+    Bytes are sent, a number is the time to wait for, in seconds from the first of these, and a str
+    is the fault that ends the connection.
     """
-    if plan._at_once:
-        _write_at_once(plan, wire.send)
-        return
-    fault, limit = _fault_of(plan)
-    wire.pause(plan.delay)
-    if limit is not None:
-        wire.send(plan._head)
-        _write_body(plan, wire, limit)
+    response = plan.response
+    fault, end = _fault_of(response, len(plan.content))
+    if response.delay:
+        yield float(response.delay)
+    if end is not None:
+        yield plan.head
+        yield from _body(plan, end)
     if fault:
-        wire.break_off(fault)
-    elif plan.chunked:
-        wire.send(b"\r\n0\r\n\r\n" if plan._sent else b"0\r\n\r\n")
+        yield fault
+    elif response.chunked:
+        yield b"\r\n0\r\n\r\n" if plan.content else b"0\r\n\r\n"
 
 
-def _write_at_once(plan: Response, send: Callable[[Union[bytes, memoryview]], object]) -> None:
-    """Write an answer without delay, rate, fault and chunks, in as few pieces as it is in."""
-    head, content = plan._head, plan._sent
-    if isinstance(content, _File):
-        send(head)
-        for block in content.blocks():
-            send(block)
-    elif len(content) <= _SMALL:
-        send(head + content)
-    else:
-        send(head)
-        send(content)
-
-
-def _write_body(plan: Response, wire: FeedTestRequestHandler, end: int) -> None:
-    """Write the bytes of the body up to an end, dripped and in chunks where that is planned."""
-    position, begin = 0, wire.now()
-    for block in _blocks(plan._sent, _step_size(plan), end):
-        if plan.rate:
-            wire.pause(begin + (position + len(block)) / plan.rate - wire.now())
-        wire.send(_in_chunks(block, position, plan) if plan.chunked else block)
+def _body(plan: _Plan, end: int) -> Iterator[Union[bytes, memoryview, float]]:
+    """The bytes of the body up to an end, at their rate and in chunks if that is planned."""
+    rate, chunked = plan.response.rate, plan.response.chunked
+    position = 0
+    for block in _blocks(plan.content, _step_size(plan.response), end):
+        if rate:
+            yield plan.response.delay + (position + len(block)) / rate
+        yield _in_chunks(block, position, chunked, len(plan.content)) if chunked else block
         position += len(block)
 
 
-def _step_size(plan: Response) -> int:
+def _step_size(response: Response) -> int:
     """How many bytes to send at a time: a step of the rate, some chunks, or a block."""
-    dripped = max(1, plan.rate // _STEPS_A_SECOND) if plan.rate else _BLOCK
-    return min(_BLOCK, dripped, plan.chunked * _CHUNKS_AT_ONCE if plan.chunked else _BLOCK)
+    a_step = max(1, response.rate // _STEPS_A_SECOND) if response.rate else _BLOCK
+    chunks = response.chunked * _CHUNKS_AT_ONCE if response.chunked else _BLOCK
+    return min(_BLOCK, a_step, chunks)
 
 
-def _fault_of(plan: Response) -> tuple[Optional[str], Optional[int]]:
-    """What happens, if anything, and where in the body; None: before the status line."""
-    size = len(plan._sent)
-    match = re.fullmatch(_FAULT, plan.fault or "")
+def _fault_of(response: Response, size: int) -> tuple[Optional[str], Optional[int]]:
+    """What happens, if anything, and where in a body of that size; None: before the status line."""
+    match = re.fullmatch(_FAULT, response.fault or "")
     if match is None:
         return None, size
     kind, place, percent, count = match.group("kind", "place", "percent", "bytes")
@@ -3201,17 +3596,15 @@ def _blocks(content: Union[bytes, _File], size: int, end: int) -> Iterator[memor
         yield part[start : start + size]
 
 
-def _in_chunks(block: memoryview, position: int, plan: Response) -> bytes:
+def _in_chunks(block: memoryview, position: int, size: int, whole: int) -> bytes:
     """A block of the body with the chunk sizes that belong between its bytes (RFC 9112 7.1)."""
-    size = plan.chunked
-    assert size
     parts: list[Union[bytes, memoryview]] = []
     start = 0
     while start < len(block):
         at = position + start
         if at % size == 0:
             end_of_last = b"\r\n" if at else b""  # goes out with what comes after it
-            parts.append(b"%s%x\r\n" % (end_of_last, min(size, len(plan._sent) - at)))
+            parts.append(b"%s%x\r\n" % (end_of_last, min(size, whole - at)))
         end = start + size - at % size
         parts.append(block[start:end])
         start = end
@@ -3255,47 +3648,52 @@ def audit(requests: Iterable[Request]) -> list[Finding]:
         no-user-agent    it sent no User-Agent
         no-compression   it does not accept gzip
         no-feed-type     its Accept names no type of feeds
-        referer, cookie  it sent a Referer, or a cookie that no answer had set
+        referer, cookie  it sent a Referer, or a cookie that no response had set
 
-    Each GET is judged by what the client could know of its URL: the answers that had come whole
+    Each GET is judged by what the client could know of its URL: the responses that had come whole
     before it asked. Time is that of ``request.time``. Requests that were refused are not audited.
     """
     client = _Client()
-    in_order = sorted(requests, key=lambda request: request._came_at)
-    answered = [request for request in in_order if request.response and not request._refused]
-    return [finding for request in answered for finding in client.ask(request)]
+    in_order = sorted(requests, key=lambda request: request.heard_at)
+    judged = [request for request in in_order if request.response and not request.refused]
+    return [finding for request in judged for finding in client.ask(request)]
 
 
 # The audit: what the client knows
 
-#: The validators that answers give, the conditions that send them back, and who says so.
+#: The validators that responses give, the conditions that send them back, and their sections.
 _VALIDATORS = {
     "ETag": ("If-None-Match", "RFC 9110 13.1.2"),
     "Last-Modified": ("If-Modified-Since", "RFC 9110 13.1.3"),
 }
-_NO_VALIDATORS: dict[str, tuple[str, ...]] = dict.fromkeys(_VALIDATORS, ())
+#: The values of each validator.
+_Values = dict[str, tuple[str, ...]]
+_NO_VALIDATORS: _Values = dict.fromkeys(_VALIDATORS, ())
 _REDIRECTS = (301, 302, 303, 307, 308)
 #: How long these are fresh says nothing: they ask for another request at once.
 _ASK_FOR_MORE = (*_REDIRECTS, 206, 401, 406, 407, 412, 416)
 #: Request fields that choose between representations which a client may keep side by side; not so
-#: Accept-Encoding and User-Agent, which most answers vary with.
+#: Accept-Encoding and User-Agent, which most responses vary with.
 _CHOOSING = ("accept", "accept-language", "authorization", "cookie")
 _PAGE = "text/html"
 
 
 class _Client:
-    """The client, as it goes from one request to the next and learns from the answers."""
+    """The client, as it goes from one request to the next and learns from the responses."""
 
     def __init__(self) -> None:
-        self.urls: dict[str, _Known] = {}
+        self.urls: dict[str, _Known] = collections.defaultdict(_Known)
         self.cookies: set[str] = set()
         self.numbers = itertools.count(1)
-        self.on_their_way: list[_Exchange] = []
+        #: A heap of the GETs whose responses it does not know yet, by the time when it will.
+        self.on_their_way: list[tuple[float, int, _Exchange]] = []
 
     def ask(self, request: Request) -> list[Finding]:
-        """The findings about the next request, whose answer it knows later on."""
-        self.catch_up(request._came_at)
-        known = self.what_is_known_of(request.url)
+        """The findings about the next request, whose response it knows later on."""
+        while self.on_their_way and self.on_their_way[0][0] <= request.heard_at:
+            before = heapq.heappop(self.on_their_way)[2]
+            before.known.learn(before)
+        known = self.urls[_comparable(request.url)]
         exchange = _Exchange(next(self.numbers), request, known, self.cookies)
         findings = []
         if request.method == "GET":
@@ -3306,18 +3704,8 @@ class _Client:
         self.hear(exchange)
         return findings
 
-    def what_is_known_of(self, url: str) -> _Known:
-        return self.urls.setdefault(_comparable(url), _Known())
-
-    def catch_up(self, now: float) -> None:
-        """Learn from the answers that have come whole by now, in the order in which they came."""
-        for exchange in sorted(self.on_their_way, key=lambda exchange: exchange.arrival):
-            if exchange.arrival <= now:
-                self.on_their_way.remove(exchange)
-                exchange.known.learn(exchange)
-
     def hear(self, exchange: _Exchange) -> None:
-        """Note what the head of an answer tells, even if its body is lost, for catch_up()."""
+        """Note what the head of a response tells, even if its body is lost."""
         for value in exchange.given.get_all("Set-Cookie"):
             self.cookies.update(_cookies(value.partition(";")[0]))
         if exchange.request.method not in ("GET", "HEAD"):
@@ -3325,13 +3713,12 @@ class _Client:
         if exchange.status < 400:
             exchange.known.add(exchange.validators)
         if exchange.location:
-            exchange.leads_to = self.what_is_known_of(exchange.location)
+            exchange.leads_to = self.urls[_comparable(exchange.location)]
             exchange.leads_to.come_from(exchange.known)
         if exchange.request.method == "GET":
             if exchange.status >= 400 or exchange.arrival == math.inf:
                 exchange.known.failed = exchange.number
-            if exchange.arrival < math.inf:
-                self.on_their_way.append(exchange)
+            heapq.heappush(self.on_their_way, (exchange.arrival, exchange.number, exchange))
 
 
 class _Known:
@@ -3340,20 +3727,19 @@ class _Known:
     def __init__(self) -> None:
         self.gets = 0
         self.failed = 0  # the number of the last GET that met an error or was cut; 0: none
-        #: The last answer that came whole, and the last with a word on when to ask again.
+        #: The last response that came whole, and the last with a word on when to ask again.
         self.last: Optional[_Exchange] = None
         self.waiting: Optional[_Exchange] = None
-        #: A 301 or 308, and a 410, that still hold.
-        self.moved: Optional[_Exchange] = None
-        self.gone: Optional[_Exchange] = None
+        #: A 301, 308 or 410 that still holds.
+        self.permanent: Optional[_Exchange] = None
         #: Of its copy: the last 200 or 304, its type and its validators.
         self.kept: Optional[_Exchange] = None
         self.media_type = ""
         self.validators = _NO_VALIDATORS
-        #: Whether these are to be sent back.
+        #: Whether the client should send these back.
         self.must_validate = False
         #: Validators that may be sent back as well: given since without a copy, as by HEAD or with
-        #: half a body; and those of other URLs, from where or to where redirects have led.
+        #: half a body; and those of other URLs, from or to which redirects have led.
         self.others = _NO_VALIDATORS
         self.brought = _NO_VALIDATORS
         #: All validators, and the types of all bodies, that this URL ever gave.
@@ -3363,14 +3749,9 @@ class _Known:
         self.sources: set[_Known] = set()
 
     def may_send(self, name: str) -> tuple[str, ...]:
-        given = self.validators, self.others, self.brought
-        return sum((each[name] for each in given), ())
+        return self.validators[name] + self.others[name] + self.brought[name]
 
-    @property
-    def has_validators(self) -> bool:
-        return any(map(self.may_send, _VALIDATORS))
-
-    def add(self, validators: dict[str, tuple[str, ...]]) -> None:
+    def add(self, validators: _Values) -> None:
         """Note validators that the client may have kept."""
         self.others = _joined(self.others, validators)
         self.ever_given.update(*validators.values())
@@ -3384,43 +3765,41 @@ class _Known:
         self.brought = _joined(self.brought, may_come)
 
     def learn(self, exchange: _Exchange) -> None:
-        """Learn from an answer that has come whole."""
+        """Learn from a response that has come whole."""
+        status, before = exchange.status, self.permanent
         self.last = exchange
-        if exchange.status < 400 or exchange.waits():
+        if status < 400 or exchange.waits():
             self.waiting = exchange
-        before = self.moved
-        if exchange.status < 400 or exchange.status == 410:
-            self.moved = self.gone = None
-        if exchange.status in (301, 308) and exchange.location:
-            self.moved = exchange
-            if before and before.leads_to is exchange.leads_to:
-                exchange.since = before.since
-        elif exchange.status == 410:
-            self.gone = exchange
-        elif exchange.status in (200, 304):
+        if status < 400 or status == 410:
+            is_permanent = status == 410 or (status in (301, 308) and exchange.location)
+            self.permanent = exchange if is_permanent else None
+        if before and exchange.leads_to and before.leads_to is exchange.leads_to:
+            exchange.since = before.since
+        if status in (200, 304):
             self.keep(exchange)
 
     def keep(self, exchange: _Exchange) -> None:
         """Take the validators of a 200, or those that a 304 carries (RFC 9111 4.3.4)."""
+        is_new = exchange.status == 200
         is_page = exchange.media_type == _PAGE and self.media_type not in ("", _PAGE)
-        given = exchange.validators
-        replaced = [name for name in given if exchange.status == 200 or given[name]]
-        if is_page:  # in the place of a feed, of which the client may keep its copy
+        given = {name: values for name, values in exchange.validators.items() if is_new or values}
+        if is_page:  # instead of a feed, of which the client may keep its copy
             self.others = _joined(self.others, self.validators)
         else:
-            self.others = {**self.others, **dict.fromkeys(replaced, ())}
-            self.brought = {**self.brought, **dict.fromkeys(replaced, ())}
+            replaced: _Values = dict.fromkeys(given, ())
+            self.others = self.others | replaced
+            self.brought = self.brought | replaced
             self.media_type = exchange.media_type
-        if exchange.status == 200:
+        if is_new:
             self.media_types.add(exchange.media_type)
-        if replaced:
+        if given:
             storable = "no-store" not in _members(exchange.value("Cache-Control"))
             self.must_validate = storable and not is_page
         self.kept = exchange
-        self.validators = {**self.validators, **{name: given[name] for name in replaced}}
+        self.validators = self.validators | given
         for source in self.sources:
             source.brought = self.validators
-            if exchange.status == 200:  # this copy took the place of the source's own
+            if is_new:  # this copy replaced the source's own
                 source.must_validate = False
         self.sources = set()
 
@@ -3428,16 +3807,16 @@ class _Known:
         """Take what the first 304 confirms as given before the record began."""
         for name, given in exchange.validators.items():
             said = given or tuple(exchange.unsaid.get_all(name))
-            if not said and exchange.plan._unsaid is None:  # a 304 of the test's own
+            if not said and exchange.plan.unsaid is None:  # a 304 of the test's own
                 said = tuple(sent for sent in exchange.sends_back(name) if sent != "*")
-            self.validators = {**self.validators, name: said}
+            self.validators = self.validators | {name: said}
 
 
 class _Exchange:
-    """A request and its answer.
+    """A request and its response.
 
     ``known`` and ``cookies`` are the client's, and go on changing. The rules look at them before
-    the client has heard this answer.
+    the client knows this response.
     """
 
     def __init__(self, number: int, request: Request, known: _Known, cookies: set[str]) -> None:
@@ -3448,29 +3827,27 @@ class _Exchange:
         self.time, self.status = request.time, self.plan.status
         self.known, self.cookies = known, cookies
         self.leads_to: Optional[_Known] = None
-        self.sent = request._read_values()
+        self.sent = request.head.values
         self.given = _headers((name, _as_sent(value)) for name, value in self.plan.headers)
-        self.unsaid = _headers((name, _as_sent(value)) for name, value in self.plan._unsaid or ())
+        self.unsaid = _headers((name, _as_sent(value)) for name, value in self.plan.unsaid or ())
         self.validators = {name: self.spellings(name) for name in _VALIDATORS}
-        self.location = self.find_location()
-        self.arrival = self.find_arrival()
         self.media_type = self.find_media_type()
 
     def findings(self) -> list[Finding]:
         """What is wrong with the request, which is a GET."""
-        which = f"GET {self.request._shown} ({_ordinal(self.known.gets)} request)"
+        which = f"GET {self.request.shown} ({_ordinal(self.known.gets)} request)"
         findings = []
         for name, rule in _POLITENESS.items():
-            if wrong := rule(self):
+            for wrong in rule(self):
                 finding = Finding(f"{which}: {wrong}")
                 finding.rule, finding.request = name, self.request
                 findings.append(finding)
         return findings
 
-    # What was asked
+    # The request
 
     def said(self, name: str) -> str:
-        """A sentence's beginning: what was sent in a field, if anything."""
+        """The beginning of a sentence: what was sent in a field, if anything."""
         value = self.sent.get(name.lower())
         return f"no {name} was sent" if value is None else f"{name} was {_legible(value)}"
 
@@ -3479,25 +3856,25 @@ class _Exchange:
         value = self.sent.get(_VALIDATORS[name][0].lower())
         if value is None:
             return []
-        # Commas part the members, unless they are in an entity tag.
+        # Commas separate the members, unless they are in an entity tag.
         members = re.findall('(?:[^",]|"[^"]*")+', value) if name == "ETag" else []
         return [value, *(member.strip(" \t") for member in members)]
 
     @property
     def is_another_variant(self) -> bool:
-        """Whether an answer before was to a request for another representation (RFC 9111 4.1)."""
-        before = [each for each in (self.known.kept, self.known.last) if each]
+        """Whether the last response was to a request for another representation (RFC 9111 4.1)."""
         return any(
-            each.sent.get(name) != self.sent.get(name)
-            for each in before
-            for name in _members(each.value("Vary"))
+            before.sent.get(name) != self.sent.get(name)
+            for before in (self.known.kept, self.known.last)
+            if before
+            for name in _members(before.value("Vary"))
             if name in _CHOOSING
         )
 
-    # What was answered
+    # The response
 
     def value(self, name: str) -> str:
-        """The value of a field of the answer, that of repeated ones as a list; empty for none."""
+        """The value of a field, that of repeated ones as a list; empty for none."""
         return ", ".join(self.given.get_all(name))
 
     def spellings(self, name: str) -> tuple[str, ...]:
@@ -3505,45 +3882,41 @@ class _Exchange:
         values = tuple(filter(None, self.given.get_all(name)))
         return (*values, ", ".join(values)) if len(values) > 1 else values
 
-    def find_location(self) -> str:
-        """Where a redirect leads to; empty for other answers, and where it leads nowhere."""
+    @functools.cached_property
+    def location(self) -> str:
+        """Where a redirect leads to; empty for other responses, and if that is no URL."""
         location = self.given["Location"] if self.status in _REDIRECTS else None
-        if not location:
-            return ""
-        try:
-            as_text = location.encode("latin-1").decode("utf-8", "surrogateescape")
-            return urllib.parse.urljoin(self.request.url, as_text)
-        except ValueError:
-            return ""
+        with contextlib.suppress(ValueError):  # from urljoin()
+            as_text = (location or "").encode("latin-1").decode("utf-8", "surrogateescape")
+            return as_text and urllib.parse.urljoin(self.request.url, as_text)
+        return ""
 
-    def find_arrival(self) -> float:
-        """When the answer can have come whole, at the earliest; infinity where it never did.
+    @functools.cached_property
+    def arrival(self) -> float:
+        """When the response can have come whole, at the earliest; infinity if it never did.
 
-        Infinity, too, where the client did not stay for it, and for an answer that is sent as it
-        is, since nobody knows what clients make of it.
+        Infinity, too, if the client did not wait for it, and for a response that is sent as it is,
+        since clients differ in how they read it.
         """
-        plan, size = self.plan, len(self.plan._sent)
-        fault, end = _fault_of(plan)
+        plan, size = self.plan, len(self.plan.coded())
+        fault, end = _fault_of(plan, size)
         has_body = self.request.method != "HEAD" and not _has_no_content(self.request, plan)
-        promised = (
-            _number_or_zero(self.value("Content-Length")) if has_body and not plan.chunked else 0
-        )
-        broken_off = fault and (end is None or end < size or plan.chunked)
-        if broken_off or promised > size or plan.asis:
+        length = "" if plan.chunked else self.value("Content-Length")
+        is_short = has_body and _number_or_zero(length) > size
+        if is_short or plan.asis or (fault and (end is None or end < size or plan.chunked)):
             return math.inf
-        return self.request._answered_at + plan.delay + (size / plan.rate if plan.rate else 0)
+        return self.request.responded_at + plan.delay + (size / plan.rate if plan.rate else 0)
 
     def find_media_type(self) -> str:
         """The type of what the URL is known to have, or may have by its name."""
         said = self.value("Content-Type").partition(";")[0].strip(" \t").lower()
         if said and 200 <= self.status < 300:
             return said
-        return self.known.media_type or _media_type(self.request._path_as_sent)
+        return self.known.media_type or _media_type(self.request.head.path)
 
     def waits(self, fresh_as_well: bool = True) -> list[tuple[float, str]]:
-        """Until when the answer asks to wait, or is fresh, and by which words."""
-        waits = (_end_of_wait(self), _end_of_freshness(self) if fresh_as_well else None)
-        return [wait for wait in waits if wait]
+        """Until when the response asks to wait, or is fresh, and by which words."""
+        return [*_end_of_wait(self), *(_end_of_freshness(self) if fresh_as_well else ())]
 
     @property
     def leads_nowhere(self) -> bool:
@@ -3560,49 +3933,46 @@ class _Exchange:
         return known is not None
 
 
-def _end_of_wait(answer: _Exchange) -> Optional[tuple[float, str]]:
-    """Until when an answer asks to wait, and by which words (RFC 9110 10.2.3)."""
-    value = answer.given["Retry-After"] if answer.status in (429, 503) else None
-    if value is None:
-        return None
+def _end_of_wait(response: _Exchange) -> Iterator[tuple[float, str]]:
+    """Until when a response asks to wait, and by which words (RFC 9110 10.2.3)."""
+    value = response.given.get("Retry-After", "") if response.status in (429, 503) else ""
     end = _seconds(value)
-    if end is None and re.fullmatch("[0-9]+", value):
+    if re.fullmatch("[0-9]+", value):
         # Clients may count from Date, which has no fractions.
-        end = math.floor(answer.time) + _number_or_zero(value)
-    said = f"Retry-After was {_legible(value)} (RFC 9110 10.2.3)"
-    return None if end is None else (end, said)
+        end = math.floor(response.time) + _number(value)
+    if end is not None:
+        yield end, f"Retry-After was {_legible(value)} (RFC 9110 10.2.3)"
 
 
-def _end_of_freshness(answer: _Exchange) -> Optional[tuple[float, str]]:
-    """Until when an answer is fresh, and by which words (RFC 9111 4.2)."""
-    directives = _members(answer.value("Cache-Control"))
+def _end_of_freshness(response: _Exchange) -> Iterator[tuple[float, str]]:
+    """Until when a response is fresh, and by which words (RFC 9111 4.2)."""
+    directives = _members(response.value("Cache-Control"))
     # Also no-cache with the names of fields, which clients may read as without (5.2.2.4).
     is_stale = any(directive.startswith(("no-cache", "no-store")) for directive in directives)
-    if is_stale or answer.status in _ASK_FOR_MORE or "*" in _members(answer.value("Vary")):
-        return None
-    came, said_date = answer.time, _seconds(answer.value("Date"))
+    if is_stale or response.status in _ASK_FOR_MORE or "*" in _members(response.value("Vary")):
+        return
+    came, said_date = response.time, _seconds(response.value("Date"))
     date = came if said_date is None else said_date
-    lifetime: float
     max_ages = [each[len("max-age=") :] for each in directives if each.startswith("max-age=")]
-    expires = answer.given["Expires"]
+    expires = response.given["Expires"]
     if max_ages:
-        # The least, where there are several (4.2.1).
-        lifetime = min(_number_or_zero(max_age.strip('"')) for max_age in max_ages)
-        said = f"Cache-Control was {_legible(answer.value('Cache-Control'))}"
+        # The least of several (4.2.1).
+        lifetime: float = min(_number_or_zero(max_age.strip('"')) for max_age in max_ages)
+        said = f"Cache-Control was {_legible(response.value('Cache-Control'))}"
     elif expires is not None:
         lifetime = (_seconds(expires) or 0) - date  # what is no date has passed (5.3)
         said = f"Expires was {_legible(expires)}"
     else:
-        return None
+        return
     # A 304 changes only the fields that it carries (3.2): an Age before it may still hold.
-    ages = _members(answer.value("Age")) or _members(answer.unsaid["Age"] or "")
-    age = _number_or_zero(ages[0]) if ages else 0
+    ages = _members(response.value("Age")) or _members(response.unsaid["Age"] or "") or ["0"]
+    age = _number_or_zero(ages[0])
     said += f" and Age was {age}" if age else ""
-    return came + lifetime - max(age, came - date), f"{said} (RFC 9111 4.2)"
+    yield came + lifetime - max(age, came - date), f"{said} (RFC 9111 4.2)"
 
 
 def _number_or_zero(value: str) -> int:
-    """The number that a Content-Length, an Age or the like gives; 0 where it gives none."""
+    """The number that a Content-Length, an Age or the like gives; 0 if it gives none."""
     return _number(value) if re.fullmatch("[0-9]+", value) else 0
 
 
@@ -3610,7 +3980,7 @@ def _comparable(url: str) -> str:
     """A URL in the one form that is compared (RFC 3986 6.2), by whatever name of this machine."""
     try:
         origin, path = _parted(url)
-    except ValueError:  # nobody gets there
+    except ValueError:  # there is no host in it
         return url
     host, port = _host_and_port(origin)
     if host in _LOOPBACK:
@@ -3618,16 +3988,12 @@ def _comparable(url: str) -> str:
     return f"{origin}/{_unquote(path.partition('#')[0].removeprefix('/'))}"
 
 
-def _joined(
-    some: dict[str, tuple[str, ...]], others: dict[str, tuple[str, ...]]
-) -> dict[str, tuple[str, ...]]:
+def _joined(some: _Values, others: _Values) -> _Values:
     return {name: tuple(dict.fromkeys(some[name] + others[name])) for name in _VALIDATORS}
 
 
 # The audit: the rules
 
-#: The rules by their names; each tells what is wrong with a GET, or None.
-_POLITENESS: dict[str, Callable[[_Exchange], Optional[str]]] = {}
 #: Types that compression does little for.
 _MEDIA = "(?:audio|font|image|video)/.*"
 #: Types that no feed is served as, and those and the wildcards that an Accept for feeds may name.
@@ -3635,147 +4001,130 @@ _NO_FEED = f"{_MEDIA}|text/(?:css|javascript|plain)|{_PAGE}"
 _FEED = r".*(?:atom|json|opml|rdf|rss|xml).*|(?:\*|application|text)/\*|\*"
 
 
-def _politeness(rule: Callable[[_Exchange], Optional[str]]) -> Callable[[_Exchange], Optional[str]]:
-    """Enter a rule into the table, by the name of its function.
-
-    Its sentence names the section that defines the field or the status. Owners of feeds may ask for
-    more: where Accept or Accept-Encoding is missing, anything goes by RFC 9110 12.5.
-    """
-    _POLITENESS[rule.__name__.strip("_").replace("_", "-")] = rule
-    return rule
-
-
-@_politeness
-def _no_validator(get: _Exchange) -> Optional[str]:
+def _no_validator(get: _Exchange) -> Iterator[str]:
+    known = get.known
     sends_one = not {"if-none-match", "if-modified-since"}.isdisjoint(get.sent)
     goes_on = {"range", "if-range"} <= get.sent.keys()  # with the rest of a part (13.1.5)
-    if sends_one or goes_on or get.is_another_variant or not get.known.must_validate:
-        return None
-    if get.known.sources and not any(source.has_validators for source in get.known.sources):
-        return None  # it came for another URL, of which it has no copy
+    if sends_one or goes_on or get.is_another_variant or not known.must_validate:
+        return
+    copies = [source.may_send(name) for source in known.sources for name in _VALIDATORS]
+    if copies and not any(copies):
+        return  # it came for another URL, of which it has no copy
     is_quoted = re.compile('(?:W/)?"[^"]*"').fullmatch  # blanks occur, though they may not
     for name, is_sound in (("ETag", is_quoted), ("Last-Modified", email.utils.parsedate_tz)):
-        for value in filter(is_sound, get.known.validators[name]):
+        for value in filter(is_sound, known.validators[name]):
             last = f"the last {name} given was {_legible(value)} ({_VALIDATORS[name][1]})"
-            return f"neither If-None-Match nor If-Modified-Since was sent, but {last}"
-    return None
+            yield f"neither If-None-Match nor If-Modified-Since was sent, but {last}"
+            return
 
 
-@_politeness
-def _wrong_etag(get: _Exchange) -> Optional[str]:
-    return _wrong_validator(get, "ETag")
-
-
-@_politeness
-def _wrong_date(get: _Exchange) -> Optional[str]:
-    return _wrong_validator(get, "Last-Modified")
-
-
-def _wrong_validator(get: _Exchange, name: str) -> Optional[str]:
+def _wrong_validator(name: str, get: _Exchange) -> Iterator[str]:
     sent, known = get.sends_back(name), get.known
     # An error at first does not tell what the client had before the record began.
     is_unknown = known.kept is None and get.status >= 400
-    # What is sent to a redirect is meant for where it leads: it is how a 304 comes through it.
+    # A validator sent to a redirect is meant for its target: so a 304 can come through it.
     if not sent or is_unknown or get.status in _REDIRECTS:
-        return None
+        return
     # Byte for byte, and W/ as well, which is more than the comparison of RFC 9110 8.8.3.2 asks for.
     right = {*known.may_send(name), *(known.ever_given if get.is_another_variant else ())}
     if not right.isdisjoint(sent):
-        return None
+        return
     given = f"no {name} was given" + (" with the last 200" if known.media_types else "")
     if last := known.validators[name] or known.others[name]:
         given = f"the last {name} given was {_legible(last[-1])}"
     condition, source = _VALIDATORS[name]
-    return f"{get.said(condition)}, but {given} ({source})"
+    yield f"{get.said(condition)}, but {given} ({source})"
 
 
-@_politeness
-def _too_early(get: _Exchange) -> Optional[str]:
+def _too_early(get: _Exchange) -> Iterator[str]:
     last = get.known.waiting
     if last is None:
-        return None
+        return
     for end, said in last.waits(fresh_as_well=not get.is_another_variant):
-        if last.time <= get.time < end:  # before that answer, the clock was set back
+        if last.time <= get.time < end:  # before that response, the clock was set back
             passed, left = math.floor(get.time - last.time), math.ceil(end - get.time)
-            return f"asked again after {passed} s, {left} s too early, as {said}"
-    return None
+            yield f"asked again after {passed} s, {left} s too early, as {said}"
+            return
 
 
-@_politeness
-def _moved(get: _Exchange) -> Optional[str]:
-    redirect, was_led_here = get.known.moved, get.known.sources
-    if redirect is None or was_led_here or redirect.leads_nowhere:
-        return None
+def _moved(get: _Exchange) -> Iterator[str]:
+    redirect, came_by_redirect = get.known.permanent, get.known.sources
+    if not redirect or redirect.status == 410 or came_by_redirect or redirect.leads_nowhere:
+        return
     section = {301: "15.4.2", 308: "15.4.9"}[redirect.status]
     where = f"{_quote(redirect.location):.200} (RFC 9110 {section})"
-    return f"asked for the old URL again, but a {redirect.status} had moved it to {where}"
+    yield f"asked for the old URL again, but a {redirect.status} had moved it to {where}"
 
 
-@_politeness
-def _gone(get: _Exchange) -> Optional[str]:
-    if get.known.gone is None:
-        return None
-    return "asked again, but a 410 had said that it is gone for good (RFC 9110 15.5.11)"
+def _gone(get: _Exchange) -> Iterator[str]:
+    if get.known.permanent and get.known.permanent.status == 410:
+        yield "asked again, but a 410 had said that it is gone for good (RFC 9110 15.5.11)"
 
 
-@_politeness
-def _no_user_agent(get: _Exchange) -> Optional[str]:
-    if get.sent.get("user-agent"):
-        return None
-    right = "it should name the program and its version"
-    return f"{get.said('User-Agent')}; {right} (RFC 9110 10.1.5)"
+def _no_user_agent(get: _Exchange) -> Iterator[str]:
+    if not get.sent.get("user-agent"):
+        right = "it should name the program and its version"
+        yield f"{get.said('User-Agent')}; {right} (RFC 9110 10.1.5)"
 
 
-@_politeness
-def _no_compression(get: _Exchange) -> Optional[str]:
+def _no_compression(get: _Exchange) -> Iterator[str]:
     accepted = _accepted(get.sent.get("accept-encoding", ""))
     is_no_text = re.fullmatch(_MEDIA, get.media_type) or "range" in get.sent
-    if is_no_text or accepted.get("gzip", accepted.get("x-gzip", accepted.get("*"))):
-        return None
-    return f"{get.said('Accept-Encoding')}; it should list gzip (RFC 9110 12.5.3)"
+    is_accepted = accepted.get("gzip", accepted.get("x-gzip", accepted.get("*")))
+    if not is_no_text and not is_accepted:
+        yield f"{get.said('Accept-Encoding')}; it should list gzip (RFC 9110 12.5.3)"
 
 
-@_politeness
-def _no_feed_type(get: _Exchange) -> Optional[str]:
+def _no_feed_type(get: _Exchange) -> Iterator[str]:
     accepted = _accepted(get.sent.get("accept", ""))
     names_one = any(is_so and re.fullmatch(_FEED, name) for name, is_so in accepted.items())
     asks_for_page = accepted.get(_PAGE) and _PAGE in get.known.media_types
     # By its name it is a feed, whatever it is served as.
-    is_feed = re.fullmatch(_FEED, _media_type(get.request._path_as_sent))
+    is_feed = re.fullmatch(_FEED, _media_type(get.request.head.path))
     is_other = re.fullmatch(_NO_FEED, get.media_type) and not is_feed
-    if names_one or asks_for_page or is_other:
-        return None
-    right = "it should name application/atom+xml, application/rss+xml or another feed type"
-    return f"{get.said('Accept')}; {right} (RFC 9110 12.5.1)"
+    if not (names_one or asks_for_page or is_other):
+        right = "it should name application/atom+xml, application/rss+xml or another feed type"
+        yield f"{get.said('Accept')}; {right} (RFC 9110 12.5.1)"
 
 
-@_politeness
-def _referer(get: _Exchange) -> Optional[str]:
-    if "referer" not in get.sent:
-        return None
-    return f"{get.said('Referer')}, but nobody has followed a link (RFC 9110 10.1.3)"
+def _referer(get: _Exchange) -> Iterator[str]:
+    if "referer" in get.sent:
+        yield f"{get.said('Referer')}, but nobody has followed a link (RFC 9110 10.1.3)"
 
 
-@_politeness
-def _cookie(get: _Exchange) -> Optional[str]:
+def _cookie(get: _Exchange) -> Iterator[str]:
     sent = "; ".join(get.request.headers.get_all("Cookie"))
     # $Version and the like are no cookies (RFC 2965). Who may have which is not looked at.
     pairs = [pair for pair in _cookies(sent) if not pair.startswith("$")]
     unknown = "; ".join(pair for pair in pairs if pair not in get.cookies)
-    if not unknown:
-        return None
-    not_set = f"no answer had set {_legible(unknown)}"
-    return f"Cookie was {_legible(sent)}, but {not_set} (RFC 6265 5.4)"
+    if unknown:
+        not_set = f"no response had set {_legible(unknown)}"
+        yield f"Cookie was {_legible(sent)}, but {not_set} (RFC 6265 5.4)"
+
+
+# Each yields what is wrong with a GET, once at most. Its sentence names the section that defines
+# the field or the status. Owners of feeds may ask for more: if Accept or Accept-Encoding is
+# missing, RFC 9110 12.5 allows anything.
+_POLITENESS: dict[str, Callable[[_Exchange], Iterator[str]]] = {
+    "no-validator": _no_validator,
+    "wrong-etag": functools.partial(_wrong_validator, "ETag"),
+    "wrong-date": functools.partial(_wrong_validator, "Last-Modified"),
+    "too-early": _too_early,
+    "moved": _moved,
+    "gone": _gone,
+    "no-user-agent": _no_user_agent,
+    "no-compression": _no_compression,
+    "no-feed-type": _no_feed_type,
+    "referer": _referer,
+    "cookie": _cookie,
+}
 
 
 def _accepted(value: str) -> dict[str, bool]:
     """The members of an Accept field, and whether they are accepted (RFC 9110 12.4.2)."""
-    members = (member.partition(";") for member in _members(value))
-    not_at_all = r"[ \t]*q[ \t]*=[ \t]*0(?:\.0*)?[ \t]*"
-    return {
-        name.strip(" \t"): not any(re.fullmatch(not_at_all, each) for each in parameters.split(";"))
-        for name, _, parameters in members
-    }
+    is_refused = re.compile(r";[ \t]*q[ \t]*=[ \t]*0(?:\.0*)?[ \t]*(?:;|\Z)").search
+    members = _members(value)
+    return {member.partition(";")[0].strip(" \t"): not is_refused(member) for member in members}
 
 
 def _cookies(value: str) -> list[str]:
@@ -3812,14 +4161,12 @@ def _judgement(client: str, findings: Sequence[Finding]) -> str:
 
 
 def _rules_to_ignore(names: Iterable[str]) -> set[str]:
-    """The names as a set; raises ValueError for what is no sequence of the names of rules."""
-    is_sequence = hasattr(names, "__iter__") and not isinstance(names, str)
-    ignored = list(names) if is_sequence else []
-    rules = list(_POLITENESS)
-    if not is_sequence or any(name not in rules for name in ignored):
-        takes = f"it takes a sequence of the rules {', '.join(map(repr, rules))}"
-        raise ValueError(f"ignore: found {names!r:.80}; {takes}")
-    return set(ignored)
+    """The names as a set; raises ValueError unless they are a sequence of the names of rules."""
+    with contextlib.suppress(TypeError):  # for an object that cannot be in a set, or is none
+        if not isinstance(names, str) and _POLITENESS.keys() >= (ignored := set(names)):
+            return ignored
+    rules = ", ".join(map(repr, _POLITENESS))
+    raise ValueError(f"ignore: found {names!r:.80}; it takes a sequence of the rules {rules}")
 
 
 # TLS, which any connection and any tunnel may begin with
@@ -3828,8 +4175,8 @@ def _rules_to_ignore(names: Iterable[str]) -> set[str]:
 class _Tls:
     """The server's end of TLS, between the bytes that come in and those that go out.
 
-    ``outer`` is the TLS that this one runs inside of, if any, as clients may speak TLS to a proxy;
-    ``sent`` is what the client has said so far.
+    ``outer`` is the TLS that this one runs inside of, if any, as clients may use TLS to a proxy;
+    ``sent`` is what the client has sent so far.
     """
 
     def __init__(self, context: ssl.SSLContext, outer: Optional[_Tls], sent: bytes) -> None:
@@ -3837,11 +4184,11 @@ class _Tls:
         self._incoming.write(sent)
         self._end = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._outer = outer
-        #: Whether hands are shaken, and whether the client has said that no more will come.
+        #: Handshake complete; close_notify received.
         self.established, self.ended = False, False
 
     def open(self, data: bytes) -> bytes:
-        """What the client says in these bytes; raises ssl.SSLError where they are wrong."""
+        """Decrypt what the client has sent; raises ssl.SSLError if it is wrong."""
         self._incoming.write(self._outer.open(data) if self._outer else data)
         opened = bytearray()
         with contextlib.suppress(ssl.SSLWantReadError):
@@ -3851,18 +4198,20 @@ class _Tls:
             while plain := self._end.read(65536):
                 opened += plain
             self.ended = True
+        if self._outer and self._outer.ended:
+            self.ended = True
         return bytes(opened)
 
     def seal(self, data: Union[bytes, memoryview] = b"") -> bytes:
-        """The bytes that say this to the client, and what TLS itself has to say."""
+        """Encrypt data for the client; the messages of TLS itself go with it."""
         while data:
             data = data[self._end.write(data) :]
         sealed = self._outgoing.read()
         return self._outer.seal(sealed) if self._outer else sealed
 
     def close(self) -> bytes:
-        """The bytes that say that no more will come (RFC 8446 6.1)."""
-        with contextlib.suppress(ssl.SSLError):  # it would wait for the client to say the same
+        """The close_notify that ends the data (RFC 8446 6.1)."""
+        with contextlib.suppress(ssl.SSLError):  # it would wait for the client's close_notify
             self._end.unwrap()
         sealed = self.seal()
         return sealed + self._outer.close() if self._outer else sealed
@@ -3871,7 +4220,7 @@ class _Tls:
 #: The first byte of a TLS handshake; no request can begin with it.
 _HANDSHAKE = 22
 _CLIENT_HELLO = 1
-#: More than any client says in its first message, in bytes and in records.
+#: More than any client sends in its first message, in bytes and in records.
 _MAX_HELLO, _MAX_RECORDS = 128 * 1024, 64
 _SERVER_NAME = "[A-Za-z0-9._-]{1,253}"
 #: The alert unrecognized_name, fatal (RFC 6066 3).
@@ -3881,7 +4230,7 @@ _UNRECOGNIZED_NAME = b"\x15\x03\x03\x00\x02\x02\x70"
 def _client_hello(sent: Union[bytes, bytearray]) -> Optional[bytes]:
     """The first message of a handshake (RFC 8446 4 and 5.1); None while it is incomplete.
 
-    What is no such message is returned as far as it goes: OpenSSL has the words to refuse it.
+    Anything else is returned as far as it goes: OpenSSL has the words to refuse it.
     """
     message, position, records = b"", 0, 0
     while position + 5 <= len(sent):
@@ -3892,18 +4241,16 @@ def _client_hello(sent: Union[bytes, bytearray]) -> Optional[bytes]:
         message += sent[position + 5 : position + 5 + size]
         position += 5 + size
         length = int.from_bytes(message[1:4], "big")
-        if message and (message[0] != _CLIENT_HELLO or length > _MAX_HELLO):
-            return message
-        if len(message) >= max(4, 4 + length):
+        is_wrong = message and (message[0] != _CLIENT_HELLO or length > _MAX_HELLO)
+        if is_wrong or len(message) >= 4 + length:
             return message
     return None
 
 
 def _server_name(hello: bytes) -> str:
-    """The host that a ClientHello names, "" where it names none (RFC 8446 4.1.2, RFC 6066 3).
+    """The host that a ClientHello names, "" if it names none (RFC 8446 4.1.2, RFC 6066 3).
 
-    ``ssl`` has a callback for this, which is not called for a name that is not ASCII, but has
-    something printed to stderr.
+    ``ssl`` has a callback for this, but for a name that is not ASCII it prints to stderr instead.
     """
     stream = io.BytesIO(hello)
     stream.read(4 + 2 + 32)  # the message's type and length, the version, the random
@@ -3923,8 +4270,8 @@ def _vector(stream: io.BytesIO, size: int) -> bytes:
 
 
 # Certificates: a throwaway CA, in Python integers and DER (RFC 5280, RFC 5480, SEC 1). It is for
-# tests only: nothing in it is constant-time, so whoever can measure how long a signature takes
-# learns about the key. The keys are thrown away with the process.
+# tests only: nothing in it is constant-time, so the time that a signature takes tells about the
+# key. The keys are thrown away with the process.
 
 #: What FeedTestServer.certificate may be.
 _CERTIFICATE_KINDS = ("valid", "expired", "not-yet-valid", "wrong-host", "self-signed")
@@ -3943,15 +4290,18 @@ _BASE = (
 )
 _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
-# Tags of ASN.1 (X.690 8), and object identifiers.
-_INTEGER, _BIT_STRING, _OCTET_STRING, _OID, _UTF8_STRING = 2, 3, 4, 6, 12
+# Tags of ASN.1 (X.690 8).
+_INTEGER, _BIT_STRING, _OCTET_STRING, _UTF8_STRING = 2, 3, 4, 12
 _UTC_TIME, _GENERALIZED_TIME, _SEQUENCE, _SET = 0x17, 0x18, 0x30, 0x31
-_EC_PUBLIC_KEY, _PRIME256V1 = "1.2.840.10045.2.1", "1.2.840.10045.3.1.7"  # RFC 5480 2.1.1
-_ECDSA_WITH_SHA256 = "1.2.840.10045.4.3.2"  # RFC 5758 3.2
-_ORGANIZATION, _COMMON_NAME = "2.5.4.10", "2.5.4.3"
-_SUBJECT_KEY_IDENTIFIER, _KEY_USAGE, _SUBJECT_ALT_NAME = "2.5.29.14", "2.5.29.15", "2.5.29.17"
-_BASIC_CONSTRAINTS, _AUTHORITY_KEY_IDENTIFIER = "2.5.29.19", "2.5.29.35"
-_EXTENDED_KEY_USAGE, _SERVER_AUTH = "2.5.29.37", "1.3.6.1.5.5.7.3.1"
+# Object identifiers in DER (X.690 8.19); of extensions, the number after 2.5.29.
+_EC_PUBLIC_KEY = bytes.fromhex("06072a8648ce3d0201")  # 1.2.840.10045.2.1 (RFC 5480 2.1.1)
+_PRIME256V1 = bytes.fromhex("06082a8648ce3d030107")  # 1.2.840.10045.3.1.7 (RFC 5480 2.1.1)
+_ECDSA_WITH_SHA256 = bytes.fromhex("06082a8648ce3d040302")  # 1.2.840.10045.4.3.2 (RFC 5758 3.2)
+_SERVER_AUTH = bytes.fromhex("06082b06010505070301")  # 1.3.6.1.5.5.7.3.1 (RFC 5280 4.2.1.12)
+_ORGANIZATION, _COMMON_NAME = b"\x06\x03\x55\x04\x0a", b"\x06\x03\x55\x04\x03"  # 2.5.4.10, .3
+_EXTENSION = b"\x06\x03\x55\x1d"
+_SUBJECT_KEY_IDENTIFIER, _KEY_USAGE, _SUBJECT_ALT_NAME = 14, 15, 17
+_BASIC_CONSTRAINTS, _AUTHORITY_KEY_IDENTIFIER, _EXTENDED_KEY_USAGE = 19, 35, 37
 _TRUE = b"\x01\x01\xff"
 # Key usages, the first bit and the sixth, and how many bits come after (RFC 5280 4.2.1.3).
 _DIGITAL_SIGNATURE, _KEY_CERT_SIGN = (b"\x80", 7), (b"\x04", 2)
@@ -3959,14 +4309,12 @@ _DIGITAL_SIGNATURE, _KEY_CERT_SIGN = (b"\x80", 7), (b"\x04", 2)
 
 @functools.lru_cache(maxsize=256)
 def _server_context(host: str, kind: str) -> ssl.SSLContext:
-    """The TLS of a server that goes by that name or address, with a certificate of that kind."""
-    authority = _authority()
-    chain = _pem("EC PRIVATE KEY", authority.server_key.der()) + _pem(
-        "CERTIFICATE", authority.certify(host, kind)
-    )
+    """The TLS of a server of that name or address, with a certificate of that kind."""
+    key = _pem("EC PRIVATE KEY", _authority().server_key.der())
+    certificate = _pem("CERTIFICATE", _authority().certify(host, kind))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.set_alpn_protocols(["http/1.1"])
-    path = _temporary_file(chain, "key.pem")
+    path = _temporary_file(key + certificate, "key.pem")
     try:
         context.load_cert_chain(path)
     finally:
@@ -3976,12 +4324,15 @@ def _server_context(host: str, kind: str) -> ssl.SSLContext:
 
 def _authority() -> _Authority:
     """The one CA of this process, made when it is needed."""
-    # Where two threads make one at once, the first that is done counts for both.
+    # If two threads make one at once, both get the one that is done first.
     return _authorities.get("") or _authorities.setdefault("", _Authority())
 
 
 class _Authority:
     """A CA, with its certificate, and the key that all servers share, as making one takes time."""
+
+    #: Held while a certificate is made.
+    lock = threading.Lock()
 
     def __init__(self) -> None:
         self.key, self.server_key = _Key("CA"), _Key("server")
@@ -3989,8 +4340,7 @@ class _Authority:
             _extension(_BASIC_CONSTRAINTS, _sequence(_TRUE, _integer(0)), critical=True),
             _extension(_KEY_USAGE, _bit_string(*_KEY_CERT_SIGN), critical=True),
         )
-        begin = _system_time() - _ONE_DAY
-        self.certificate = _certificate(self.key, self.key, begin, extensions)
+        self.certificate = _certificate(self.key, self.key, -_ONE_DAY, extensions)
 
     @property
     def pem(self) -> str:
@@ -3999,23 +4349,23 @@ class _Authority:
 
     def certify(self, host: str, kind: str) -> bytes:
         """A certificate for a server, in DER, of one of the kinds that _CERTIFICATE_KINDS names."""
-        begin = _system_time() + _BEGINNINGS.get(kind, -_ONE_DAY)
+        begins_in = _BEGINNINGS.get(kind, -_ONE_DAY)
         issuer = self.server_key if kind == "self-signed" else self.key
         name = _general_name(_WRONG_HOST if kind == "wrong-host" else host)
         extensions = (
             _extension(_BASIC_CONSTRAINTS, _sequence(), critical=True),
             _extension(_KEY_USAGE, _bit_string(*_DIGITAL_SIGNATURE), critical=True),
-            _extension(_EXTENDED_KEY_USAGE, _sequence(_oid(_SERVER_AUTH))),
+            _extension(_EXTENDED_KEY_USAGE, _sequence(_SERVER_AUTH)),
             _extension(_SUBJECT_ALT_NAME, _sequence(name)),
         )
-        return _certificate(self.server_key, issuer, begin, extensions)
+        return _certificate(self.server_key, issuer, begins_in, extensions)
 
 
 _authorities: dict[str, _Authority] = {}
 
 
 class _Key:
-    """A key pair on P-256, and the name of who has it, which no other has."""
+    """A key pair on P-256, and the unique name of its owner."""
 
     def __init__(self, role: str) -> None:
         self.secret = _random_below(_ORDER)
@@ -4027,14 +4377,14 @@ class _Key:
 
     def info(self) -> bytes:
         """The public key, as a certificate has it (RFC 5480 2)."""
-        algorithm = _sequence(_oid(_EC_PUBLIC_KEY), _oid(_PRIME256V1))
+        algorithm = _sequence(_EC_PUBLIC_KEY, _PRIME256V1)
         return _sequence(algorithm, _bit_string(self.point))
 
     def der(self) -> bytes:
         """The private key, as a file has it (SEC 1, C.4)."""
         secret = _der(_OCTET_STRING, self.secret.to_bytes(32, "big"))
         public = _der(0xA1, _bit_string(self.point))
-        return _sequence(_integer(1), secret, _der(0xA0, _oid(_PRIME256V1)), public)
+        return _sequence(_integer(1), secret, _der(0xA0, _PRIME256V1), public)
 
     def sign(self, message: bytes) -> bytes:
         """An ECDSA signature with SHA-256, in DER (SEC 1, 4.1.3; RFC 3279 2.2.3)."""
@@ -4081,14 +4431,13 @@ def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def _certificate(subject: _Key, issuer: _Key, begin: float, extensions: Sequence[bytes]) -> bytes:
+def _certificate(subject: _Key, issuer: _Key, begins_in: int, extensions: Sequence[bytes]) -> bytes:
     """A certificate in DER (RFC 5280 4.1), with the extensions that every one has."""
-    algorithm = _sequence(_oid(_ECDSA_WITH_SHA256))
-    identifier = _sequence(_der(0x80, issuer.identifier))
-    extensions = (
-        *extensions,
+    begin = _system_time() + begins_in
+    algorithm = _sequence(_ECDSA_WITH_SHA256)
+    identifiers = (
         _extension(_SUBJECT_KEY_IDENTIFIER, _der(_OCTET_STRING, subject.identifier)),
-        _extension(_AUTHORITY_KEY_IDENTIFIER, identifier),
+        _extension(_AUTHORITY_KEY_IDENTIFIER, _sequence(_der(0x80, issuer.identifier))),
     )
     content = _sequence(
         _der(0xA0, _integer(2)),  # version 3
@@ -4098,20 +4447,16 @@ def _certificate(subject: _Key, issuer: _Key, begin: float, extensions: Sequence
         _sequence(_time_of(begin), _time_of(begin + _LIFETIME)),
         _distinguished_name(subject.name),
         subject.info(),
-        _der(0xA3, _sequence(*extensions)),
+        _der(0xA3, _sequence(*extensions, *identifiers)),
     )
     return _sequence(content, algorithm, _bit_string(issuer.sign(content)))
 
 
 def _distinguished_name(common_name: str) -> bytes:
     """A distinguished name (RFC 5280 4.1.2.4); that of the host is a subjectAltName."""
-    parts = ((_ORGANIZATION, "feedtestserver"), (_COMMON_NAME, common_name))
-    return _sequence(
-        *(
-            _der(_SET, _sequence(_oid(kind), _der(_UTF8_STRING, text.encode())))
-            for kind, text in parts
-        )
-    )
+    parts = ((_ORGANIZATION, b"feedtestserver"), (_COMMON_NAME, common_name.encode()))
+    pairs = [_sequence(kind, _der(_UTF8_STRING, text)) for kind, text in parts]
+    return _sequence(*(_der(_SET, pair) for pair in pairs))
 
 
 def _general_name(host: str) -> bytes:
@@ -4120,22 +4465,22 @@ def _general_name(host: str) -> bytes:
     return _der(0x87, address) if address else _der(0x82, host.encode("ascii"))
 
 
-def _extension(kind: str, value: bytes, critical: bool = False) -> bytes:
-    return _sequence(_oid(kind), _TRUE if critical else b"", _der(_OCTET_STRING, value))
+def _extension(number: int, value: bytes, critical: bool = False) -> bytes:
+    identifier = _EXTENSION + bytes([number])
+    return _sequence(identifier, _TRUE if critical else b"", _der(_OCTET_STRING, value))
 
 
 def _time_of(seconds: float) -> bytes:
     """A point in time: in two digits of its year until 2049 (RFC 5280 4.1.2.5)."""
     text = time.strftime("%Y%m%d%H%M%SZ", time.gmtime(seconds))
-    if text < "2050":
-        return _der(_UTC_TIME, text[2:].encode())
-    return _der(_GENERALIZED_TIME, text.encode())
+    tag, digits = (_UTC_TIME, text[2:]) if text < "2050" else (_GENERALIZED_TIME, text)
+    return _der(tag, digits.encode())
 
 
 def _system_time() -> float:
-    """Seconds since the epoch by the clock that the clients' TLS goes by.
+    """Seconds since the epoch by the clock that the clients' TLS uses.
 
-    It is that of a new file: a test may have replaced time.time(), which OpenSSL does not notice.
+    It is that of a new file: a test may have replaced time.time(), but OpenSSL does not use that.
     """
     with tempfile.TemporaryFile() as file:
         return os.fstat(file.fileno()).st_mtime
@@ -4164,18 +4509,6 @@ def _integer(number: int) -> bytes:
     return _der(_INTEGER, number.to_bytes(number.bit_length() // 8 + 1, "big"))
 
 
-def _oid(text: str) -> bytes:
-    """An object identifier, in seven bits a byte (X.690 8.19)."""
-    first, second, *others = map(int, text.split("."))
-    octets = bytearray()
-    for number in (40 * first + second, *others):
-        septets = [number & 127]
-        while number := number >> 7:
-            septets.append(number & 127 | 128)
-        octets += bytes(reversed(septets))
-    return _der(_OID, bytes(octets))
-
-
 def _pem(label: str, der: bytes) -> str:
     """DER in PEM (RFC 7468)."""
     import base64
@@ -4185,50 +4518,53 @@ def _pem(label: str, der: bytes) -> str:
 
 
 def _temporary_file(text: str, name: str) -> str:
-    """The path of a new file for nobody but its owner (mode 0600)."""
+    """The path of a new file that only its owner can read (mode 0600)."""
     descriptor, path = tempfile.mkstemp(f"-{name}", "feedtestserver-")
     try:
-        with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
+        with open(descriptor, "wb") as file:
+            file.write(text.encode("utf-8", "surrogateescape"))
     except BaseException:
         os.unlink(path)
         raise
     return path
 
 
-def _packed(host: str) -> Optional[bytes]:
-    """An IP address in bytes; None for a name."""
-    for family in (socket.AF_INET, socket.AF_INET6):
+_INTERNET = (socket.AF_INET, socket.AF_INET6)
+
+
+def _packed(host: str, families: Sequence[int] = _INTERNET) -> Optional[bytes]:
+    """An IP address of one of these families in bytes; None for a name."""
+    for family in families:
         with contextlib.suppress(OSError, ValueError):
             return socket.inet_pton(family, host)
     return None
 
 
-# Any host: a server in the place of the whole Web, for this process and its children
+# Any host: the server as the whole Web, for this process and its children
 
-
+_Function = Callable[..., Any]
+#: What to set: a module, a class or os.environ, a name in it, and its value, maybe _ABSENT.
+_Places = list[tuple[Any, str, Any]]
+_ABSENT = object()
 #: Those that have begun, the innermost last.
 _interceptions: list[_Interception] = []
 
 
 class _Interception:
-    """What makes every host lead to a server, from its making to its ``end()``.
+    """What makes every host lead to a server, until ``end()``.
 
-    Each keeps what it found in place, and the innermost is in force. One that ends before another
-    inside of it leaves to that one what it had found, so that in the end all is as it was.
+    Each keeps what it has replaced, and the innermost is in force. If one ends before another
+    inside of it, that one keeps it from then on, so that in the end all is as it was.
     """
 
     lock = threading.Lock()
 
-    def __init__(self, server: FeedTestServer, address: tuple[str, int]) -> None:
+    def __init__(self, address: tuple[str, int], variables: Mapping[str, Any]) -> None:
         import urllib.request
 
-        self.server = server
         self.address = address
         self.ports: set[int] = set()
-        variables = _variables(server.base_url, server.ca_file)
-        variables["WGETRC"] = server._temporary("wgetrc", f"ca_certificate = {server.ca_file}\n")
-        replaced: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
+        replaced: tuple[tuple[Any, str, _Function], ...] = (
             (socket, "getaddrinfo", self.getaddrinfo),
             (socket, "gethostbyname", self.gethostbyname),
             (socket, "gethostbyname_ex", self.gethostbyname_ex),
@@ -4236,22 +4572,20 @@ class _Interception:
             *((socket.socket, name, self.connect) for name in ("connect", "connect_ex")),
             *((socket.socket, name, self.connect) for name in ("sendto", "sendmsg")),
             (socket.socket, "bind", self.bind),
-            # Private, but what all Pythons have and all that begins TLS goes through; after
-            # wrap_socket() itself hands would be shaken already.
+            # Private, but in all Pythons, and called by all that begins TLS; after wrap_socket()
+            # itself the handshake would be over.
             (ssl.SSLContext, "_wrap_socket", self.wrap_socket),
             (ssl.SSLContext, "_wrap_bio", self.wrap_bio),
         )
+        places: _Places = [(os.environ, *variable) for variable in variables.items()]
+        # urllib makes a new one when it is needed, with the proxies of then.
+        places.append((urllib.request, "_opener", None))
         with self.lock:
-            attributes: dict[tuple[Any, str], Any] = {
-                (owner, name): _instead(getattr(owner, name), method)
-                for owner, name, method in replaced
-                if hasattr(owner, name)  # Windows has no sendmsg()
-            }
-            # urllib makes a new one when it is needed, with the proxies of then.
-            attributes[urllib.request, "_opener"] = None
-            self.found = _set_variables(variables), _set_attributes(attributes)
+            for owner, name, method in replaced:
+                if hasattr(owner, name):  # Windows has no sendmsg()
+                    places.append((owner, name, _instead(getattr(owner, name), method)))
+            self.found = _replace(places)
             _interceptions.append(self)
-            server._intercepting += 1
 
     def end(self) -> None:
         """Put back what was found."""
@@ -4261,16 +4595,13 @@ class _Interception:
             if position < len(_interceptions):
                 _interceptions[position].found = self.found
             else:
-                variables, attributes = self.found
-                _set_variables(variables)
-                _set_attributes(attributes)
-            self.server._release()  # who comes back now goes elsewhere
+                _replace(self.found)
 
-    # What is called in the place of the original, which comes first among the arguments
+    # What is called instead of the original, which is the first argument
 
     def getaddrinfo(
         self,
-        original: Callable[..., Any],
+        original: _Function,
         host: Any,
         port: Any,
         family: int = 0,
@@ -4278,53 +4609,48 @@ class _Interception:
         proto: int = 0,
         flags: int = 0,
     ) -> Any:
-        """Find the server, with its port, for every name but localhost."""
-        if not _is_elsewhere(host) or flags & socket.AI_NUMERICHOST:
-            return original(host, port, family, type, proto, flags)
-        if flags & socket.AI_PASSIVE:  # to listen at, not to connect to
+        """Find the server, with its port, for each name but localhost."""
+        is_numeric = flags & socket.AI_NUMERICHOST
+        if flags & socket.AI_PASSIVE and _is_elsewhere(host) and not is_numeric:  # to listen at
             return original(self.address[0], port, family, type, proto)
-        self.expect(port)
+        if is_numeric or not self.expects(host, port):
+            return original(host, port, family, type, proto, flags)
         return original(*self.address, family, type, proto)
 
-    def gethostbyname(self, original: Callable[..., Any], host: Any) -> Any:
-        if not _is_elsewhere(host):
-            return original(host)
-        self.expect(None)
-        return self.address[0]
+    def gethostbyname(self, original: _Function, host: Any) -> Any:
+        return self.address[0] if self.expects(host) else original(host)
 
-    def gethostbyname_ex(self, original: Callable[..., Any], host: Any) -> Any:
-        if not _is_elsewhere(host):
-            return original(host)
-        self.expect(None)
-        return host, [], [self.address[0]]
+    def gethostbyname_ex(self, original: _Function, host: Any) -> Any:
+        return (host, [], [self.address[0]]) if self.expects(host) else original(host)
 
-    def connect(
-        self, original: Callable[..., Any], connection: socket.socket, *arguments: Any
-    ) -> Any:
-        """Connect or send to the server where the address, the last argument, is by a name."""
+    def connect(self, original: _Function, connection: socket.socket, *arguments: Any) -> Any:
+        """Connect or send to the server if the address, the last argument, has a name."""
         if arguments and _is_internet(connection, arguments[-1]):
             *others, address = arguments
             if _is_elsewhere(address[0]) or self.is_meant(connection, address):
                 arguments = (*others, (*self.address, *address[2:]))
         return original(connection, *arguments)
 
-    def bind(self, original: Callable[..., Any], connection: socket.socket, address: Any) -> Any:
+    def bind(self, original: _Function, connection: socket.socket, address: Any) -> Any:
         if _is_internet(connection, address) and _is_elsewhere(address[0]):
             address = (self.address[0], *address[1:])
         return original(connection, address)
 
-    def expect(self, port: Any) -> None:
-        """Remember a port that was asked for with a name; where none was told, those of the Web."""
+    def expects(self, host: Any, port: Any = None) -> bool:
+        """Whether a name leads to the server; if so, remember the port, or those of the Web."""
+        if not _is_elsewhere(host):
+            return False
         try:
             self.ports |= {int(port)} if port else {80, 443}
         except (TypeError, ValueError):  # the name of a service
             self.ports |= {80, 443}
+        return True
 
     def is_meant(self, connection: socket.socket, address: tuple[Any, ...]) -> bool:
-        """Whether the server is meant by its address and a port that stood with a name.
+        """Whether the server is meant by its address and a port that was looked up with a name.
 
-        Some clients take no more than the address from what getaddrinfo() finds. Where a service on
-        this machine listens at that port, the service is meant.
+        Some clients take only the address from what getaddrinfo() finds. If a service on this
+        machine listens at that port, the service is meant.
         """
         host, port = self.address
         is_stream = connection.type == socket.SOCK_STREAM
@@ -4332,36 +4658,30 @@ class _Interception:
             return False
         with socket.socket(connection.family) as probe:
             probe.settimeout(0.1)
-            # Of _socket.socket, where it is not replaced: connect_ex itself would come back here.
+            # That of _socket.socket is not replaced: connect_ex itself would call this again.
             return super(socket.socket, probe).connect_ex(address) == errno.ECONNREFUSED
 
     def wrap_socket(
-        self,
-        original: Callable[..., Any],
-        context: ssl.SSLContext,
-        connection: socket.socket,
-        server_side: bool,
-        server_hostname: Optional[str] = None,
-        **others: Any,
+        self, original: _Function, context: Any, sock: Any, is_server: bool, name: Any, **more: Any
     ) -> Any:
-        """Begin TLS as the context says, but trust the CA as well where it leads to the server."""
+        """Begin TLS as the context says, but trust the CA as well if it leads to the server."""
         try:
-            is_here = connection.getpeername()[:2] == self.address
-        except OSError:  # it is yet to be connected
-            is_here = _is_elsewhere(server_hostname)
-        if server_side or not is_here:
-            return original(context, connection, server_side, server_hostname, **others)
-        others["session"] = None  # it would be of the other context
-        tls = original(context, connection, server_side, server_hostname, **others)
+            is_here = sock.getpeername()[:2] == self.address
+        except OSError:  # not connected yet
+            is_here = _is_elsewhere(name)
+        if is_server or not is_here:
+            return original(context, sock, is_server, name, **more)
+        more["session"] = None  # it would be of the other context
+        tls = original(context, sock, is_server, name, **more)
         tls.context = _trusting()
         return tls
 
     def wrap_bio(
-        self, original: Callable[..., Any], context: ssl.SSLContext, *args: Any, **kwargs: Any
+        self, original: _Function, context: ssl.SSLContext, *args: Any, **kwargs: Any
     ) -> Any:
-        """The same where nothing tells whether the bytes lead to the server: trust both.
+        """The same if nothing tells whether the bytes lead to the server: trust both.
 
-        A certificate of the client's, for a service on this machine, is not sent then.
+        A client's certificate, for a service on this machine, is not sent then.
         """
         tls = original(context, *args, **kwargs)
         if not tls.server_side:
@@ -4369,53 +4689,40 @@ class _Interception:
         return tls
 
 
-def _renew_the_lock() -> None:
-    """In a forked child there is no thread that would release it."""
-    _Interception.lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_the_lock)
-
-_ABSENT = object()
-
-
-def _variables(proxy: str, ca_file: str) -> dict[str, Optional[str]]:
-    """The environment variables that lead clients to a proxy; None for those that lead away."""
+def _variables(proxy: str, ca_file: str) -> dict[str, Any]:
+    """The environment variables that lead clients to a proxy; those that lead away are absent."""
     to_proxy = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
     to_ca = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
     return {
         **dict.fromkeys(to_proxy, proxy),
         **dict.fromkeys(("no_proxy", "NO_PROXY"), "localhost,127.0.0.1,::1"),
-        **dict.fromkeys(("all_proxy", "ALL_PROXY")),
+        **dict.fromkeys(("all_proxy", "ALL_PROXY"), _ABSENT),
         **dict.fromkeys(to_ca, ca_file),
-        "NODE_USE_ENV_PROXY": "1",  # else Node does not look at the others
+        "NODE_USE_ENV_PROXY": "1",  # else Node ignores the others
     }
 
 
-def _set_variables(variables: Mapping[str, Optional[str]]) -> dict[str, Optional[str]]:
-    """Set environment variables, or unset them where it says None; returns what they were."""
-    found = {name: os.environ.get(name) for name in variables}
-    for name, value in variables.items():
-        if value is not None:
-            os.environ[name] = value
-        else:
-            os.environ.pop(name, None)
-    return found
+def _replace(places: _Places) -> _Places:
+    """Set these values, or remove those that are _ABSENT; returns what was there.
 
-
-def _set_attributes(attributes: Mapping[tuple[Any, str], Any]) -> dict[tuple[Any, str], Any]:
-    """Set attributes of modules and classes, or delete them; returns what they were."""
-    found = {(owner, name): vars(owner).get(name, _ABSENT) for owner, name in attributes}
-    for (owner, name), value in attributes.items():
-        if value is not _ABSENT:
-            setattr(owner, name, value)
-        else:
+    A method that a class inherits is not in its own ``vars()``.
+    """
+    found = []
+    for owner, name, value in places:
+        is_variable = owner is os.environ
+        found.append((owner, name, (owner if is_variable else vars(owner)).get(name, _ABSENT)))
+        if is_variable and value is _ABSENT:
+            owner.pop(name, None)
+        elif is_variable:
+            owner[name] = value
+        elif value is _ABSENT:
             delattr(owner, name)
-    return found
+        else:
+            setattr(owner, name, value)
+    return found[::-1]  # in Windows' environment, http_proxy and HTTP_PROXY are the same place
 
 
-def _instead(original: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
+def _instead(original: _Function, method: _Function) -> _Function:
     """A function that calls a method, with the original and the arguments."""
 
     @functools.wraps(original)
@@ -4427,9 +4734,8 @@ def _instead(original: Callable[..., Any], method: Callable[..., Any]) -> Callab
 
 def _is_internet(connection: socket.socket, address: Any) -> bool:
     """Whether an address, as methods of sockets take it, is one of a host and a port."""
-    families = (socket.AF_INET, socket.AF_INET6)
     is_pair = isinstance(address, tuple) and len(address) > 1 and isinstance(address[1], int)
-    return connection.family in families and is_pair
+    return connection.family in _INTERNET and is_pair
 
 
 def _is_elsewhere(host: Any) -> bool:
@@ -4448,9 +4754,9 @@ def _is_elsewhere(host: Any) -> bool:
 def _trusting(*certificates: bytes) -> ssl.SSLContext:
     """A context that trusts the CA and these certificates.
 
-    It takes the place of the client's own when a TLS object was made from that: whether and how to
-    verify stays as the client has said, and only whom to trust is new. Added to the client's own,
-    the CA could not be taken out again.
+    It replaces the client's own after a TLS object was made from that: whether and how to verify
+    stays as it was, and only whom to trust is new. The CA could not be removed from the client's
+    own context again.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=b"".join([_authority().certificate, *certificates]))
@@ -4465,7 +4771,7 @@ class _Wanted:
 
     def __init__(
         self,
-        server: FeedTestServer,
+        site: _Site,
         path: Optional[str],
         method: Optional[str],
         headers: Optional[Mapping[str, Optional[str]]],
@@ -4475,7 +4781,7 @@ class _Wanted:
         if times is not None and times < 1:
             raise ValueError(f"times: found {times}; it takes 1 or more, else assertNotRequested()")
         self.path = path
-        self.address = None if path is None else server._address(path)
+        self.address = None if path is None else site.address(path)
         self.method = method
         self.headers = headers or {}
         self.body = body.encode() if isinstance(body, str) else body
@@ -4484,23 +4790,17 @@ class _Wanted:
         return [request for request in requests if self.matches(request)]
 
     def matches(self, request: Request) -> bool:
+        origin, path, query = request.address
         return (
-            (self.address is None or self.is_at(request._address))
+            self.address in (None, (origin, path, query), (origin, path, None))  # None: any query
             and self.method in (None, request.method)
             and self.body in (None, request.body)
-            and all(self.has_field(request.headers, *field) for field in self.headers.items())
+            # A field that is not there has the value None.
+            and all(
+                value in (request.headers.get_all(name) or (None,))
+                for name, value in self.headers.items()
+            )
         )
-
-    def is_at(self, address: _Address) -> bool:
-        """Whether an address is the one that is looked for; no query stands for any."""
-        assert self.address is not None
-        wanted_query, query = self.address[2], address[2]
-        return self.address[:2] == address[:2] and wanted_query in (None, query)
-
-    @staticmethod
-    def has_field(headers: Headers, name: str, value: Optional[str]) -> bool:
-        values = headers.get_all(name)
-        return not values if value is None else value in values
 
     def __str__(self) -> str:
         what = " ".join(filter(None, (self.method, self.path))) or "a request"
@@ -4513,24 +4813,22 @@ class _Wanted:
         return f"{what} {' and '.join(fields)}" if fields else what
 
     def missed(self, requests: Sequence[Request], expected: str) -> str:
-        """What to say where it was not requested as often as expected."""
+        """What to say if it was not requested as often as expected."""
         found = _times(len(self.among(requests)))
-        transcript = _transcript(requests, self.headers, with_bodies=self.body is not None)
+        transcript = _transcript(requests, self.headers, body=self.body is not None)
         return f"{self} was requested {found}, expected {expected}\n{transcript}"
 
 
-def _transcript(
-    requests: Iterable[Request], fields: Iterable[str] = (), with_bodies: bool = False
-) -> str:
-    """What did arrive, with the fields and the bodies that were asked for."""
+def _transcript(requests: Iterable[Request], fields: Iterable[str] = (), body: bool = False) -> str:
+    """The requests that arrived, with the fields and the bodies that were asked for."""
     lines = []
     for request in requests:
-        notes = [request._step] if request._step else []
-        notes += request.response._mechanics() if request.response else []
+        notes = [request.step] if request.step else []
+        notes += request.response.mechanics() if request.response else []
         lines.append(f"  {request} ({'; '.join(notes)})" if notes else f"  {request}")
         for name in fields:
             lines += [f"      {name}: {value}" for value in request.headers.get_all(name)]
-        if with_bodies:
+        if body:
             lines.append(f"      {request.body!r:.200}")
     return "\n".join(["The server got:", *lines]) if lines else "The server got no request."
 
@@ -4540,11 +4838,11 @@ def _times(number: int) -> str:
 
 
 class FeedTestServerMixin(_TestCase):
-    """Gives each test of a ``unittest.TestCase`` class a server of its own, ``self.server``.
+    """Gives each test of a ``unittest.TestCase`` class its own server, ``self.server``.
 
-    Put it before TestCase among the bases. The server is stopped after the test, and fails it
-    where a fixture, a directive or a callable was wrong. Where the class has a ``server`` already,
-    which must be running, ``setUp()`` takes that one, and whoever has started it stops it.
+    Put it before TestCase among the bases. The server is stopped after the test, which fails if a
+    fixture, a directive or a callable was wrong. If the class has a ``server`` already, which must
+    be running, ``setUp()`` takes that one, and does not stop it.
     """
 
     #: The directory to serve, relative to the file that defines the test class.
@@ -4563,24 +4861,22 @@ class FeedTestServerMixin(_TestCase):
         if self._own_server and not self._own_server.ready:  # of an earlier run of this TestCase
             del self.server
         if self.server is not self._own_server:
-            self._share_server()
-
-    def _share_server(self) -> None:
-        """Use a server that the class, or the test, has started itself."""
-        if not getattr(self.server, "ready", False):
-            raise RuntimeError(f"{type(self).__name__}.server is not running: start() it before")
-        self.addCleanup(self._look_for_errors)
-        self._begin_interception()
+            if not getattr(self.server, "ready", False):
+                name = type(self).__name__
+                raise RuntimeError(f"{name}.server is not running: start() it before")
+            self.addCleanup(self._look_for_errors)
+            self._begin_interception()
 
     @functools.cached_property
     def server(self) -> FeedTestServer:
-        """The server, started by setUp() or, where that was not called, on first use."""
+        """The server, started by setUp() or, if that was not called, on first use."""
         module = sys.modules[type(self).__module__]
         folder = os.path.dirname(os.path.abspath(getattr(module, "__file__", None) or "x"))
         directory = os.path.join(folder, self.data_directory)
         server = self.server_class(directory, **self.server_options)
         server.start()
         self.server = self._own_server = server  # known even if the rest fails
+        self.addCleanup(self._look_for_errors)
         self.addCleanup(self._stop_server)
         self._begin_interception()
         return server
@@ -4595,20 +4891,14 @@ class FeedTestServerMixin(_TestCase):
         self._interception.__exit__(None, None, None)
 
     def _stop_server(self) -> None:
-        try:
-            self.server.stop()
-        finally:
-            self._report(self.server.errors)
+        self.server.stop()
 
     def _look_for_errors(self) -> None:
-        self._report(self.server._take_errors())
-
-    def _report(self, errors: Sequence[str]) -> None:
-        if errors:
+        if errors := self.server._record.take_errors():
             self.fail("\n".join(["the server found errors:", *errors]))
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a parallel runner sends to another process, where the server cannot go."""
+        """What a parallel runner sends to another process: all but the server."""
         kept_here = ("server", "_own_server", "_interception")
         return {name: value for name, value in self.__dict__.items() if name not in kept_here}
 
@@ -4631,12 +4921,12 @@ class FeedTestServerMixin(_TestCase):
         times: Optional[int] = None,
         msg: Any = None,
     ) -> Request:
-        """Fail unless ``path`` was requested, exactly ``times`` times where that is given.
+        """Fail unless ``path`` was requested, exactly ``times`` times if that is given.
 
         Returns the last of the matching requests. A field of ``headers`` with the value None must
         be absent.
         """
-        wanted = _Wanted(self.server, path, method, headers, body, times)
+        wanted = _Wanted(self.server._site, path, method, headers, body, times)
         requests = self.server.requests
         found = wanted.among(requests)
         if not found or times not in (None, len(found)):
@@ -4654,15 +4944,15 @@ class FeedTestServerMixin(_TestCase):
         msg: Any = None,
     ) -> None:
         """Fail if ``path`` was requested."""
-        wanted = _Wanted(self.server, path, method, headers, body)
+        wanted = _Wanted(self.server._site, path, method, headers, body)
         requests = self.server.requests
         if wanted.among(requests):
             self.fail(self._formatMessage(msg, wanted.missed(requests, _times(0))))
 
     def assertPolite(self, msg: Any = None, *, ignore: Sequence[str] = ()) -> None:
-        """Fail where ``audit()`` finds that the client has broken a rule that is not ignored.
+        """Fail if ``audit()`` finds that the client has broken a rule that is not ignored.
 
-        Raises ValueError where ``ignore`` names no rule.
+        Raises ValueError if ``ignore`` is not a sequence of the names of rules.
         """
         ignored = _rules_to_ignore(ignore)
         requests = self.server.requests
@@ -4678,45 +4968,99 @@ class FeedTestServerMixin(_TestCase):
 class _ShownServer(FeedTestServer):
     """The server of the command line: it prints a line per request, and lists its fixtures."""
 
-    #: Sends a byte when the server has ended.
-    sender: Optional[socket.socket] = None
+    def __init__(self, printer: _Printer, *args: Any, **options: Any) -> None:
+        self._printer = printer
+        super().__init__(*args, **options)
+
+    def _make_parts(self) -> tuple[_Site, _Record]:
+        return _ListingSite(self), _PrintedRecord(self._printer)
 
     def run(self) -> None:
-        """Serve until told to stop, then tell the command line."""
+        """Serve until told to stop."""
         _block_signals()
-        try:
-            super().run()
-            self._wait_ended()
-        finally:
-            if self.sender:
-                with contextlib.suppress(BlockingIOError):  # a full buffer does as well
-                    self.sender.send(b"\0")
+        super().run()
 
-    def _log(self, event: object) -> None:
-        _say(event, sys.stdout)
 
-    def _fail(self, words: str) -> Response:
-        _say(words, sys.stderr)
-        return super()._fail(words)
+class _PrintedRecord(_Record):
+    """A record that is printed as well."""
 
-    def _not_found(self, request: Request, folder: str) -> Response:
-        if not request.path.endswith("/") or not _file_names(request._path_as_sent):
-            return super()._not_found(request, folder)
+    def __init__(self, printer: _Printer) -> None:
+        super().__init__()
+        self._printer = printer
+
+    def log(self, event: object) -> None:
+        """Print a request, or a handshake that failed."""
+        self._printer.say(event, sys.stdout)
+
+    def fail(self, words: str, once: bool = False) -> None:
+        """Print an error, and put it on record."""
+        self._printer.say(words, sys.stderr)
+        super().fail(words, once)
+
+
+class _ListingSite(_Site):
+    """A site that lists the fixtures of folders without an index."""
+
+    def __init__(self, server: FeedTestServer) -> None:
+        super().__init__()
+        self._server = server
+
+    def not_found(self, request: Request, folder: str) -> Response:
+        """The list of fixtures for a folder, else the 404."""
+        is_folder = request.path.endswith("/") and _file_names(request.head.path)
+        fixtures = self._server.fixtures() if is_folder else []
         below = f"{folder}{request.path.lstrip('/')}"
-        listed = [fixture for fixture in self.fixtures() if fixture.name.startswith(below)]
+        listed = [fixture for fixture in fixtures if fixture.name.startswith(below)]
         if not listed and request.path != "/":
-            return super()._not_found(request, folder)
-        page = _readable(_index_page(self, request.path, listed))
+            return super().not_found(request, folder)
+        rows = "\n".join(_index_row(self, fixture) for fixture in listed)
+        title = html.escape(f"Fixtures in {request.path}")
+        page = _readable(_INDEX_PAGE.format(title=title, rows=rows))
         media_type = ("Content-Type", "text/html; charset=utf-8")
         return Response(page.encode("utf-8", "backslashreplace"), headers=[media_type])
 
 
-def _say(text: object, stream: Optional[TextIO]) -> None:
-    """Print lines, whatever the stream can encode and whether or not anybody still reads it.
+class _Printer(threading.Thread):
+    """Prints in a thread, so that a slow reader does not delay the server."""
 
-    What is not printable, and could do something to a terminal, is shown by its number.
+    def __init__(self) -> None:
+        import queue  # for the command line only
+
+        super().__init__(daemon=True)
+        self._texts: queue.SimpleQueue[tuple[str, Optional[TextIO]]] = queue.SimpleQueue()
+
+    def say(self, text: object, stream: Optional[TextIO]) -> None:
+        """Print a text after those before it, and return at once."""
+        self._texts.put((str(text), stream))
+
+    def run(self) -> None:
+        """Print until there is an empty text."""
+        _block_signals()
+        while (line := self._texts.get())[0]:
+            _say(*line)
+
+    def __enter__(self) -> _Printer:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Wait until all is printed, but not longer than _PATIENCE."""
+        self.say("", None)
+        self.join(_PATIENCE)
+        if self.is_alive() and __name__ == "__main__":
+            os._exit(0)  # at exit, the interpreter would wait for the output, or abort
+
+
+#: Seconds that the command line waits at its end for its output to be read.
+_PATIENCE = 5.0
+
+
+def _say(text: object, stream: Optional[TextIO]) -> None:
+    """Print lines, whatever the stream can encode, even if nobody reads it any more.
+
+    Characters that are not printable, and could control a terminal, are shown by their numbers.
     """
-    if stream is None:  # there is none, as under pythonw
+    if stream is None:  # as under pythonw
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
     shown = "".join(
@@ -4728,17 +5072,9 @@ def _say(text: object, stream: Optional[TextIO]) -> None:
         stream.flush()
     except BlockingIOError:
         pass  # what is in the buffer is written the next time
-    except OSError:
-        _discard_output(stream)
-
-
-def _discard_output(stream: TextIO) -> None:
-    """Redirect a stream that nobody reads any more to the null device.
-
-    The interpreter would fail to flush it at exit.
-    """
-    with contextlib.suppress(OSError), open(os.devnull, "wb") as null:
-        os.dup2(null.fileno(), stream.fileno())
+    except OSError:  # nobody reads it any more; at exit, the interpreter would fail to flush it
+        with contextlib.suppress(OSError), open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), stream.fileno())
 
 
 _INDEX_PAGE = """\
@@ -4750,60 +5086,49 @@ _INDEX_PAGE = """\
 <meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>
-body {{ font: 1rem/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem }}
-body {{ padding: 0 1rem }}
-h1 {{ font-size: 1.25rem }}
+body {{ font: 1rem/1.5 system-ui; margin: 2rem auto; max-width: 72rem; padding: 0 1rem }}
 table {{ border-collapse: collapse; width: 100% }}
 th, td {{ border-bottom: 1px solid #8884; padding: .4rem .8rem .4rem 0 }}
 th, td {{ text-align: left; vertical-align: top }}
 td:first-child {{ white-space: nowrap }}
 td:nth-child(3) {{ min-width: 18rem; overflow-wrap: anywhere }}
 ul {{ list-style: none; margin: 0; padding: 0 }}
-code {{ font-size: .875rem }}
 .wrong {{ color: light-dark(#b00020, #ff8a80) }}
 </style>
 <h1>{title}</h1>
 <table>
-<thead><tr><th>Fixture<th>Status<th>Fields<th>Description</thead>
-<tbody>
+<tr><th>Fixture<th>Status<th>Fields<th>Description
 {rows}
-</tbody>
 </table>
-</html>
 """
 
 
-def _index_page(server: FeedTestServer, path: str, fixtures: Iterable[Fixture]) -> str:
-    """A page that lists fixtures with the answer each will give."""
-    rows = "\n".join(_index_row(server, fixture) for fixture in fixtures)
-    return _INDEX_PAGE.format(title=html.escape(f"Fixtures in {path}"), rows=rows)
-
-
-def _index_row(server: FeedTestServer, fixture: Fixture) -> str:
-    request = Request("GET", fixture.url[len(server.base_url) :], "1.1")
-    request._locate(server)
+def _index_row(site: _Site, fixture: Fixture) -> str:
+    """A row of the page: a fixture and the response it will give."""
+    base_url = site.root_url()
+    request = Request(_Head("GET", fixture.url[len(base_url) :], "1.1"), base_url, "")
     link = f"<a href='{html.escape(request.target)}'>{html.escape(fixture.name)}</a>"
     try:
         description = html.escape(fixture.directives["Description"] or "")
-        plan = _plan(request, server._named(fixture.name), "", True)
+        response = _plan(request, site.fixture(fixture.name), "", True).response
     except (DirectiveError, OSError) as error:
         return f"<tr><td>{link}<td>500<td colspan='2' class='wrong'>{html.escape(str(error))}"
-    status = html.escape(_shown_status(plan))
+    status = html.escape(_shown_status(response))
     fields = "".join(
         f"<li><code>{html.escape(f'{name}: {value}')}</code>"
-        for name, value in plan.headers
+        for name, value in response.headers
         if (name, value) not in (("Date", ""), ("Server", _SERVER))
     )
-    fields += "".join(f"<li><em>{html.escape(text)}</em>" for text in plan._mechanics())
+    fields += "".join(f"<li><em>{html.escape(text)}</em>" for text in response.mechanics())
     return f"<tr><td>{link}<td>{status}<td><ul>{fields}</ul><td>{description}"
 
 
-def _shown_status(plan: Response) -> str:
-    if _fault_of(plan)[1] is None:
-        return "no answer"
-    if plan.asis:
-        return bytes(plan._sent[:80]).decode("latin-1").partition("\n")[0].rstrip("\r")
-    return f"{plan.status} {_reason(plan)}"
+def _shown_status(response: Response) -> str:
+    if _fault_of(response, 0)[1] is None:
+        return "no response"
+    if response.asis:
+        return bytes(response.content[:80]).decode("latin-1").partition("\n")[0].rstrip("\r")
+    return f"{response.status} {_reason(response)}"
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -4831,58 +5156,51 @@ def _options(arguments: Optional[Sequence[str]]) -> Any:
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0: any")
     parser.add_argument("--bind", default="127.0.0.1", help="address; default: %(default)s")
     parser.add_argument("--check", action="store_true", help="read every directive, report errors")
-    parser.add_argument(
-        "--record",
-        nargs=2,
-        metavar=("URL", "FILE"),
-        help="fetch a live feed into FILE, its status and headers into FILE.headers",
-    )
+    record = "fetch a live feed into FILE, its status and headers into FILE.headers"
+    parser.add_argument("--record", nargs=2, metavar=("URL", "FILE"), help=record)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser.parse_args(arguments)
 
 
 def _serve(directory: str, host: str, port: int) -> int:
     """Serve until Ctrl-C, SIGTERM or QUIT; then say what the clients did wrong."""
-    with _signals_as_bytes() as (receiver, sender):
-        server = _ShownServer(directory, host=host, port=port, bind_timeout=0)
-        server.sender = sender
-        with server:
-            _say(f"{server.base_url}/", sys.stdout)
-            receiver.recv(1)
+    with _noted_signals() as signals, _Printer() as printer:
+        with _ShownServer(printer, directory, host=host, port=port, bind_timeout=0) as server:
+            printer.say(f"{server.base_url}/", sys.stdout)
+            while server.is_alive() and not signals:
+                server.join(0.1)
         for judgement in _judge_each_client(server.requests):
-            _say(f"\n{judgement}", sys.stdout)
+            printer.say(f"\n{judgement}", sys.stdout)
     return 0
 
 
 @contextlib.contextmanager
-def _signals_as_bytes() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A socket pair: a byte arrives at the first at Ctrl-C and at SIGTERM.
+def _noted_signals() -> Iterator[list[int]]:
+    """Note Ctrl-C and SIGTERM in a list, and do nothing else.
 
-    An exception raised by a signal handler can come at any point: where it is swallowed, or while
-    a lock is being released. So the handlers do nothing, and the byte wakes whoever receives it.
-    Afterwards the handlers are as before, or, if this is the program itself, the signals are
-    blocked: the interpreter takes a moment to end.
+    An exception raised by a signal handler could come at any point: where it is swallowed, or while
+    a lock is being released. Afterwards the handlers are as before, or, if this is the program
+    itself, the signals are blocked: the interpreter takes a moment to end.
     """
     import signal  # for the command line only
 
-    receiver, sender = socket.socketpair()
-    with receiver, sender:
-        sender.setblocking(False)
-        fd_before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-        signals = (signal.SIGINT, signal.SIGTERM)
-        before = [signal.signal(number, lambda number, frame: None) for number in signals]
-        try:
-            yield receiver, sender
-        finally:
-            if __name__ == "__main__":
-                _block_signals()
-            for number, handler in zip(signals, before):
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(fd_before)
+    noted: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, _: noted.append(number)) for number in numbers]
+    try:
+        yield noted
+    finally:
+        if __name__ == "__main__":
+            _block_signals()
+        for number, handler in zip(numbers, before):
+            signal.signal(number, handler)
 
 
 def _block_signals() -> None:
-    """Keep Ctrl-C and SIGTERM from this thread, and from those that it starts."""
+    """Keep Ctrl-C and SIGTERM from this thread, and from those that it starts.
+
+    A thread that is about to end could get them when the handlers are the default ones again.
+    """
     import signal  # for the command line only
 
     if hasattr(signal, "pthread_sigmask"):  # not on Windows
@@ -4890,11 +5208,11 @@ def _block_signals() -> None:
 
 
 def _judge_each_client(requests: Iterable[Request]) -> Iterator[str]:
-    """The findings about each client, which are told apart by what they call themselves."""
+    """The findings about each client; each User-Agent is taken for one."""
     clients: dict[str, list[Request]] = {}
     for request in requests:
-        if not request._refused:
-            # Without digits, as some readers tell the number of their subscribers.
+        if not request.refused:
+            # Without digits, as some readers name the number of their subscribers.
             name = re.sub("[0-9]+", "", request.headers["User-Agent"] or "")
             clients.setdefault(name, []).append(request)
     for sent in clients.values():
@@ -4930,26 +5248,12 @@ def _errors_in(path: str) -> Iterator[object]:
     yield from errors
 
 
-# What an answer says to one client or one connection only (RFC 9110 7.6.1, RFC 6265).
-_NOT_RECORDED = {
-    "authentication-info",
-    "authorization",
-    "connection",
-    "content-length",
-    "date",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authentication-info",
-    "proxy-authorization",
-    "proxy-connection",
-    "set-cookie",
-    "set-cookie2",
-    "status",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-}
+# What a response says to one client or one connection only (RFC 9110 7.6.1, RFC 6265).
+_NOT_RECORDED = (
+    "authentication-info|authorization|connection|content-length|date|keep-alive|set-cookie2?"
+    "|proxy-(?:authenticate|authentication-info|authorization|connection)"
+    "|status|te|trailer|transfer-encoding|upgrade"
+)
 
 
 def _record_feed(url: str, name: str) -> int:
@@ -4965,20 +5269,20 @@ def _record_feed(url: str, name: str) -> int:
         _require_writable(path)
     request = urllib.request.Request(url, headers={"User-Agent": _SERVER})
     try:
-        answer = urllib.request.urlopen(request, timeout=60)
+        response = urllib.request.urlopen(request, timeout=60)
     except urllib.request.HTTPError as error:
-        answer = error
-    # Where urllib would not follow a redirect, its own words, in several lines, are the reason.
-    if "\n" in str(answer.reason) or not answer.url.startswith(("http://", "https://")):
-        answer.close()
-        raise ValueError(f"{url}: {str(answer.reason).splitlines()[0]}")
-    with answer:
-        body = answer.read()
-        lines = _recorded_lines(answer.status, answer.reason, answer.headers.items())
+        response = error
+    # If urllib did not follow a redirect, its own words, in several lines, are the reason.
+    if "\n" in str(response.reason) or not response.url.startswith(("http://", "https://")):
+        response.close()
+        raise ValueError(f"{url}: {str(response.reason).splitlines()[0]}")
+    with response:
+        body = response.read()
+        lines = _recorded_lines(response.status, response.reason, response.headers.items())
     with open(name + _SIDECAR, "xb") as sidecar, open(name, "xb") as file:
         sidecar.write(lines)
         file.write(body)
-    _say(f"{answer.url}: {answer.status}, {len(body)} bytes in {name}", sys.stdout)
+    _say(f"{response.url}: {response.status}, {len(body)} bytes in {name}", sys.stdout)
     return 0
 
 
@@ -4994,13 +5298,12 @@ def _require_writable(path: str) -> None:
 
 
 def _recorded_lines(status: int, reason: str, headers: Iterable[tuple[str, str]]) -> bytes:
-    """The sidecar of an answer; raises DirectiveError for what no fixture can say."""
+    """The sidecar of a response; raises DirectiveError for what no fixture can say."""
     headers = list(headers)
-    options = ",".join(value for name, value in headers if name.lower() == "connection")
-    left_out = _NOT_RECORDED | {option.strip().lower() for option in options.split(",")}
+    options = _members(",".join(value for name, value in headers if name.lower() == "connection"))
     lines = [f"Status: {status} {reason}".rstrip()]
     for name, value in headers:
-        if name.lower() not in left_out:
+        if name.lower() not in options and not re.fullmatch(_NOT_RECORDED, name.lower()):
             value = re.sub("\r?\n[ \t]+", " ", value).strip(" \t")  # what was folded
             lines.append(f"Header: {name}: {value}".rstrip(" "))
     sidecar = ("\n".join(lines) + "\n").encode("latin-1")

@@ -160,7 +160,7 @@ def settle(server: FeedTestServer) -> None:
     """Wait until the server has no connection left, as its threads end them after the clients."""
     assert server._httpd is not None
     deadline = time.monotonic() + PATIENCE
-    while server._httpd._connections and time.monotonic() < deadline:
+    while server._httpd.connections and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
