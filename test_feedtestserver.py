@@ -209,6 +209,14 @@ def read_to_the_end(connection):
     return received, "FIN"
 
 
+def close_by_reset(connection):
+    """Close a connection by an RST instead of a FIN."""
+    # struct linger: yes, for 0 seconds. Its members are short on Windows.
+    at_once = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+    connection.close()
+
+
 @functools.cache
 def rst():
     """How a reset is seen here: "RST", but "FIN" under Wine, which sends none."""
@@ -216,9 +224,7 @@ def rst():
         listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         client = stack.enter_context(socket.create_connection(listening.getsockname(), PATIENCE))
         connection, _ = listening.accept()
-        at_once = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
-        connection.close()
+        close_by_reset(connection)
         return read_to_the_end(client)[1]
 
 
@@ -3352,9 +3358,7 @@ class FaultTest(ServerTestCase):
                 self.wait_in_vain(server, clock)
                 self.assertFalse(finished.is_set())
                 if leaves:
-                    linger = struct.pack("ii", 1, 0)
-                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                    connection.close()
+                    close_by_reset(connection)
                     self.assertTrue(finished.wait(PATIENCE))
                 server.stop()
                 self.assertEqual(finished.is_set(), leaves)
@@ -3416,8 +3420,7 @@ class FaultTest(ServerTestCase):
         with connect(server) as connection:
             connection.sendall(self.GET)
             self.assertTrue(begun.wait(PATIENCE))
-            at_once = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+            close_by_reset(connection)
         gone.set()
         server.wait_for_request("/x")
         server.stop()
@@ -5867,9 +5870,7 @@ class LifeCycleTest(ServerTestCase):
         def get_request(httpd):
             connection, address = accept(httpd)
             if gone:
-                with contextlib.closing(gone.pop()) as client:
-                    linger = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
-                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                close_by_reset(gone.pop())
             return connection, address
 
         with mock.patch.object(StoppableHttpServer, "get_request", get_request):
