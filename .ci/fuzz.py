@@ -269,6 +269,7 @@ def fuzz_directives(seed: int) -> list[str]:
 # What may cost no more than its length
 
 MEGABYTE = 1_000_000
+TRIES = 5  # the processor's clock rate may change while it is measured
 #: What stands before, again and again in the middle, and at the end.
 COMMENTS = [
     ("", "<!--", ""),
@@ -329,9 +330,12 @@ def check_costs() -> list[str]:
             *((lambda data: send(server, data), parts) for parts in MESSAGES),
         ]
         for take, parts in rows:
-            half, whole = (cost(take, parts, size) for size in (MEGABYTE // 2, MEGABYTE))
-            most = max(most, whole)
-            if whole > max(0.2, 3 * half):
+            for _ in range(TRIES):
+                half, whole = (cost(take, parts, size) for size in (MEGABYTE // 2, MEGABYTE))
+                most = max(most, whole)
+                if whole <= max(0.2, 3 * half):
+                    break
+            else:
                 wrong.append(f"{parts}: {half:.2f} s for half a megabyte, {whole:.2f} s for one")
     print(f"{len(rows)} kinds of a megabyte: {most:.2f} s at most, quadratic: {len(wrong)}")
     return wrong
