@@ -1304,14 +1304,11 @@ class _Connection:
                     value, error = None, failure
         except StopIteration as stop:
             self._close(by_reset=stop.value)
-        except KeyboardInterrupt:
+        except BaseException as fault:
             self._close()
-            raise
-        except BaseException:
-            try:
-                self._server.handle_error(self.socket, self._address)
-            finally:
-                self._close()
+            if isinstance(fault, KeyboardInterrupt):
+                raise
+            self._server.handle_error(self.socket, self._address)
         self._server.current = error = None  # an exception refers to this frame
 
     def _begin(self, yielded: _Yielded) -> Any:
@@ -1426,18 +1423,12 @@ class _Connection:
         self.conversation = self._wait = None
         self._watch(0)
         del self._server.connections[self.socket]
-        try:
-            if by_reset:
-                # struct linger: yes, for 0 seconds. Its members are short on Windows.
-                at_once = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
-                with contextlib.suppress(OSError):  # the client was faster
-                    self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
-            else:
-                self._server.shutdown_request(self.socket)
-        except Exception:
-            self._server.handle_error(self.socket, self._address)
-        finally:
-            self.socket.close()
+        if by_reset:
+            # struct linger: yes, for 0 seconds. Its members are short on Windows.
+            at_once = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
+            with contextlib.suppress(OSError):  # the client was faster
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+        self.socket.close()
 
 
 class _FixtureServer(StoppableHttpServer):
@@ -1496,6 +1487,8 @@ class FeedTestRequestHandler:
     #: Why the connection ends without a proper end: the kind of the fault, or an error.
     broken_off = ""
     heard_at = 0.0
+    #: The time by the server's clock, when the request came or the test's code responded.
+    now = 0.0
 
     def __init__(
         self,
@@ -1632,7 +1625,7 @@ class FeedTestRequestHandler:
         request = Request(head, self.base_url, origin)
         request.body = body
         request.connection, request.heard_at = self.connection_number, self.heard_at
-        request.time = self.time()
+        request.time = self.now = self.time()
         return request
 
     def refused(self, refusal: _Refusal) -> Request:
@@ -1751,6 +1744,7 @@ class FeedTestRequestHandler:
     def work(self, function: Callable[[], _T], request: Request) -> _Part[_T]:
         """Call a function that may block; note whether the client leaves meanwhile."""
         result: _T = yield _Call(function, request)
+        self.now = self.time()
         try:
             if not self.client_left and len(self.buffer) <= _MAX_UNREAD:
                 yield from self.receive(_LOOK)
@@ -1842,9 +1836,8 @@ class FeedTestRequestHandler:
         """Decide the response completely, and whether the connection ends with it."""
         begins_a_tunnel = not self.scheme  # do_CONNECT() has forgotten it
         persistent = begins_a_tunnel or request.persists(response.ignore)
-        date = _http_date(int(self.time()))
         lasting = persistent and not self.server.stopping
-        plan = _shared_plan(request, response, date, lasting)
+        plan = _shared_plan(request, response, _http_date(int(self.now)), lasting)
         self.closing = plan.closes
         # It may still be sending, unless it has asked for the end itself and gets all in one piece.
         asked = not persistent and "connection" not in response.given and not response.asis
@@ -2290,6 +2283,8 @@ _SMALL = 64 * 1024
 _MUCH = 1_000_000
 #: Larger files are read in such blocks, for each client anew.
 _BLOCK = 256 * 1024
+#: Fixtures whose responses are kept.
+_MAX_LOADED = 16384
 
 
 def _quote(path: str) -> str:
@@ -2356,16 +2351,21 @@ def _may_be_served(root: str, name: str) -> bool:
     return not os.path.islink(sidecar) or os.path.realpath(sidecar).startswith(root)
 
 
-def _stamp(path: str) -> Optional[tuple[float, ...]]:
-    """What changes when a file does; None if there is no regular file of that name."""
+#: What changes when a file does: its times in nanoseconds, its size and where it is.
+_Stamp = tuple[int, int, int, int, int]
+#: Responses of fixtures, with the stamps of the file and its sidecar when they were loaded.
+_loaded: dict[tuple[str, str], tuple[_Stamp, Optional[_Stamp], Optional[Response]]] = {}
+
+
+def _stamp(path: str) -> Optional[_Stamp]:
+    """The stamp of a regular file; None if there is none of that name."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):  # not there, or a name that no file can have
         return None
     if not stat.S_ISREG(found.st_mode):
         return None
-    newest = max(found.st_mtime, found.st_ctime)
-    return newest, found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev
 
 
 def _load(directory: str, name: str) -> Optional[Response]:
@@ -2379,19 +2379,19 @@ def _load(directory: str, name: str) -> Optional[Response]:
         return None
     # Most fixtures have none, and access() raises nothing then, which is faster.
     sidecar = _stamp(path + _SIDECAR) if os.access(path + _SIDECAR, os.F_OK) else None
-    newest = stamp[0] if sidecar is None else max(stamp[0], sidecar[0])
+    loaded = _loaded.get((directory, name))
+    if loaded is not None and loaded[0] == stamp and loaded[1] == sidecar:
+        return loaded[2]
+    response = _read_fixture(directory, name) if _may_be_served(_root(directory), name) else None
     # A file this new may change again within the resolution of its time stamp.
-    load = _load_cached if time.time() - newest > 2 else _load_cached.__wrapped__
-    return load(directory, name, stamp, sidecar)
+    if time.time() - max(*stamp[:2], *(sidecar or ())[:2]) / 1e9 > 2:
+        if len(_loaded) >= _MAX_LOADED:
+            _loaded.clear()
+        _loaded[directory, name] = stamp, sidecar, response
+    return response
 
 
-@functools.lru_cache(maxsize=16384)
-def _load_cached(
-    directory: str, name: str, stamp: tuple[float, ...], sidecar: Optional[tuple[float, ...]]
-) -> Optional[Response]:
-    """Load a fixture; the stamps have it loaded again when it, or its sidecar, has changed."""
-    if not _may_be_served(_root(directory), name):
-        return None
+def _read_fixture(directory: str, name: str) -> Response:
     path = _path_of(directory, name)
     data, size = _read_beginning(path)
     content = data if len(data) == size <= _SMALL else _File(path, size)
