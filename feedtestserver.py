@@ -949,19 +949,8 @@ class StoppableHttpServer(http.server.HTTPServer):
         self._numbers = itertools.count()
         if ":" in server_address[0]:
             self.address_family = socket.AF_INET6
-        self.selector = selectors.DefaultSelector()
-        opened: list[Any] = [self.selector]
-        try:
-            self._waker, self._woken = socket.socketpair()
-            opened += self._waker, self._woken
-            self._waker.setblocking(False)
-            self._woken.setblocking(False)
-            self.selector.register(self._woken, _READ, self._run_calls)
-            super().__init__(server_address, RequestHandlerClass, bind_and_activate)
-        except BaseException:
-            for each in opened:
-                each.close()
-            raise
+        self._opened: list[Any] = []  # what server_close() closes besides the port
+        super().__init__(server_address, RequestHandlerClass, bind_and_activate)
         _open_servers.add(self)
 
     def _make_lock(self) -> None:
@@ -982,6 +971,16 @@ class StoppableHttpServer(http.server.HTTPServer):
         """Listen, and have the selector watch for connections."""
         super().server_activate()
         self.socket.setblocking(False)
+        self._open_selector()
+
+    def _open_selector(self) -> None:
+        self.selector = selectors.DefaultSelector()
+        self._opened.append(self.selector)
+        self._waker, self._woken = pair = socket.socketpair()
+        self._opened += pair
+        for each in pair:
+            each.setblocking(False)
+        self.selector.register(self._woken, _READ, self._run_calls)
         self.selector.register(self.socket, _READ, self._accept)
 
     def own_address(self) -> tuple[str, int]:
@@ -1188,7 +1187,8 @@ class StoppableHttpServer(http.server.HTTPServer):
         if not self.stopping:
             self.stopping = True
             with contextlib.suppress(KeyError, ValueError):  # it is not accepting, or closed
-                self.selector.unregister(self.socket)
+                if self._opened:
+                    self.selector.unregister(self.socket)
             self.socket.close()
         for connection in list(self.connections.values()):
             if connection is not spared:
@@ -1232,16 +1232,18 @@ class StoppableHttpServer(http.server.HTTPServer):
     def server_close(self) -> None:
         """Close the port, and what the thread that serves waits on."""
         super().server_close()
-        self.selector.close()
-        self._waker.close()
-        self._woken.close()
+        self._close_selector()
+
+    def _close_selector(self) -> None:
+        while self._opened:
+            self._opened.pop().close()
 
     def leave_to_the_parent(self) -> None:
         """In a forked child, serve no further, and close the copies of the sockets.
 
         While there is a copy, the port is not free, and closing a connection does not reset it. The
-        epoll set is the parent's as well, so nothing is unregistered. What was not started yet may
-        still be started in the child.
+        epoll set is the parent's as well, so nothing is unregistered. What does not serve yet may
+        serve in the child, too, with a selector of its own.
         """
         if self._thread or self.stopping:
             self._make_lock()  # nobody here would release the other one
@@ -1252,6 +1254,9 @@ class StoppableHttpServer(http.server.HTTPServer):
                 connection.conversation = None
             self.connections.clear()
             self.server_close()
+        elif self._opened:
+            self._close_selector()
+            self._open_selector()
 
 
 #: The servers of this process, for the children that it forks.
@@ -1807,7 +1812,6 @@ class FeedTestRequestHandler:
             words = "CONNECT is not accepted here; inside of server.intercept() it is"
             self.reply(_refuse(405, words, [("Allow", self.allowed())]))
             return
-        self.tunnel, self.scheme = self.received.target, ""
         self.reply(Response(status=200, reason="Connection established"))
 
     def do_QUIT(self) -> None:
@@ -1834,8 +1838,10 @@ class FeedTestRequestHandler:
 
     def plan(self, request: Request, response: Response) -> _Plan:
         """Decide the response completely, and whether the connection ends with it."""
-        begins_a_tunnel = not self.scheme  # do_CONNECT() has forgotten it
-        persistent = begins_a_tunnel or request.persists(response.ignore)
+        begins_tunnel = _begins_tunnel(request, response)
+        if begins_tunnel:  # which begins like a connection, in whatever scheme
+            self.tunnel, self.scheme = request.target, ""
+        persistent = begins_tunnel or request.persists(response.ignore)
         lasting = persistent and not self.server.stopping
         plan = _shared_plan(request, response, _http_date(int(self.now)), lasting)
         self.closing = plan.closes
@@ -3305,9 +3311,13 @@ def _sendable(request: Request, response: Response) -> Response:
 
 
 def _has_no_content(request: Request, response: Response) -> bool:
-    """Whether no content follows the head; after a CONNECT, a tunnel does (RFC 9112 6.3)."""
-    is_tunnel = request.method == "CONNECT" and response.status == 200
-    return is_tunnel or response.status in (204, 205, 304)
+    """Whether no content follows the head (RFC 9112 6.3)."""
+    return response.status in (204, 205, 304) or _begins_tunnel(request, response)
+
+
+def _begins_tunnel(request: Request, response: Response) -> bool:
+    """Whether a tunnel follows the head: after any 2xx to a CONNECT (RFC 9110 9.3.6)."""
+    return request.method == "CONNECT" and 200 <= response.status < 300
 
 
 def _complete(request: Request, response: Response, date: str, persistent: bool) -> _Plan:

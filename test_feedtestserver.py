@@ -5101,6 +5101,29 @@ class InterceptionTest(ServerTestCase):
         self.assertEqual(server.requests[0].url, "http://example.com/feed.xml")
         self.assertEqual(server.errors, [])
 
+    def test_a_tunnel_begins_with_any_2xx_and_with_nothing_else(self):
+        class Handler(FeedTestRequestHandler):
+            def do_CONNECT(self):
+                if self.received.target == "example.com:80":
+                    self.reply(Response(status=201))
+                else:
+                    super().do_CONNECT()
+                    raise ValueError("no tunnel")
+
+        class Server(FeedTestServer):
+            handler_class = Handler
+
+        server = self.serve(self.FILES, server_class=Server)
+        get = b"GET /feed.xml HTTP/1.1\r\nHost: other.example\r\nConnection: close\r\n\r\n"
+        connect = b"CONNECT %s:80 HTTP/1.1\r\nHost: a\r\n\r\n"
+        with server.intercept():
+            answer = Answer(exchange(server, connect % b"example.com" + get), "HEAD")
+            self.assertEqual((answer.status, Answer(answer.rest).status), (201, 200))
+            answer = Answer(exchange(server, connect % b"example.net" + get))
+            self.assertEqual((answer.status, Answer(answer.rest).status), (500, 502))
+        [request, _] = server.requests
+        self.assertEqual(request.url, "http://example.com/feed.xml")
+
     def test_tls_in_tls(self):
         """As a client does that speaks TLS to the proxy as well."""
         server = self.serve(self.FILES)
@@ -6542,6 +6565,33 @@ class StoppableHttpServerTest(unittest.TestCase):
         """
         done = run_script(script)
         self.assertEqual((done.stdout, done.stderr), ("b'1\\n'\nb'2\\n'\n", ""))
+
+    @unittest.skipUnless(hasattr(os, "fork"), "there is no fork() here")
+    def test_made_before_a_fork_it_may_serve_in_both_processes(self):
+        script = """
+        import os, socket, socketserver, threading
+        from feedtestserver import StoppableHttpServer
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self):
+                self.wfile.write(self.rfile.readline())
+        def serve_once():
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            with socket.create_connection(server.server_address, 20) as connection:
+                connection.sendall(b"1\\n")
+                print(connection.recv(9))
+            server.shutdown()
+            thread.join()
+        server = StoppableHttpServer(("127.0.0.1", 0), Handler)
+        child = os.fork()
+        if not child:
+            serve_once()
+            os._exit(0)
+        os.waitpid(child, 0)
+        serve_once()
+        """
+        done = run_script(script)
+        self.assertEqual((done.stdout, done.stderr), ("b'1\\n'\n" * 2, ""))
 
     def test_a_listening_socket_in_tls(self):
         class Handler(socketserver.StreamRequestHandler):
