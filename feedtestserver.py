@@ -4308,23 +4308,22 @@ _EC_PUBLIC_KEY = bytes.fromhex("06072a8648ce3d0201")  # 1.2.840.10045.2.1 (RFC 5
 _PRIME256V1 = bytes.fromhex("06082a8648ce3d030107")  # 1.2.840.10045.3.1.7 (RFC 5480 2.1.1)
 _ECDSA_WITH_SHA256 = bytes.fromhex("06082a8648ce3d040302")  # 1.2.840.10045.4.3.2 (RFC 5758 3.2)
 _SERVER_AUTH = bytes.fromhex("06082b06010505070301")  # 1.3.6.1.5.5.7.3.1 (RFC 5280 4.2.1.12)
-_ORGANIZATION, _COMMON_NAME = b"\x06\x03\x55\x04\x0a", b"\x06\x03\x55\x04\x03"  # 2.5.4.10, .3
+_COMMON_NAME = b"\x06\x03\x55\x04\x03"  # 2.5.4.3 (RFC 5280 A.1)
 _EXTENSION = b"\x06\x03\x55\x1d"
 _SUBJECT_KEY_IDENTIFIER, _KEY_USAGE, _SUBJECT_ALT_NAME = 14, 15, 17
 _BASIC_CONSTRAINTS, _AUTHORITY_KEY_IDENTIFIER, _EXTENDED_KEY_USAGE = 19, 35, 37
 _TRUE = b"\x01\x01\xff"
-# Key usages, the first bit and the sixth, and how many bits come after (RFC 5280 4.2.1.3).
-_DIGITAL_SIGNATURE, _KEY_CERT_SIGN = (b"\x80", 7), (b"\x04", 2)
+# Key usages, as bit strings of the first bit and of the sixth (RFC 5280 4.2.1.3).
+_DIGITAL_SIGNATURE, _KEY_CERT_SIGN = b"\x03\x02\x07\x80", b"\x03\x02\x02\x04"
 
 
 @functools.lru_cache(maxsize=256)
 def _server_context(host: str, kind: str) -> ssl.SSLContext:
     """The TLS of a server of that name or address, with a certificate of that kind."""
-    key = _pem("EC PRIVATE KEY", _authority().server_key.der())
-    certificate = _pem("CERTIFICATE", _authority().certify(host, kind))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.set_alpn_protocols(["http/1.1"])
-    path = _temporary_file(key + certificate, "key.pem")
+    authority = _authority()
+    path = _temporary_file(authority.server_key.pem() + authority.certify(host, kind), "key.pem")
     try:
         context.load_cert_chain(path)
     finally:
@@ -4346,29 +4345,22 @@ class _Authority:
 
     def __init__(self) -> None:
         self.key, self.server_key = _Key("CA"), _Key("server")
-        extensions = (
-            _extension(_BASIC_CONSTRAINTS, _sequence(_TRUE, _integer(0)), critical=True),
-            _extension(_KEY_USAGE, _bit_string(*_KEY_CERT_SIGN), critical=True),
-        )
-        self.certificate = _certificate(self.key, self.key, -_ONE_DAY, extensions)
+        constraints = _sequence(_TRUE, _integer(0))  # a CA that may sign no other one
+        extensions = {_BASIC_CONSTRAINTS: constraints, _KEY_USAGE: _KEY_CERT_SIGN}
+        #: The certificate of the CA, in PEM.
+        self.pem = _certificate(self.key, self.key, extensions)
 
-    @property
-    def pem(self) -> str:
-        """The certificate of the CA, in PEM."""
-        return _pem("CERTIFICATE", self.certificate)
-
-    def certify(self, host: str, kind: str) -> bytes:
-        """A certificate for a server, in DER, of one of the kinds that _CERTIFICATE_KINDS names."""
-        begins_in = _BEGINNINGS.get(kind, -_ONE_DAY)
+    def certify(self, host: str, kind: str) -> str:
+        """A certificate for a server, in PEM, of one of the kinds that _CERTIFICATE_KINDS names."""
         issuer = self.server_key if kind == "self-signed" else self.key
         name = _general_name(_WRONG_HOST if kind == "wrong-host" else host)
-        extensions = (
-            _extension(_BASIC_CONSTRAINTS, _sequence(), critical=True),
-            _extension(_KEY_USAGE, _bit_string(*_DIGITAL_SIGNATURE), critical=True),
-            _extension(_EXTENDED_KEY_USAGE, _sequence(_SERVER_AUTH)),
-            _extension(_SUBJECT_ALT_NAME, _sequence(name)),
-        )
-        return _certificate(self.server_key, issuer, begins_in, extensions)
+        extensions = {
+            _BASIC_CONSTRAINTS: _sequence(),
+            _KEY_USAGE: _DIGITAL_SIGNATURE,
+            _EXTENDED_KEY_USAGE: _sequence(_SERVER_AUTH),
+            _SUBJECT_ALT_NAME: _sequence(name),
+        }
+        return _certificate(self.server_key, issuer, extensions, _BEGINNINGS.get(kind, -_ONE_DAY))
 
 
 _authorities: dict[str, _Authority] = {}
@@ -4383,18 +4375,14 @@ class _Key:
         #: The public key (SEC 1, 2.3.3), and the identifier that is made of it (RFC 7093 2).
         self.point = b"\x04" + x.to_bytes(32, "big") + y.to_bytes(32, "big")
         self.identifier = _sha256(self.point)[:20]
-        self.name = f"{role} {self.identifier.hex()[:16]}"
+        self.name = f"feedtestserver {role} {self.identifier.hex()[:16]}"
 
-    def info(self) -> bytes:
-        """The public key, as a certificate has it (RFC 5480 2)."""
-        algorithm = _sequence(_EC_PUBLIC_KEY, _PRIME256V1)
-        return _sequence(algorithm, _bit_string(self.point))
-
-    def der(self) -> bytes:
-        """The private key, as a file has it (SEC 1, C.4)."""
+    def pem(self) -> str:
+        """The private key, as a file has it (SEC 1, C.4; RFC 7468)."""
         secret = _der(_OCTET_STRING, self.secret.to_bytes(32, "big"))
         public = _der(0xA1, _bit_string(self.point))
-        return _sequence(_integer(1), secret, _der(0xA0, _PRIME256V1), public)
+        der = _sequence(_integer(1), secret, _der(0xA0, _PRIME256V1), public)
+        return ssl.DER_cert_to_PEM_cert(der).replace("CERTIFICATE-----", "EC PRIVATE KEY-----")
 
     def sign(self, message: bytes) -> bytes:
         """An ECDSA signature with SHA-256, in DER (SEC 1, 4.1.3; RFC 3279 2.2.3)."""
@@ -4431,8 +4419,7 @@ def _times_base(scalar: int) -> tuple[int, int]:
 
 def _random_below(limit: int) -> int:
     """A number from 1 that cannot be guessed; with 64 bits to spare none is likelier by much."""
-    size = limit.bit_length() // 8 + 8
-    return int.from_bytes(os.urandom(size), "big") % (limit - 1) + 1
+    return int.from_bytes(os.urandom(32 + 8), "big") % (limit - 1) + 1
 
 
 def _sha256(data: bytes) -> bytes:
@@ -4441,14 +4428,17 @@ def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def _certificate(subject: _Key, issuer: _Key, begins_in: int, extensions: Sequence[bytes]) -> bytes:
-    """A certificate in DER (RFC 5280 4.1), with the extensions that every one has."""
+def _certificate(
+    subject: _Key, issuer: _Key, extensions: Mapping[int, bytes], begins_in: int = -_ONE_DAY
+) -> str:
+    """A certificate in PEM (RFC 5280 4.1), with the extensions that every one has."""
     begin = _system_time() + begins_in
     algorithm = _sequence(_ECDSA_WITH_SHA256)
-    identifiers = (
-        _extension(_SUBJECT_KEY_IDENTIFIER, _der(_OCTET_STRING, subject.identifier)),
-        _extension(_AUTHORITY_KEY_IDENTIFIER, _sequence(_der(0x80, issuer.identifier))),
-    )
+    extensions = {
+        **extensions,
+        _SUBJECT_KEY_IDENTIFIER: _der(_OCTET_STRING, subject.identifier),
+        _AUTHORITY_KEY_IDENTIFIER: _sequence(_der(0x80, issuer.identifier)),
+    }
     content = _sequence(
         _der(0xA0, _integer(2)),  # version 3
         _integer(_random_below(2**127)),
@@ -4456,17 +4446,17 @@ def _certificate(subject: _Key, issuer: _Key, begins_in: int, extensions: Sequen
         _distinguished_name(issuer.name),
         _sequence(_time_of(begin), _time_of(begin + _LIFETIME)),
         _distinguished_name(subject.name),
-        subject.info(),
-        _der(0xA3, _sequence(*extensions, *identifiers)),
+        _sequence(_sequence(_EC_PUBLIC_KEY, _PRIME256V1), _bit_string(subject.point)),
+        _der(0xA3, _sequence(*itertools.starmap(_extension, extensions.items()))),
     )
-    return _sequence(content, algorithm, _bit_string(issuer.sign(content)))
+    signature = _bit_string(issuer.sign(content))
+    return ssl.DER_cert_to_PEM_cert(_sequence(content, algorithm, signature))
 
 
 def _distinguished_name(common_name: str) -> bytes:
     """A distinguished name (RFC 5280 4.1.2.4); that of the host is a subjectAltName."""
-    parts = ((_ORGANIZATION, b"feedtestserver"), (_COMMON_NAME, common_name.encode()))
-    pairs = [_sequence(kind, _der(_UTF8_STRING, text)) for kind, text in parts]
-    return _sequence(*(_der(_SET, pair) for pair in pairs))
+    pair = _sequence(_COMMON_NAME, _der(_UTF8_STRING, common_name.encode()))
+    return _sequence(_der(_SET, pair))
 
 
 def _general_name(host: str) -> bytes:
@@ -4475,9 +4465,10 @@ def _general_name(host: str) -> bytes:
     return _der(0x87, address) if address else _der(0x82, host.encode("ascii"))
 
 
-def _extension(number: int, value: bytes, critical: bool = False) -> bytes:
-    identifier = _EXTENSION + bytes([number])
-    return _sequence(identifier, _TRUE if critical else b"", _der(_OCTET_STRING, value))
+def _extension(number: int, value: bytes) -> bytes:
+    """An extension; those that restrict what a key is for are critical (RFC 5280 4.2.1)."""
+    critical = _TRUE if number in (_BASIC_CONSTRAINTS, _KEY_USAGE) else b""
+    return _sequence(_EXTENSION + bytes([number]), critical, _der(_OCTET_STRING, value))
 
 
 def _time_of(seconds: float) -> bytes:
@@ -4509,22 +4500,14 @@ def _sequence(*contents: bytes) -> bytes:
     return _der(_SEQUENCE, *contents)
 
 
-def _bit_string(octets: bytes, unused: int = 0) -> bytes:
-    """Bits, but for some at the end of the last byte (X.690 8.6)."""
-    return _der(_BIT_STRING, bytes([unused]), octets)
+def _bit_string(octets: bytes) -> bytes:
+    """Bits, of which all in the last byte are used (X.690 8.6)."""
+    return _der(_BIT_STRING, b"\0", octets)
 
 
 def _integer(number: int) -> bytes:
     """A number from 0; its first bit is its sign (X.690 8.3)."""
     return _der(_INTEGER, number.to_bytes(number.bit_length() // 8 + 1, "big"))
-
-
-def _pem(label: str, der: bytes) -> str:
-    """DER in PEM (RFC 7468)."""
-    import base64
-
-    lines = textwrap.wrap(base64.b64encode(der).decode(), 64)
-    return "\n".join([f"-----BEGIN {label}-----", *lines, f"-----END {label}-----", ""])
 
 
 def _temporary_file(text: str, name: str) -> str:
@@ -4574,28 +4557,31 @@ class _Interception:
 
         self.address = address
         self.ports: set[int] = set()
-        replaced: tuple[tuple[Any, str, _Function], ...] = (
-            (socket, "getaddrinfo", self.getaddrinfo),
-            (socket, "gethostbyname", self.gethostbyname),
-            (socket, "gethostbyname_ex", self.gethostbyname_ex),
-            (socket, "gethostbyaddr", self.gethostbyname_ex),
-            *((socket.socket, name, self.connect) for name in ("connect", "connect_ex")),
-            *((socket.socket, name, self.connect) for name in ("sendto", "sendmsg")),
-            (socket.socket, "bind", self.bind),
+        replaced = (
+            (socket, ("getaddrinfo", "gethostbyname", "gethostbyname_ex", "gethostbyaddr")),
+            (socket.socket, ("connect", "connect_ex", "sendto", "sendmsg", "bind")),
             # Private, but in all Pythons, and called by all that begins TLS; after wrap_socket()
             # itself the handshake would be over.
-            (ssl.SSLContext, "_wrap_socket", self.wrap_socket),
-            (ssl.SSLContext, "_wrap_bio", self.wrap_bio),
+            (ssl.SSLContext, ("_wrap_socket", "_wrap_bio")),
         )
         places: _Places = [(os.environ, *variable) for variable in variables.items()]
         # urllib makes a new one when it is needed, with the proxies of then.
         places.append((urllib.request, "_opener", None))
         with self.lock:
-            for owner, name, method in replaced:
-                if hasattr(owner, name):  # Windows has no sendmsg()
-                    places.append((owner, name, _instead(getattr(owner, name), method)))
+            for owner, names in replaced:  # Windows has no sendmsg()
+                places += [self.instead(owner, name) for name in names if hasattr(owner, name)]
             self.found = _replace(places)
             _interceptions.append(self)
+
+    def instead(self, owner: Any, name: str) -> tuple[Any, str, _Function]:
+        """A place, and a function for it that calls the method below with the original."""
+        original, method = getattr(owner, name), getattr(self, name.lstrip("_"))
+
+        @functools.wraps(original)
+        def function(*args: Any, **kwargs: Any) -> Any:
+            return method(original, *args, **kwargs)
+
+        return owner, name, function
 
     def end(self) -> None:
         """Put back what was found."""
@@ -4607,7 +4593,7 @@ class _Interception:
             else:
                 _replace(self.found)
 
-    # What is called instead of the original, which is the first argument
+    # What is called instead of the original of that name, which is the first argument
 
     def getaddrinfo(
         self,
@@ -4633,6 +4619,8 @@ class _Interception:
     def gethostbyname_ex(self, original: _Function, host: Any) -> Any:
         return (host, [], [self.address[0]]) if self.expects(host) else original(host)
 
+    gethostbyaddr = gethostbyname_ex
+
     def connect(self, original: _Function, connection: socket.socket, *arguments: Any) -> Any:
         """Connect or send to the server if the address, the last argument, has a name."""
         if arguments and _is_internet(connection, arguments[-1]):
@@ -4640,6 +4628,8 @@ class _Interception:
             if _is_elsewhere(address[0]) or self.is_meant(connection, address):
                 arguments = (*others, (*self.address, *address[2:]))
         return original(connection, *arguments)
+
+    connect_ex = sendto = sendmsg = connect
 
     def bind(self, original: _Function, connection: socket.socket, address: Any) -> Any:
         if _is_internet(connection, address) and _is_elsewhere(address[0]):
@@ -4683,19 +4673,17 @@ class _Interception:
             return original(context, sock, is_server, name, **more)
         more["session"] = None  # it would be of the other context
         tls = original(context, sock, is_server, name, **more)
-        tls.context = _trusting()
+        tls.context = _trusting(_authority().pem)
         return tls
 
-    def wrap_bio(
-        self, original: _Function, context: ssl.SSLContext, *args: Any, **kwargs: Any
-    ) -> Any:
+    def wrap_bio(self, original: _Function, context: Any, *args: Any, **more: Any) -> Any:
         """The same if nothing tells whether the bytes lead to the server: trust both.
 
         A client's certificate, for a service on this machine, is not sent then.
         """
-        tls = original(context, *args, **kwargs)
+        tls = original(context, *args, **more)
         if not tls.server_side:
-            tls.context = _trusting(*context.get_ca_certs(binary_form=True))
+            tls.context = _trusting(_authority().pem, *context.get_ca_certs(binary_form=True))
         return tls
 
 
@@ -4732,16 +4720,6 @@ def _replace(places: _Places) -> _Places:
     return found[::-1]  # in Windows' environment, http_proxy and HTTP_PROXY are the same place
 
 
-def _instead(original: _Function, method: _Function) -> _Function:
-    """A function that calls a method, with the original and the arguments."""
-
-    @functools.wraps(original)
-    def function(*args: Any, **kwargs: Any) -> Any:
-        return method(original, *args, **kwargs)
-
-    return function
-
-
 def _is_internet(connection: socket.socket, address: Any) -> bool:
     """Whether an address, as methods of sockets take it, is one of a host and a port."""
     is_pair = isinstance(address, tuple) and len(address) > 1 and isinstance(address[1], int)
@@ -4761,15 +4739,16 @@ def _is_elsewhere(host: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _trusting(*certificates: bytes) -> ssl.SSLContext:
-    """A context that trusts the CA and these certificates.
+def _trusting(*certificates: Union[str, bytes]) -> ssl.SSLContext:
+    """A context that trusts these certificates, in PEM or DER.
 
     It replaces the client's own after a TLS object was made from that: whether and how to verify
     stays as it was, and only whom to trust is new. The CA could not be removed from the client's
     own context again.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(cadata=b"".join([_authority().certificate, *certificates]))
+    for certificate in certificates:
+        context.load_verify_locations(cadata=certificate)
     return context
 
 
