@@ -197,7 +197,7 @@ class FeedTestServer(threading.Thread):
         super().__init__(name="feedtestserver", daemon=True)
         self.bind_timeout = bind_timeout
         self.clock = time.time
-        self._site, self._record = self._make_parts()
+        self._site, self._record = _Site(), _Record()
         self._files = _TemporaryFiles()
         self._httpd: Optional[_FixtureServer] = None
         self._starting = threading.RLock()  # held by start()
@@ -205,9 +205,6 @@ class FeedTestServer(threading.Thread):
         self._pid = os.getpid()
         self._certificate = "valid"
         self.directory, self.host, self.port = os.path.abspath(directory), host, port
-
-    def _make_parts(self) -> tuple[_Site, _Record]:
-        return _Site(), _Record()
 
     # Starting and stopping
 
@@ -4957,12 +4954,9 @@ class FeedTestServerMixin(_TestCase):
 class _ShownServer(FeedTestServer):
     """The server of the command line: it prints a line per request, and lists its fixtures."""
 
-    def __init__(self, printer: _Printer, *args: Any, **options: Any) -> None:
-        self._printer = printer
+    def __init__(self, say: _Say, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-
-    def _make_parts(self) -> tuple[_Site, _Record]:
-        return _ListingSite(self), _PrintedRecord(self._printer)
+        self._site, self._record = _ListingSite(self), _PrintedRecord(say)
 
     def run(self) -> None:
         """Serve until told to stop."""
@@ -4973,17 +4967,17 @@ class _ShownServer(FeedTestServer):
 class _PrintedRecord(_Record):
     """A record that is printed as well."""
 
-    def __init__(self, printer: _Printer) -> None:
+    def __init__(self, say: _Say) -> None:
         super().__init__()
-        self._printer = printer
+        self._say = say
 
     def log(self, event: object) -> None:
         """Print a request, or a handshake that failed."""
-        self._printer.say(event, sys.stdout)
+        self._say(event, sys.stdout)
 
     def fail(self, words: str, once: bool = False) -> None:
         """Print an error, and put it on record."""
-        self._printer.say(words, sys.stderr)
+        self._say(words, sys.stderr)
         super().fail(words, once)
 
 
@@ -4992,6 +4986,7 @@ class _ListingSite(_Site):
 
     def __init__(self, server: FeedTestServer) -> None:
         super().__init__()
+        self.directory, self.host, self.port = server.directory, server.host, server.port
         self._server = server
 
     def not_found(self, request: Request, folder: str) -> Response:
@@ -5009,39 +5004,36 @@ class _ListingSite(_Site):
         return Response(page.encode("utf-8", "backslashreplace"), headers=[media_type])
 
 
-class _Printer(threading.Thread):
-    """Prints in a thread, so that a slow reader does not delay the server."""
-
-    def __init__(self) -> None:
-        import queue  # for the command line only
-
-        super().__init__(daemon=True)
-        self._texts: queue.SimpleQueue[tuple[str, Optional[TextIO]]] = queue.SimpleQueue()
-
-    def say(self, text: object, stream: Optional[TextIO]) -> None:
-        """Print a text after those before it, and return at once."""
-        self._texts.put((str(text), stream))
-
-    def run(self) -> None:
-        """Print until there is an empty text."""
-        _block_signals()
-        while (line := self._texts.get())[0]:
-            _say(*line)
-
-    def __enter__(self) -> _Printer:
-        self.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        """Wait until all is printed, but not longer than _PATIENCE."""
-        self.say("", None)
-        self.join(_PATIENCE)
-        if self.is_alive() and __name__ == "__main__":
-            os._exit(0)  # at exit, the interpreter would wait for the output, or abort
-
-
 #: Seconds that the command line waits at its end for its output to be read.
 _PATIENCE = 5.0
+#: Prints a text to a stream, if there is one.
+_Say = Callable[[object, Optional[TextIO]], None]
+
+
+@contextlib.contextmanager
+def _printing() -> Iterator[_Say]:
+    """A function that prints in a thread, so that a slow reader does not delay the server.
+
+    At the end all is printed, unless that takes longer than _PATIENCE.
+    """
+    import queue  # for the command line only
+
+    texts: queue.SimpleQueue[Optional[tuple[str, Optional[TextIO]]]] = queue.SimpleQueue()
+
+    def work() -> None:
+        _block_signals()
+        for text in iter(texts.get, None):
+            _say(*text)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield lambda text, stream: texts.put((str(text), stream))
+    finally:
+        texts.put(None)
+        thread.join(_PATIENCE)
+        if thread.is_alive() and __name__ == "__main__":
+            os._exit(0)  # at exit, the interpreter would wait for the output, or abort
 
 
 def _say(text: object, stream: Optional[TextIO]) -> None:
@@ -5153,13 +5145,13 @@ def _options(arguments: Optional[Sequence[str]]) -> Any:
 
 def _serve(directory: str, host: str, port: int) -> int:
     """Serve until Ctrl-C, SIGTERM or QUIT; then say what the clients did wrong."""
-    with _noted_signals() as signals, _Printer() as printer:
-        with _ShownServer(printer, directory, host=host, port=port, bind_timeout=0) as server:
-            printer.say(f"{server.base_url}/", sys.stdout)
+    with _noted_signals() as signals, _printing() as say:
+        with _ShownServer(say, directory, host=host, port=port, bind_timeout=0) as server:
+            say(f"{server.base_url}/", sys.stdout)
             while server.is_alive() and not signals:
                 server.join(0.1)
         for judgement in _judge_each_client(server.requests):
-            printer.say(f"\n{judgement}", sys.stdout)
+            say(f"\n{judgement}", sys.stdout)
     return 0
 
 
@@ -5175,13 +5167,13 @@ def _noted_signals() -> Iterator[list[int]]:
 
     noted: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda number, _: noted.append(number)) for number in numbers]
+    before = {each: signal.signal(each, lambda each, _: noted.append(each)) for each in numbers}
     try:
         yield noted
     finally:
         if __name__ == "__main__":
             _block_signals()
-        for number, handler in zip(numbers, before):
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 
@@ -5261,13 +5253,12 @@ def _record_feed(url: str, name: str) -> int:
         response = urllib.request.urlopen(request, timeout=60)
     except urllib.request.HTTPError as error:
         response = error
-    # If urllib did not follow a redirect, its own words, in several lines, are the reason.
-    if "\n" in str(response.reason) or not response.url.startswith(("http://", "https://")):
-        response.close()
-        raise ValueError(f"{url}: {str(response.reason).splitlines()[0]}")
     with response:
+        # If urllib did not follow a redirect, its own words, in several lines, are the reason.
+        if "\n" in str(response.reason) or not response.url.startswith(("http://", "https://")):
+            raise ValueError(f"{url}: {str(response.reason).splitlines()[0]}")
         body = response.read()
-        lines = _recorded_lines(response.status, response.reason, response.headers.items())
+        lines = _recorded_lines(response)
     with open(name + _SIDECAR, "xb") as sidecar, open(name, "xb") as file:
         sidecar.write(lines)
         file.write(body)
@@ -5286,12 +5277,11 @@ def _require_writable(path: str) -> None:
     os.unlink(path)
 
 
-def _recorded_lines(status: int, reason: str, headers: Iterable[tuple[str, str]]) -> bytes:
+def _recorded_lines(response: Any) -> bytes:
     """The sidecar of a response; raises DirectiveError for what no fixture can say."""
-    headers = list(headers)
-    options = _members(",".join(value for name, value in headers if name.lower() == "connection"))
-    lines = [f"Status: {status} {reason}".rstrip()]
-    for name, value in headers:
+    options = _members(",".join(response.headers.get_all("Connection", [])))
+    lines = [f"Status: {response.status} {response.reason}".rstrip()]
+    for name, value in response.headers.items():
         if name.lower() not in options and not re.fullmatch(_NOT_RECORDED, name.lower()):
             value = re.sub("\r?\n[ \t]+", " ", value).strip(" \t")  # what was folded
             lines.append(f"Header: {name}: {value}".rstrip(" "))
