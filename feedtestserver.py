@@ -126,14 +126,17 @@ class _Lazy(types.ModuleType):
 # function needs is imported in it.
 if TYPE_CHECKING:
     import difflib
+    import hashlib
     import logging
+    import signal
     import ssl
     import tempfile
     import unittest
 
     _TestCase = unittest.TestCase
 else:
-    difflib, ssl, tempfile = _Lazy("difflib"), _Lazy("ssl"), _Lazy("tempfile")
+    difflib, hashlib, signal = _Lazy("difflib"), _Lazy("hashlib"), _Lazy("signal")
+    ssl, tempfile = _Lazy("ssl"), _Lazy("tempfile")
     _TestCase = object
 
 __all__ = [
@@ -162,6 +165,8 @@ _Address = tuple[str, str, Optional[str]]
 
 #: Where a server that is bound to all addresses can be reached.
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+#: A port is in use; Windows also says EACCES, for one that is bound for all addresses.
+_IN_USE = {errno.EADDRINUSE} | ({errno.EACCES} if os.name == "nt" else set())
 
 # The thread that a test starts and stops
 
@@ -198,9 +203,9 @@ class FeedTestServer(threading.Thread):
         self.bind_timeout = bind_timeout
         self.clock = time.time
         self._site, self._record = _Site(), _Record()
-        self._files = _TemporaryFiles()
+        self._files: dict[str, str] = {}  # the paths of temporary files, by name
         self._httpd: Optional[_FixtureServer] = None
-        self._starting = threading.RLock()  # held by start()
+        self._lock = threading.RLock()  # held by start(), and while files are made or removed
         self._joining = threading.Lock()  # Thread.join() may fail where several call it at once
         self._pid = os.getpid()
         self._certificate = "valid"
@@ -214,7 +219,7 @@ class FeedTestServer(threading.Thread):
         Raises OSError if the directory is missing or the port cannot be bound, RuntimeError if the
         server was started before. No thread and no socket is left then.
         """
-        with self._starting:
+        with self._lock:
             if self._httpd:
                 raise RuntimeError("a server is started once only; make a new FeedTestServer")
             _require_directory(self.directory)
@@ -242,7 +247,7 @@ class FeedTestServer(threading.Thread):
             except OverflowError as error:
                 raise OSError(errno.EINVAL, f"there is no port {self.port}: {error}") from error
             except OSError as error:
-                if not _is_in_use(error) or time.perf_counter() >= deadline:
+                if error.errno not in _IN_USE or time.perf_counter() >= deadline:
                     where = f"cannot bind {self.host}:{self.port}: {error.strerror}"
                     raise OSError(error.errno, where) from error
             gc.collect()  # closes leaked sockets that have the port
@@ -265,14 +270,15 @@ class FeedTestServer(threading.Thread):
         """
         if self._at_end() or self._pid != os.getpid():
             return
-        with self._starting:
+        with self._lock:
             httpd = self._httpd
-        if httpd is None:
-            return
-        httpd.request_shutdown()
-        self._files.remove()
+            if httpd is None:
+                return
+            httpd.request_shutdown()
+            _remove(self._files, self._pid)
         deadline = time.perf_counter() + self.stop_timeout
-        if self.ident is not None and not httpd.is_own_thread(threading.current_thread()):
+        is_own = httpd.is_own_thread(threading.current_thread())
+        if self.ident is not None and not is_own:
             with self._joining:
                 self.join(self.stop_timeout)
         if not httpd.join(max(0.0, deadline - time.perf_counter())):
@@ -281,7 +287,7 @@ class FeedTestServer(threading.Thread):
                 f"stop() waited {self.stop_timeout:g} s for the test code that responds to {names};"
                 " it has to return by itself"
             )
-        if not httpd.is_own_thread(threading.current_thread()):
+        if not is_own:
             # The handler class refers to this server; without the cycle it is freed at once.
             httpd.RequestHandlerClass = socketserver.BaseRequestHandler
 
@@ -350,16 +356,11 @@ class FeedTestServer(threading.Thread):
 
         Hidden ones, whose names begin with a dot, and sidecars are left out.
         """
-        found = sorted(pathlib.Path(self.directory).glob(pattern))
-        names = (file.relative_to(self.directory).as_posix() for file in found)
+        files = filter(os.path.isfile, sorted(pathlib.Path(self.directory).glob(pattern)))
+        names = [file.relative_to(self.directory).as_posix() for file in files]
         root = _root(self.directory)
-        return [
-            Fixture(self, name)
-            for name in names
-            if not _is_hidden(name)
-            and os.path.isfile(_path_of(self.directory, name))
-            and _may_be_served(root, name)
-        ]
+        served = [name for name in names if not _is_hidden(name) and _may_be_served(root, name)]
+        return [Fixture(self, name) for name in served]
 
     # HTTPS
 
@@ -402,7 +403,12 @@ class FeedTestServer(threading.Thread):
         """The path of a temporary file of this server, which is made on first use."""
         if not self.ready:
             raise RuntimeError(f"{name} is there only while the server is running")
-        return self._files.path(name, text)
+        with self._lock:
+            if not self._files:  # if stop() is forgotten, they go with the process
+                weakref.finalize(self, _remove, self._files, self._pid)
+            if name not in self._files:
+                self._files[name] = _temporary_file(text, name)
+            return self._files[name]
 
     # Any host
 
@@ -488,11 +494,6 @@ class FeedTestServer(threading.Thread):
         return found[-1]
 
 
-def _is_in_use(error: OSError) -> bool:
-    """Whether a port is in use; Windows also says EACCES, for a port bound for all addresses."""
-    return error.errno == errno.EADDRINUSE or (os.name == "nt" and error.errno == errno.EACCES)
-
-
 def _require_directory(path: str, words: str = "there is no such directory to serve") -> None:
     if not os.path.isdir(path):
         number = errno.ENOTDIR if os.path.exists(path) else errno.ENOENT
@@ -527,36 +528,12 @@ class Fixture:
         return _directives_of(str(self.path), _read_beginning(str(self.path))[0])
 
 
-class _TemporaryFiles:
-    """Files by name, each made when it is first asked for; they go with ``remove()``."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._owner = os.getpid()
-        self._paths: dict[str, str] = {}
-
-    def path(self, name: str, text: str) -> str:
-        """The path of the file of that name, with that text in it."""
-        with self._lock:
-            if not self._paths:  # if stop() is forgotten, they go with the process
-                self._owner = os.getpid()
-                weakref.finalize(self, self._remove, self._paths, self._owner)
-            if name not in self._paths:
-                self._paths[name] = _temporary_file(text, name)
-            return self._paths[name]
-
-    def remove(self) -> None:
-        """Remove the files, unless this is a child of the process that made them."""
-        with self._lock:
-            self._remove(self._paths, self._owner)
-
-    @staticmethod
-    def _remove(paths: dict[str, str], owner: int) -> None:
-        for name in list(paths) if owner == os.getpid() else ():
-            with contextlib.suppress(OSError):  # on Windows: open elsewhere; tried again at exit
-                os.unlink(paths[name])
-            if not os.path.exists(paths[name]):
-                del paths[name]
+def _remove(files: dict[str, str], owner: int) -> None:
+    """Remove temporary files, unless this is a child of the process that made them."""
+    for name, path in list(files.items()) if owner == os.getpid() else ():
+        with contextlib.suppress(OSError):  # on Windows: open elsewhere; tried again at exit
+            os.unlink(path)
+            del files[name]
 
 
 def stop_server(port: int, host: str = "127.0.0.1") -> None:
@@ -566,7 +543,15 @@ def stop_server(port: int, host: str = "127.0.0.1") -> None:
     PermissionError if it does not take QUIT from here, and ConnectionError if it does not
     respond, or says nothing for 10 seconds.
     """
-    status_line = _send_quit((host, port))
+    try:
+        with socket.create_connection((host, port), 10) as connection:
+            connection.sendall(b"QUIT / HTTP/1.0\r\n\r\n")
+            with connection.makefile("rb") as response:
+                status_line = response.read().partition(b"\n")[0]  # the server has ended then
+    except ConnectionRefusedError:
+        raise
+    except (ConnectionError, socket.timeout):
+        status_line = b""
     if not status_line:
         # If nobody is there now, somebody else has stopped it.
         with contextlib.suppress(ConnectionRefusedError, ConnectionResetError):
@@ -575,21 +560,6 @@ def stop_server(port: int, host: str = "127.0.0.1") -> None:
     elif status_line.split()[1:2] != [b"200"]:
         found = status_line.decode("latin-1").strip()
         raise PermissionError(errno.EPERM, f"{host}:{port} responded to QUIT with {found!r}")
-
-
-def _send_quit(address: tuple[str, int]) -> bytes:
-    """The status line of the response to QUIT, once the connection has ended; empty for none."""
-    try:
-        with socket.create_connection(address, 10) as connection:
-            connection.sendall(b"QUIT / HTTP/1.0\r\n\r\n")
-            with connection.makefile("rb") as response:
-                status_line = response.readline()
-                response.read()
-    except ConnectionRefusedError:
-        raise
-    except (ConnectionError, socket.timeout):
-        return b""
-    return status_line
 
 
 # Who responds: a scripted step, else a fixture, else nobody
@@ -4371,7 +4341,7 @@ class _Key:
         x, y = _times_base(self.secret)
         #: The public key (SEC 1, 2.3.3), and the identifier that is made of it (RFC 7093 2).
         self.point = b"\x04" + x.to_bytes(32, "big") + y.to_bytes(32, "big")
-        self.identifier = _sha256(self.point)[:20]
+        self.identifier = hashlib.sha256(self.point).digest()[:20]
         self.name = f"feedtestserver {role} {self.identifier.hex()[:16]}"
 
     def pem(self) -> str:
@@ -4383,7 +4353,7 @@ class _Key:
 
     def sign(self, message: bytes) -> bytes:
         """An ECDSA signature with SHA-256, in DER (SEC 1, 4.1.3; RFC 3279 2.2.3)."""
-        digest = int.from_bytes(_sha256(message), "big")
+        digest = int.from_bytes(hashlib.sha256(message).digest(), "big")
         nonce = _random_below(_ORDER)
         r = _times_base(nonce)[0] % _ORDER
         s = (digest + r * self.secret) * pow(nonce, -1, _ORDER) % _ORDER
@@ -4417,12 +4387,6 @@ def _times_base(scalar: int) -> tuple[int, int]:
 def _random_below(limit: int) -> int:
     """A number from 1 that cannot be guessed; with 64 bits to spare none is likelier by much."""
     return int.from_bytes(os.urandom(32 + 8), "big") % (limit - 1) + 1
-
-
-def _sha256(data: bytes) -> bytes:
-    import hashlib
-
-    return hashlib.sha256(data).digest()
 
 
 def _certificate(
@@ -4991,9 +4955,8 @@ class _ListingSite(_Site):
 
     def not_found(self, request: Request, folder: str) -> Response:
         """The list of fixtures for a folder, else the 404."""
-        is_folder = request.path.endswith("/") and _file_names(request.head.path)
-        fixtures = self._server.fixtures() if is_folder else []
-        below = f"{folder}{request.path.lstrip('/')}"
+        fixtures = self._server.fixtures() if request.path.endswith("/") else []
+        below = folder + request.path[1:]
         listed = [fixture for fixture in fixtures if fixture.name.startswith(below)]
         if not listed and request.path != "/":
             return super().not_found(request, folder)
@@ -5163,8 +5126,6 @@ def _noted_signals() -> Iterator[list[int]]:
     a lock is being released. Afterwards the handlers are as before, or, if this is the program
     itself, the signals are blocked: the interpreter takes a moment to end.
     """
-    import signal  # for the command line only
-
     noted: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {each: signal.signal(each, lambda each, _: noted.append(each)) for each in numbers}
@@ -5182,8 +5143,6 @@ def _block_signals() -> None:
 
     A thread that is about to end could get them when the handlers are the default ones again.
     """
-    import signal  # for the command line only
-
     if hasattr(signal, "pthread_sigmask"):  # not on Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
 
