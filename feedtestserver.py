@@ -205,7 +205,7 @@ class FeedTestServer(threading.Thread):
         self._site, self._record = _Site(), _Record()
         self._files: dict[str, str] = {}  # the paths of temporary files, by name
         self._httpd: Optional[_FixtureServer] = None
-        self._lock = threading.RLock()  # held by start(), and while files are made or removed
+        self._starting = threading.RLock()  # held by start(), and by whoever changes _files
         self._joining = threading.Lock()  # Thread.join() may fail where several call it at once
         self._pid = os.getpid()
         self._certificate = "valid"
@@ -219,7 +219,7 @@ class FeedTestServer(threading.Thread):
         Raises OSError if the directory is missing or the port cannot be bound, RuntimeError if the
         server was started before. No thread and no socket is left then.
         """
-        with self._lock:
+        with self._starting:
             if self._httpd:
                 raise RuntimeError("a server is started once only; make a new FeedTestServer")
             _require_directory(self.directory)
@@ -270,7 +270,7 @@ class FeedTestServer(threading.Thread):
         """
         if self._at_end() or self._pid != os.getpid():
             return
-        with self._lock:
+        with self._starting:
             httpd = self._httpd
             if httpd is None:
                 return
@@ -403,7 +403,7 @@ class FeedTestServer(threading.Thread):
         """The path of a temporary file of this server, which is made on first use."""
         if not self.ready:
             raise RuntimeError(f"{name} is there only while the server is running")
-        with self._lock:
+        with self._starting:
             if not self._files:  # if stop() is forgotten, they go with the process
                 weakref.finalize(self, _remove, self._files, self._pid)
             if name not in self._files:
@@ -547,7 +547,7 @@ def stop_server(port: int, host: str = "127.0.0.1") -> None:
         with socket.create_connection((host, port), 10) as connection:
             connection.sendall(b"QUIT / HTTP/1.0\r\n\r\n")
             with connection.makefile("rb") as response:
-                status_line = response.read().partition(b"\n")[0]  # the server has ended then
+                status_line = response.read().partition(b"\n")[0]  # it is gone at the end
     except (BrokenPipeError, ConnectionAbortedError, ConnectionResetError, socket.timeout):
         status_line = b""
     if not status_line:
@@ -5029,9 +5029,8 @@ _INDEX_PAGE = """\
 <title>{title}</title>
 <style>
 body {{ font: 1rem/1.5 system-ui; margin: 2rem auto; max-width: 72rem; padding: 0 1rem }}
-table {{ border-collapse: collapse; width: 100% }}
-th, td {{ border-bottom: 1px solid #8884; padding: .4rem .8rem .4rem 0 }}
-th, td {{ text-align: left; vertical-align: top }}
+table {{ border-collapse: collapse; text-align: left; width: 100% }}
+th, td {{ border-bottom: 1px solid #8884; padding: .4rem .8rem .4rem 0; vertical-align: top }}
 td:first-child {{ white-space: nowrap }}
 td:nth-child(3) {{ min-width: 18rem; overflow-wrap: anywhere }}
 ul {{ list-style: none; margin: 0; padding: 0 }}
