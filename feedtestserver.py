@@ -426,8 +426,8 @@ class FeedTestServer(threading.Thread):
         if self._httpd is None or not self.ready:
             raise RuntimeError("intercept() needs a server that is running: call start() first")
         ca_file = self.ca_file
-        variables = _variables(self.base_url, ca_file)
-        variables["WGETRC"] = self._temporary("wgetrc", f"ca_certificate = {ca_file}\n")
+        wgetrc = self._temporary("wgetrc", f"ca_certificate = {ca_file}\n")
+        variables = _variables(self.base_url, ca_file, wgetrc)
         self._site.count_interceptions(1)
         interception = _Interception(self._httpd.own_address(), variables)
         try:
@@ -4646,17 +4646,17 @@ class _Interception:
         return tls
 
 
-def _variables(proxy: str, ca_file: str) -> dict[str, Any]:
+def _variables(proxy: str, ca_file: str, wgetrc: str) -> dict[str, Any]:
     """The environment variables that lead clients to a proxy; those that lead away are absent."""
-    to_proxy = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
-    to_ca = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
-    return {
-        **dict.fromkeys(to_proxy, proxy),
-        **dict.fromkeys(("no_proxy", "NO_PROXY"), "localhost,127.0.0.1,::1"),
-        **dict.fromkeys(("all_proxy", "ALL_PROXY"), _ABSENT),
-        **dict.fromkeys(to_ca, ca_file),
-        "NODE_USE_ENV_PROXY": "1",  # else Node ignores the others
+    names_of = {
+        proxy: "http_proxy https_proxy HTTP_PROXY HTTPS_PROXY",
+        ca_file: "SSL_CERT_FILE REQUESTS_CA_BUNDLE CURL_CA_BUNDLE NODE_EXTRA_CA_CERTS",
+        wgetrc: "WGETRC",
+        "localhost,127.0.0.1,::1": "no_proxy NO_PROXY",
+        "1": "NODE_USE_ENV_PROXY",  # else Node ignores the others
+        _ABSENT: "all_proxy ALL_PROXY",
     }
+    return {name: value for value, names in names_of.items() for name in names.split()}
 
 
 def _replace(places: _Places) -> _Places:
