@@ -487,11 +487,7 @@ class FeedTestServer(threading.Thread):
         ValueError if ``times`` is less than 1.
         """
         wanted = _Wanted(self._site, path, method, headers, body, times)
-        found, arrived = self._record.wait(wanted, times, timeout)
-        if len(found) < times:
-            limit = "before the server stopped" if self._record.ended else f"within {timeout:g} s"
-            raise AssertionError(wanted.missed(arrived, f"at least {_times(times)} {limit}"))
-        return found[-1]
+        return self._record.wait(wanted, times, timeout)
 
 
 def _require_directory(path: str, words: str = "there is no such directory to serve") -> None:
@@ -746,8 +742,7 @@ class _Record:
         self._waiting = 0  # threads in wait()
         self._requests: list[Request] = []
         self._errors: list[str] = []
-        #: Whether the server has ended, so that nothing more will come.
-        self.ended = False
+        self._ended = False  # the server, so that nothing more will come
 
     @property
     def requests(self) -> list[Request]:
@@ -794,35 +789,24 @@ class _Record:
     def end(self) -> None:
         """Note that nothing more will come."""
         with self._lock:
-            self.ended = True
+            self._ended = True
             self._changed.notify_all()
 
-    def wait(
-        self, wanted: _Wanted, times: int, timeout: float
-    ) -> tuple[list[Request], list[Request]]:
-        """Wait for so many requests that match; returns those that do, and all that have come.
+    def wait(self, wanted: _Wanted, times: int, timeout: float) -> Request:
+        """Wait for so many requests that match, and return the last of them.
 
-        There are fewer after ``timeout`` seconds, and once the server has ended.
+        Raises AssertionError after ``timeout`` seconds, and once the server has ended.
         """
-        record: list[Request] = []
-        found: list[Request] = []
-        looked_at = 0
-
-        def is_over() -> bool:
-            nonlocal record, found, looked_at
-            if record is not self._requests:
-                record, found, looked_at = self._requests, [], 0
-            found += wanted.among(record[looked_at:])
-            looked_at = len(record)
-            return len(found) >= times or self.ended
-
         with self._lock:
             self._waiting += 1
             try:
-                self._changed.wait_for(is_over, timeout)
+                self._changed.wait_for(
+                    lambda: self._ended or len(wanted.among(self._requests)) >= times, timeout
+                )
             finally:
                 self._waiting -= 1
-            return found, record.copy()
+            limit = " before the server stopped" if self._ended else f" within {timeout:g} s"
+            return wanted.check(self._requests, times, limit=limit)[-1]
 
 
 # The stoppable server: one thread, one selector, one conversation for each connection
@@ -4728,56 +4712,62 @@ class _Wanted:
     ) -> None:
         if times is not None and times < 1:
             raise ValueError(f"times: found {times}; it takes 1 or more, else assertNotRequested()")
-        self.path = path
+        self.path, self.method, self.fields = path, method, headers or {}
         self.address = None if path is None else site.address(path)
-        self.method = method
-        self.headers = headers or {}
         self.body = body.encode() if isinstance(body, str) else body
+        self._record: Optional[list[Request]] = None
+        self._found: list[Request] = []
 
-    def among(self, requests: Iterable[Request]) -> list[Request]:
-        return [request for request in requests if self.matches(request)]
+    def among(self, record: list[Request]) -> list[Request]:
+        """Those of a record that match; if it has only grown, what is new is looked at."""
+        if record is not self._record:
+            self._record, self._found, self._looked_at = record, [], 0
+        self._found += filter(self.matches, record[self._looked_at :])
+        self._looked_at = len(record)
+        return self._found
 
     def matches(self, request: Request) -> bool:
-        origin, path, query = request.address
+        (origin, path, query), sent = request.address, request.headers
         return (
             self.address in (None, (origin, path, query), (origin, path, None))  # None: any query
             and self.method in (None, request.method)
             and self.body in (None, request.body)
             # A field that is not there has the value None.
-            and all(
-                value in (request.headers.get_all(name) or (None,))
-                for name, value in self.headers.items()
-            )
+            and all(value in (sent.get_all(name) or (None,)) for name, value in self.fields.items())
         )
+
+    def check(
+        self, record: list[Request], least: int, most: float = math.inf, limit: str = ""
+    ) -> list[Request]:
+        """Those of a record that match; raises AssertionError unless there are so many."""
+        found = self.among(record)
+        if not least <= len(found) <= most:
+            expected = f"{'' if least == most else 'at least '}{_times(least)}{limit}"
+            words = f"{self} was requested {_times(len(found))}, expected {expected}"
+            shown = _transcript(record, self.fields, body=self.body is not None)
+            raise AssertionError(f"{words}\n{shown}")
+        return found
 
     def __str__(self) -> str:
         what = " ".join(filter(None, (self.method, self.path))) or "a request"
         fields = [
             f"without {name}" if value is None else f"with {name}: {value}"
-            for name, value in self.headers.items()
+            for name, value in self.fields.items()
         ]
-        if self.body is not None:
-            fields.append(f"with the body {self.body!r:.200}")
+        fields += [f"with the body {self.body!r:.200}"] if self.body is not None else []
         return f"{what} {' and '.join(fields)}" if fields else what
-
-    def missed(self, requests: Sequence[Request], expected: str) -> str:
-        """What to say if it was not requested as often as expected."""
-        found = _times(len(self.among(requests)))
-        transcript = _transcript(requests, self.headers, body=self.body is not None)
-        return f"{self} was requested {found}, expected {expected}\n{transcript}"
 
 
 def _transcript(requests: Iterable[Request], fields: Iterable[str] = (), body: bool = False) -> str:
     """The requests that arrived, with the fields and the bodies that were asked for."""
     lines = []
     for request in requests:
-        notes = [request.step] if request.step else []
-        notes += request.response.mechanics() if request.response else []
-        lines.append(f"  {request} ({'; '.join(notes)})" if notes else f"  {request}")
+        mechanics = request.response.mechanics() if request.response else []
+        notes = "; ".join(filter(None, [request.step, *mechanics]))
+        lines.append(f"  {request} ({notes})" if notes else f"  {request}")
         for name in fields:
             lines += [f"      {name}: {value}" for value in request.headers.get_all(name)]
-        if body:
-            lines.append(f"      {request.body!r:.200}")
+        lines += [f"      {request.body!r:.200}"] if body else []
     return "\n".join(["The server got:", *lines]) if lines else "The server got no request."
 
 
@@ -4825,30 +4815,33 @@ class FeedTestServerMixin(_TestCase):
         server.start()
         self.server = self._own_server = server  # known even if the rest fails
         self.addCleanup(self._look_for_errors)
-        self.addCleanup(self._stop_server)
+        self.addCleanup(server.stop)
         self._begin_interception()
         return server
 
     def _begin_interception(self) -> None:
         if self.intercept:
-            self._interception = self.server.intercept()
-            self._interception.__enter__()
-            self.addCleanup(self._end_interception)
-
-    def _end_interception(self) -> None:
-        self._interception.__exit__(None, None, None)
-
-    def _stop_server(self) -> None:
-        self.server.stop()
+            interception = self.server.intercept()
+            interception.__enter__()
+            self.addCleanup(interception.__exit__, None, None, None)
 
     def _look_for_errors(self) -> None:
         if errors := self.server._record.take_errors():
             self.fail("\n".join(["the server found errors:", *errors]))
 
+    @contextlib.contextmanager
+    def _failing(self, msg: Any) -> Iterator[None]:
+        """Let a failed assertion of the server fail the test, with its message."""
+        try:
+            yield
+        except AssertionError as error:
+            raise self.failureException(self._formatMessage(msg, str(error))) from None
+
     def __getstate__(self) -> dict[str, Any]:
-        """What a parallel runner sends to another process: all but the server."""
-        kept_here = ("server", "_own_server", "_interception")
-        return {name: value for name, value in self.__dict__.items() if name not in kept_here}
+        """What a parallel runner sends to another process: all but the server, and what ends it."""
+        kept_here = ("server", "_own_server")
+        sent = {name: value for name, value in self.__dict__.items() if name not in kept_here}
+        return {**sent, "_cleanups": []}
 
     @property
     def base_url(self) -> str:
@@ -4875,12 +4868,8 @@ class FeedTestServerMixin(_TestCase):
         be absent.
         """
         wanted = _Wanted(self.server._site, path, method, headers, body, times)
-        requests = self.server.requests
-        found = wanted.among(requests)
-        if not found or times not in (None, len(found)):
-            expected = "at least once" if times is None else _times(times)
-            self.fail(self._formatMessage(msg, wanted.missed(requests, expected)))
-        return found[-1]
+        with self._failing(msg):
+            return wanted.check(self.server.requests, times or 1, times or math.inf)[-1]
 
     def assertNotRequested(
         self,
@@ -4893,9 +4882,8 @@ class FeedTestServerMixin(_TestCase):
     ) -> None:
         """Fail if ``path`` was requested."""
         wanted = _Wanted(self.server._site, path, method, headers, body)
-        requests = self.server.requests
-        if wanted.among(requests):
-            self.fail(self._formatMessage(msg, wanted.missed(requests, _times(0))))
+        with self._failing(msg):
+            wanted.check(self.server.requests, 0, 0)
 
     def assertPolite(self, msg: Any = None, *, ignore: Sequence[str] = ()) -> None:
         """Fail if ``audit()`` finds that the client has broken a rule that is not ignored.

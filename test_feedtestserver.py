@@ -8828,6 +8828,13 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
         test.run(unittest.TestResult())
         self.assertTrue(test.pickled)
 
+    def test_a_test_can_be_sent_to_another_process_to_be_run_there(self):
+        result = unittest.TestResult()
+        test = pickle.loads(pickle.dumps(PickledTest("test")))
+        test.run(result)
+        self.assertTrue(result.wasSuccessful(), result.failures + result.errors)
+        self.assertTrue(test.pickled)
+
 
 class InterceptingMixinTest(FeedTestServerMixin, ServerTestCase):
     intercept = True
