@@ -595,11 +595,9 @@ class _Site:
             return None
         origin, path, query = request.address
         with self._lock:
-            script = self._scripts.get((origin, path, query))
-            script = script or self._scripts.get((origin, path, None))
-            if script is None:
-                return None
-            step, request.step = script.take()
+            for_any = self._scripts.get((origin, path, None))
+            script = self._scripts.get((origin, path, query), for_any)
+            step, request.step = script.take() if script else (None, "")
             return step
 
     def perform(self, step: Step, request: Request) -> Response:
@@ -623,29 +621,26 @@ class _Site:
 
     def fixture(self, name: str) -> Response:
         """What the fixture of that name responds; raises FileNotFoundError if there is none."""
-        fixture = _load(self.directory, name.lstrip("/"))
-        if fixture is None:
-            words = f"no such fixture in {self.directory}{self._nearest(name)}"
-            if re.match(r"\s*[<{[]|.*\n", name):
-                words += "; if it is a body: bodies are bytes, such as b'<rss/>'"
-            raise FileNotFoundError(errno.ENOENT, words, name[:80])
-        return fixture
+        if fixture := _load(self.directory, name.lstrip("/")):
+            return fixture
+        words = f"no such fixture in {self.directory}{self._nearest(name)}"
+        if re.match(r"\s*[<{[]|.*\n", name):
+            words += "; if it is a body: bodies are bytes, such as b'<rss/>'"
+        raise FileNotFoundError(errno.ENOENT, words, name[:80])
 
     def fixture_for(self, request: Request) -> Response:
         """What the fixture at the path of a request responds, or a 404."""
         folder = f"{request.host}/" if request.origin else ""
         for name in _file_names(request.head.path):
-            found = _load(self.directory, folder + name)
-            if found is not None:
-                return found
+            if fixture := _load(self.directory, folder + name):
+                return fixture
         return self.not_found(request, folder)
 
     def not_found(self, request: Request, folder: str) -> Response:
         """The 404 that names the nearest fixture."""
         wanted = folder + request.path.lstrip("/") or "/"
-        return _text_response(
-            404, f"{wanted!r} was not found in {self.directory}{self._nearest(wanted)}"
-        )
+        nearest = self._nearest(wanted)
+        return _text_response(404, f"{wanted!r} was not found in {self.directory}{nearest}")
 
     def knows(self, request: Request) -> bool:
         """Whether the host that was asked is the server, or has a folder or scripted steps."""
@@ -653,17 +648,18 @@ class _Site:
             return True
         with self._lock:
             scripted = any(origin == request.origin for origin, _, _ in self._scripts)
-        folder = _HOST_FOLDER.fullmatch(request.host)
-        return scripted or bool(folder and os.path.isdir(_path_of(self.directory, request.host)))
+        return scripted or os.path.isdir(self._folder_of(request.host))
 
     def unknown_host(self, request: Request) -> str:
         """What to say of a request to a host that has neither a folder nor steps."""
-        scripted = f"respond({request.url!r}, ...)"
-        folder = os.path.join(self.directory, request.host)
-        right = f"the folder {folder} or {scripted}"
-        if not _HOST_FOLDER.fullmatch(request.host):
-            right = scripted  # there is no such folder
+        folder = self._folder_of(request.host)
+        right = f"the folder {folder} or " if folder else ""
+        right += f"respond({request.url!r}, ...)"
         return f"{request.method} {request.url}: no such host here; {right} would respond"
+
+    def _folder_of(self, host: str) -> str:
+        """The path of another host's folder; empty if no folder can have that name."""
+        return _path_of(self.directory, host) if _HOST_FOLDER.fullmatch(host) else ""
 
     def _nearest(self, name: str) -> str:
         some = itertools.islice(_names_below(self.directory), 1000)  # as it takes its time
