@@ -3629,7 +3629,7 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _ASK_FOR_MORE = (*_REDIRECTS, 206, 401, 406, 407, 412, 416)
 #: Request fields that choose between representations which a client may keep side by side; not so
 #: Accept-Encoding and User-Agent, which most responses vary with.
-_CHOOSING = ("accept", "accept-language", "authorization", "cookie")
+_CHOOSING = {"accept", "accept-language", "authorization", "cookie"}
 _PAGE = "text/html"
 
 
@@ -3643,36 +3643,20 @@ class _Client:
         #: A heap of the GETs whose responses it does not know yet, by the time when it will.
         self.on_their_way: list[tuple[float, int, _Exchange]] = []
 
-    def ask(self, request: Request) -> list[Finding]:
+    def ask(self, request: Request) -> Iterator[Finding]:
         """The findings about the next request, whose response it knows later on."""
         while self.on_their_way and self.on_their_way[0][0] <= request.heard_at:
             before = heapq.heappop(self.on_their_way)[2]
             before.known.learn(before)
-        known = self.urls[_comparable(request.url)]
-        exchange = _Exchange(next(self.numbers), request, known, self.cookies)
-        findings = []
+        exchange = _Exchange(self, request)
         if request.method == "GET":
-            known.gets += 1
-            if known.kept is None and exchange.status == 304:
-                known.suppose(exchange)
-            findings = exchange.findings()
-        self.hear(exchange)
-        return findings
-
-    def hear(self, exchange: _Exchange) -> None:
-        """Note what the head of a response tells, even if its body is lost."""
+            exchange.known.expect(exchange)
+            yield from exchange.findings()
         for value in exchange.given.get_all("Set-Cookie"):
             self.cookies.update(_cookies(value.partition(";")[0]))
-        if exchange.request.method not in ("GET", "HEAD"):
-            return
-        if exchange.status < 400:
-            exchange.known.add(exchange.validators)
-        if exchange.location:
-            exchange.leads_to = self.urls[_comparable(exchange.location)]
-            exchange.leads_to.come_from(exchange.known)
-        if exchange.request.method == "GET":
-            if exchange.status >= 400 or exchange.arrival == math.inf:
-                exchange.known.failed = exchange.number
+        if request.method in ("GET", "HEAD"):
+            exchange.known.hear(exchange)
+        if request.method == "GET":
             heapq.heappush(self.on_their_way, (exchange.arrival, exchange.number, exchange))
 
 
@@ -3706,10 +3690,27 @@ class _Known:
     def may_send(self, name: str) -> tuple[str, ...]:
         return self.validators[name] + self.others[name] + self.brought[name]
 
-    def add(self, validators: _Values) -> None:
-        """Note validators that the client may have kept."""
-        self.others = _joined(self.others, validators)
-        self.ever_given.update(*validators.values())
+    def expect(self, exchange: _Exchange) -> None:
+        """Count a GET; what a 304 confirms at first was given before the record began."""
+        self.gets += 1
+        if exchange.status != 304 or self.kept:
+            return
+        for name, given in exchange.validators.items():
+            said = given or tuple(exchange.unsaid.get_all(name))
+            if not said and exchange.response.unsaid is None:  # a 304 of the test's own
+                said = tuple(sent for sent in exchange.sends_back(name) if sent != "*")
+            self.validators = {**self.validators, name: said}
+
+    def hear(self, exchange: _Exchange) -> None:
+        """Note what the head of a response tells, even if its body is lost."""
+        if exchange.status < 400:  # the client may have kept these
+            self.others = _joined(self.others, exchange.validators)
+            self.ever_given.update(*exchange.validators.values())
+        if exchange.leads_to:
+            exchange.leads_to.come_from(self)
+        is_get = exchange.request.method == "GET"
+        if is_get and (exchange.status >= 400 or exchange.arrival == math.inf):
+            self.failed = exchange.number
 
     def come_from(self, source: _Known) -> None:
         """Expect what a redirect sends here, with the validators that may be sent there."""
@@ -3723,12 +3724,12 @@ class _Known:
         """Learn from a response that has come whole."""
         status, before = exchange.status, self.permanent
         self.last = exchange
-        if status < 400 or exchange.waits():
+        if status < 400 or any(exchange.waits()):
             self.waiting = exchange
         if status < 400 or status == 410:
-            is_permanent = status == 410 or (status in (301, 308) and exchange.location)
+            is_permanent = status == 410 or (status in (301, 308) and exchange.leads_to)
             self.permanent = exchange if is_permanent else None
-        if before and exchange.leads_to and before.leads_to is exchange.leads_to:
+        if before and before.leads_to is exchange.leads_to:
             exchange.since = before.since
         if status in (200, 304):
             self.keep(exchange)
@@ -3748,23 +3749,15 @@ class _Known:
         if is_new:
             self.media_types.add(exchange.media_type)
         if given:
-            storable = "no-store" not in _members(exchange.value("Cache-Control"))
+            storable = "no-store" not in exchange.response.members("cache-control")
             self.must_validate = storable and not is_page
         self.kept = exchange
         self.validators = self.validators | given
         for source in self.sources:
             source.brought = self.validators
-            if is_new:  # this copy replaced the source's own
-                source.must_validate = False
+            # A new copy has replaced the source's own.
+            source.must_validate = source.must_validate and not is_new
         self.sources = set()
-
-    def suppose(self, exchange: _Exchange) -> None:
-        """Take what the first 304 confirms as given before the record began."""
-        for name, given in exchange.validators.items():
-            said = given or tuple(exchange.unsaid.get_all(name))
-            if not said and exchange.plan.unsaid is None:  # a 304 of the test's own
-                said = tuple(sent for sent in exchange.sends_back(name) if sent != "*")
-            self.validators = self.validators | {name: said}
 
 
 class _Exchange:
@@ -3774,30 +3767,31 @@ class _Exchange:
     the client knows this response.
     """
 
-    def __init__(self, number: int, request: Request, known: _Known, cookies: set[str]) -> None:
-        assert request.response is not None
+    def __init__(self, client: _Client, request: Request) -> None:
+        response = request.response
+        assert response is not None
+        self.request, self.response, self.status = request, response, response.status
+        self.known, self.cookies = client.urls[_comparable(request.url)], client.cookies
         # Its place among all; of redirects in a row that lead to the same URL, that of the first.
-        self.number = self.since = number
-        self.request, self.plan = request, request.response
-        self.time, self.status = request.time, self.plan.status
-        self.known, self.cookies = known, cookies
-        self.leads_to: Optional[_Known] = None
+        self.number = self.since = next(client.numbers)
         self.sent = request.head.values
-        self.given = _headers((name, _as_sent(value)) for name, value in self.plan.headers)
-        self.unsaid = _headers((name, _as_sent(value)) for name, value in self.plan.unsaid or ())
+        self.given = _headers((name, _as_sent(value)) for name, value in response.headers)
+        self.unsaid = _headers((name, _as_sent(value)) for name, value in response.unsaid or ())
         self.validators = {name: self.spellings(name) for name in _VALIDATORS}
-        self.media_type = self.find_media_type()
+        self.leads_to = client.urls[_comparable(self.location)] if self.location else None
+        is_said = 200 <= self.status < 300
+        said = self.value("Content-Type").partition(";")[0].strip(" \t").lower() if is_said else ""
+        #: The type of what the URL is known to have, or may have by its name.
+        self.media_type = said or self.known.media_type or _media_type(request.head.path)
 
-    def findings(self) -> list[Finding]:
+    def findings(self) -> Iterator[Finding]:
         """What is wrong with the request, which is a GET."""
         which = f"GET {self.request.shown} ({_ordinal(self.known.gets)} request)"
-        findings = []
         for name, rule in _POLITENESS.items():
-            for wrong in rule(self):
+            for wrong in itertools.islice(rule(self), 1):
                 finding = Finding(f"{which}: {wrong}")
                 finding.rule, finding.request = name, self.request
-                findings.append(finding)
-        return findings
+                yield finding
 
     # The request
 
@@ -3820,10 +3814,8 @@ class _Exchange:
         """Whether the last response was to a request for another representation (RFC 9111 4.1)."""
         return any(
             before.sent.get(name) != self.sent.get(name)
-            for before in (self.known.kept, self.known.last)
-            if before
-            for name in _members(before.value("Vary"))
-            if name in _CHOOSING
+            for before in filter(None, (self.known.kept, self.known.last))
+            for name in _CHOOSING.intersection(before.response.members("vary"))
         )
 
     # The response
@@ -3848,30 +3840,56 @@ class _Exchange:
 
     @functools.cached_property
     def arrival(self) -> float:
-        """When the response can have come whole, at the earliest; infinity if it never did.
+        """When the response to a GET may have come whole, at the earliest; infinity if never.
 
         Infinity, too, if the client did not wait for it, and for a response that is sent as it is,
         since clients differ in how they read it.
         """
-        plan, size = self.plan, len(self.plan.coded())
+        plan, size = self.response, len(self.response.coded())
         fault, end = _fault_of(plan, size)
-        has_body = self.request.method != "HEAD" and not _has_no_content(self.request, plan)
-        length = "" if plan.chunked else self.value("Content-Length")
-        is_short = has_body and _number_or_zero(length) > size
-        if is_short or plan.asis or (fault and (end is None or end < size or plan.chunked)):
+        is_cut = fault and (end is None or end < size or plan.chunked)
+        has_length = not (plan.chunked or _has_no_content(self.request, plan))
+        is_short = has_length and _number_or_zero(self.value("Content-Length")) > size
+        if is_cut or is_short or plan.asis:
             return math.inf
         return self.request.responded_at + plan.delay + (size / plan.rate if plan.rate else 0)
 
-    def find_media_type(self) -> str:
-        """The type of what the URL is known to have, or may have by its name."""
-        said = self.value("Content-Type").partition(";")[0].strip(" \t").lower()
-        if said and 200 <= self.status < 300:
-            return said
-        return self.known.media_type or _media_type(self.request.head.path)
-
-    def waits(self, fresh_as_well: bool = True) -> list[tuple[float, str]]:
+    def waits(self, fresh_as_well: bool = True) -> Iterator[tuple[float, str]]:
         """Until when the response asks to wait, or is fresh, and by which words."""
-        return [*_end_of_wait(self), *(_end_of_freshness(self) if fresh_as_well else ())]
+        value = self.given.get("Retry-After", "") if self.status in (429, 503) else ""
+        end = _seconds(value)
+        if re.fullmatch("[0-9]+", value):
+            # Clients may count from Date, which has no fractions.
+            end = math.floor(self.request.time) + _number(value)
+        if end is not None:
+            yield end, f"Retry-After was {_legible(value)} (RFC 9110 10.2.3)"
+        if fresh_as_well:
+            yield from self.freshness()
+
+    def freshness(self) -> Iterator[tuple[float, str]]:
+        """Until when the response is fresh, and by which words (RFC 9111 4.2)."""
+        directives = self.response.members("cache-control")
+        # Also no-cache with the names of fields, which clients may read as without (5.2.2.4).
+        is_stale = any(directive.startswith(("no-cache", "no-store")) for directive in directives)
+        if is_stale or self.status in _ASK_FOR_MORE or "*" in self.response.members("vary"):
+            return
+        came, said_date = self.request.time, _seconds(self.value("Date"))
+        date = came if said_date is None else said_date
+        max_ages = [each[len("max-age=") :] for each in directives if each.startswith("max-age=")]
+        name, expires = "Cache-Control", self.given["Expires"]
+        if max_ages:
+            # The least of several (4.2.1).
+            lifetime: float = min(_number_or_zero(max_age.strip('"')) for max_age in max_ages)
+        elif expires is not None:
+            name = "Expires"
+            lifetime = (_seconds(expires) or 0) - date  # what is no date has passed (5.3)
+        else:
+            return
+        # A 304 changes only the fields that it carries (3.2): an Age before it may still hold.
+        ages = _members(self.value("Age")) or _members(self.unsaid["Age"] or "") or ["0"]
+        age = _number_or_zero(ages[0])
+        said = f"{name} was {_legible(self.value(name))}" + (f" and Age was {age}" if age else "")
+        yield came + lifetime - max(age, came - date), f"{said} (RFC 9111 4.2)"
 
     @property
     def leads_nowhere(self) -> bool:
@@ -3886,44 +3904,6 @@ class _Exchange:
             passed.add(known)
             known = known.last.leads_to if known.last else None
         return known is not None
-
-
-def _end_of_wait(response: _Exchange) -> Iterator[tuple[float, str]]:
-    """Until when a response asks to wait, and by which words (RFC 9110 10.2.3)."""
-    value = response.given.get("Retry-After", "") if response.status in (429, 503) else ""
-    end = _seconds(value)
-    if re.fullmatch("[0-9]+", value):
-        # Clients may count from Date, which has no fractions.
-        end = math.floor(response.time) + _number(value)
-    if end is not None:
-        yield end, f"Retry-After was {_legible(value)} (RFC 9110 10.2.3)"
-
-
-def _end_of_freshness(response: _Exchange) -> Iterator[tuple[float, str]]:
-    """Until when a response is fresh, and by which words (RFC 9111 4.2)."""
-    directives = _members(response.value("Cache-Control"))
-    # Also no-cache with the names of fields, which clients may read as without (5.2.2.4).
-    is_stale = any(directive.startswith(("no-cache", "no-store")) for directive in directives)
-    if is_stale or response.status in _ASK_FOR_MORE or "*" in _members(response.value("Vary")):
-        return
-    came, said_date = response.time, _seconds(response.value("Date"))
-    date = came if said_date is None else said_date
-    max_ages = [each[len("max-age=") :] for each in directives if each.startswith("max-age=")]
-    expires = response.given["Expires"]
-    if max_ages:
-        # The least of several (4.2.1).
-        lifetime: float = min(_number_or_zero(max_age.strip('"')) for max_age in max_ages)
-        said = f"Cache-Control was {_legible(response.value('Cache-Control'))}"
-    elif expires is not None:
-        lifetime = (_seconds(expires) or 0) - date  # what is no date has passed (5.3)
-        said = f"Expires was {_legible(expires)}"
-    else:
-        return
-    # A 304 changes only the fields that it carries (3.2): an Age before it may still hold.
-    ages = _members(response.value("Age")) or _members(response.unsaid["Age"] or "") or ["0"]
-    age = _number_or_zero(ages[0])
-    said += f" and Age was {age}" if age else ""
-    yield came + lifetime - max(age, came - date), f"{said} (RFC 9111 4.2)"
 
 
 def _number_or_zero(value: str) -> int:
@@ -3970,19 +3950,16 @@ def _no_validator(get: _Exchange) -> Iterator[str]:
         for value in filter(is_sound, known.validators[name]):
             last = f"the last {name} given was {_legible(value)} ({_VALIDATORS[name][1]})"
             yield f"neither If-None-Match nor If-Modified-Since was sent, but {last}"
-            return
 
 
 def _wrong_validator(name: str, get: _Exchange) -> Iterator[str]:
     sent, known = get.sends_back(name), get.known
     # An error at first does not tell what the client had before the record began.
     is_unknown = known.kept is None and get.status >= 400
-    # A validator sent to a redirect is meant for its target: so a 304 can come through it.
-    if not sent or is_unknown or get.status in _REDIRECTS:
-        return
     # Byte for byte, and W/ as well, which is more than the comparison of RFC 9110 8.8.3.2 asks for.
     right = {*known.may_send(name), *(known.ever_given if get.is_another_variant else ())}
-    if not right.isdisjoint(sent):
+    # A validator sent to a redirect is meant for its target: so a 304 can come through it.
+    if is_unknown or get.status in _REDIRECTS or not sent or not right.isdisjoint(sent):
         return
     given = f"no {name} was given" + (" with the last 200" if known.media_types else "")
     if last := known.validators[name] or known.others[name]:
@@ -3992,14 +3969,13 @@ def _wrong_validator(name: str, get: _Exchange) -> Iterator[str]:
 
 
 def _too_early(get: _Exchange) -> Iterator[str]:
-    last = get.known.waiting
-    if last is None:
+    last, now = get.known.waiting, get.request.time
+    if last is None or now < last.request.time:  # the clock was set back
         return
     for end, said in last.waits(fresh_as_well=not get.is_another_variant):
-        if last.time <= get.time < end:  # before that response, the clock was set back
-            passed, left = math.floor(get.time - last.time), math.ceil(end - get.time)
+        if now < end:
+            passed, left = math.floor(now - last.request.time), math.ceil(end - now)
             yield f"asked again after {passed} s, {left} s too early, as {said}"
-            return
 
 
 def _moved(get: _Exchange) -> Iterator[str]:
@@ -4050,16 +4026,15 @@ def _referer(get: _Exchange) -> Iterator[str]:
 def _cookie(get: _Exchange) -> Iterator[str]:
     sent = "; ".join(get.request.headers.get_all("Cookie"))
     # $Version and the like are no cookies (RFC 2965). Who may have which is not looked at.
-    pairs = [pair for pair in _cookies(sent) if not pair.startswith("$")]
-    unknown = "; ".join(pair for pair in pairs if pair not in get.cookies)
+    unknown = [pair for pair in _cookies(sent) if pair[0] != "$" and pair not in get.cookies]
     if unknown:
-        not_set = f"no response had set {_legible(unknown)}"
+        not_set = f"no response had set {_legible('; '.join(unknown))}"
         yield f"Cookie was {_legible(sent)}, but {not_set} (RFC 6265 5.4)"
 
 
-# Each yields what is wrong with a GET, once at most. Its sentence names the section that defines
-# the field or the status. Owners of feeds may ask for more: if Accept or Accept-Encoding is
-# missing, RFC 9110 12.5 allows anything.
+# Each yields what is wrong with a GET; what it yields first counts. The sentence names the section
+# that defines the field or the status. Owners of feeds may ask for more: if Accept or
+# Accept-Encoding is missing, RFC 9110 12.5 allows anything.
 _POLITENESS: dict[str, Callable[[_Exchange], Iterator[str]]] = {
     "no-validator": _no_validator,
     "wrong-etag": functools.partial(_wrong_validator, "ETag"),
@@ -4110,8 +4085,7 @@ def _judgement(client: str, findings: Sequence[Finding]) -> str:
     for rule in _POLITENESS:
         broken = [finding for finding in findings if finding.rule == rule]
         lines += [f"  {finding} [{rule}]" for finding in broken[:_SHOWN]]
-        if len(broken) > _SHOWN:
-            lines.append(f"  and {len(broken) - _SHOWN} more [{rule}]")
+        lines += [f"  and {len(broken) - _SHOWN} more [{rule}]"] if broken[_SHOWN:] else []
     return "\n".join(lines)
 
 
