@@ -3831,11 +3831,12 @@ class _Exchange:
 
     @functools.cached_property
     def location(self) -> str:
-        """Where a redirect leads to; empty for other responses, and if that is no URL."""
+        """Where a redirect leads to; empty for other responses, and where no client can follow."""
         location = self.given["Location"] if self.status in _REDIRECTS else None
-        with contextlib.suppress(ValueError):  # from urljoin()
-            as_text = (location or "").encode("latin-1").decode("utf-8", "surrogateescape")
-            return as_text and urllib.parse.urljoin(self.request.url, as_text)
+        as_text = (location or "").encode("latin-1").decode("utf-8", "surrogateescape")
+        with contextlib.suppress(ValueError):  # from urljoin(), or there is no host in it
+            url = urllib.parse.urljoin(self.request.url, as_text)
+            return url if as_text and _parted(url)[0] else ""
         return ""
 
     @functools.cached_property

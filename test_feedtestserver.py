@@ -7769,6 +7769,11 @@ TRANSCRIPTS = {
         GET /newer.xml -> 500
         GET /old.xml -> 200
     """,
+    "a permanent redirect that no client can follow": """
+        GET /old.xml -> 301 | Location: mailto:a@example.com
+        GET /old.xml -> 308 | Location: http://:80/
+        GET /old.xml -> 200
+    """,
     "a permanent redirect that was found to work": """
         GET /old.xml -> 301 | Location: /new.xml
         GET /new.xml -> 200
