@@ -814,8 +814,6 @@ _ACCEPTED_AT_ONCE = 16
 _A_TURN = 128 * 1024
 #: The longest that a selector waits, in seconds; epoll counts milliseconds in an int.
 _LONGEST_WAIT = 24 * 60 * 60.0
-#: Bytes that are received while the conversation waits for something else; the system keeps more.
-_MAX_UNREAD = 256 * 1024
 #: Windows' select() takes no more than 512 sockets.
 _MAX_CONNECTIONS = 500 if os.name == "nt" else sys.maxsize
 
@@ -1232,8 +1230,6 @@ class _Connection:
         self._wait: Optional[_Wait] = None  # until these bytes, or this time, come
         self._timer = math.inf  # when _on_time() is called
         self._unsent: Optional[memoryview] = None  # until this is sent
-        self._unread = bytearray()  # what came while the conversation waited for something else
-        self._at_end = False  # whether the client has closed its side
         self._spent = 0  # bytes sent and received in this turn
 
     def resume(self, value: Any = None, error: Optional[BaseException] = None) -> None:
@@ -1266,8 +1262,7 @@ class _Connection:
         if isinstance(yielded, _Wait):
             return self._receive_or_wait(yielded)
         if isinstance(yielded, _Call):
-            if self._events:
-                self._watch(0 if self._at_end else _READ)
+            self._watch(0)
             self._server.run_in_worker(self, yielded)
             return _LATER
         try:
@@ -1283,16 +1278,10 @@ class _Connection:
         return _LATER
 
     def _receive_or_wait(self, wait: _Wait) -> Any:
-        if wait.receiving:
-            if self._unread:
-                data = bytes(self._unread)
-                self._unread.clear()
-                return data
-            if self._at_end:
-                return b""
-            if not self._events and self._spent <= _A_TURN:  # it is new, and often sends at once
-                with contextlib.suppress(BlockingIOError):
-                    return self._receive()
+        # A new client has often sent its request already, and others something meanwhile.
+        if wait.receiving and not self._events and self._spent <= _A_TURN:
+            with contextlib.suppress(BlockingIOError):
+                return self._receive()
         if wait.until < math.inf:
             if wait.until <= time.perf_counter():
                 return None
@@ -1317,7 +1306,6 @@ class _Connection:
 
     def _receive(self) -> bytes:
         data = self.socket.recv(65536)
-        self._at_end = not data
         self._spent += len(data) + 1000
         return data
 
@@ -1338,26 +1326,19 @@ class _Connection:
             return
         result, error = b"", None
         try:
-            if self._unsent is not None:
+            if self._unsent is None:
+                result = self._receive()
+            else:
                 self._unsent = self._unsent[self.socket.send(self._unsent) :]
                 if self._unsent:
                     return
-            else:
-                result = self._receive()
         except BlockingIOError:
             return
         except OSError as failure:
-            self._at_end, error = True, failure
-        if self._unsent is not None or self._wait:
-            self._unsent = self._wait = None
-            self.resume(result, error)
-            error = None  # it refers to this frame
-        else:
-            self._unread += result
-        # At the end there is always something to read; beyond the limit nothing is read, so that a
-        # client that keeps sending cannot exhaust memory.
-        if self._at_end or len(self._unread) > _MAX_UNREAD:
-            self._watch(self._events & ~_READ)
+            error = failure
+        self._unsent = self._wait = None
+        self.resume(result, error)
+        error = None  # it refers to this frame
 
     def end(self) -> None:
         """End the conversation where it waits, and close the connection."""
@@ -1696,7 +1677,7 @@ class FeedTestRequestHandler:
         result: _T = yield _Call(function, request)
         self.now = self.time()
         try:
-            if not self.client_left and len(self.buffer) <= _MAX_UNREAD:
+            if not (self.client_left or self.buffer):
                 yield from self.receive(_LOOK)
         except OSError:  # no error of this function
             self.client_left = True
