@@ -2335,7 +2335,8 @@ def _read_beginning(path: str) -> tuple[bytes, int]:
     """The bytes of a file, or of a large one those that may hold directives; and its size."""
     with open(path, "rb") as file:
         data = file.read(_SMALL + 1)
-        if len(data) > _SMALL and _comment_goes_on(data):
+        # If the last of the comments that begin early enough ends further on, all of it is read.
+        if len(data) > _SMALL and any(comment is None for _, comment in _comments(data)):
             data += file.read()
         return data, os.fstat(file.fileno()).st_size
 
@@ -2468,113 +2469,90 @@ def parse_directives(data: bytes, source: str = "") -> Directives:
 # Directives: the grammar
 
 _COMMENTS_BEGIN_WITHIN = 4096  # bytes of a fixture in which a comment with directives begins
-_BYTE_ORDER_MARK = re.compile("\\A(?:\ufeff|\xef\xbb\xbf)")  # the latter is UTF-8's, as Latin-1
-_NEWLINE = re.compile(r"\r\n|\r|\n")
-_MARKUP = re.compile(r"<!--|<!\[CDATA\[")
+_MARKUP = re.compile(rb"<!--|<!\[CDATA\[")
 _DIRECTIVE = re.compile(rf"({_TOKEN.pattern}[ \t]*):[ \t]*(.*)", re.DOTALL)
 _XML_ENCODING = r"<\?xml[^>]*?encoding\s*=\s*[\"']([A-Za-z][A-Za-z0-9._-]*)"
-
-
-class _Text:
-    """The bytes of a fixture as text, one character for each byte where they are like ASCII."""
-
-    def __init__(self, data: bytes) -> None:
-        self.codec = _codec(data)
-        self.text = data.decode(self.codec, "replace")
-        self.first = len(data[:_COMMENTS_BEGIN_WITHIN].decode(self.codec, "ignore"))
-        if self.codec != "latin-1" and not self.codec.startswith("utf"):
-            self.text = self.text.replace("\x85", "\n")  # EBCDIC's own newline
-
-    def value(self, text: str) -> str:
-        """A line as it is kept: UTF-8, with other bytes as surrogates, so that none is lost."""
-        if self.codec != "latin-1" or text.isascii():
-            return text
-        return text.encode("latin-1").decode("utf-8", "surrogateescape")
+#: What texts begin with that are not like ASCII: a byte order mark, or markup (XML, appendix F).
+_UNLIKE_ASCII = {
+    "utf-32-be": (b"\x00\x00\xfe\xff", b"\x00\x00\x00<"),
+    "utf-32-le": (b"\xff\xfe\x00\x00", b"<\x00\x00\x00"),
+    "utf-16-be": (b"\xfe\xff", b"\x00<"),
+    "utf-16-le": (b"\xff\xfe", b"<\x00"),
+    "cp037": (b"\x4c\x6f\xa7\x94",),  # "<?xm" in EBCDIC
+}
 
 
 def _codec(data: bytes) -> str:
-    """The codec to find comments with: XML, appendix F; Latin-1 for all that is like ASCII."""
-    for start, codec in (
-        (codecs.BOM_UTF32_BE, "utf-32-be"),
-        (codecs.BOM_UTF32_LE, "utf-32-le"),
-        (codecs.BOM_UTF16_BE, "utf-16-be"),
-        (codecs.BOM_UTF16_LE, "utf-16-le"),
-        (b"\x00\x00\x00<", "utf-32-be"),
-        (b"<\x00\x00\x00", "utf-32-le"),
-        (b"\x00<", "utf-16-be"),
-        (b"<\x00", "utf-16-le"),
-        ("<?xm".encode("cp037"), "cp037"),
-    ):
-        if data.startswith(start):
+    """The codec of a text; UTF-8 for all that is like ASCII."""
+    for codec, beginnings in _UNLIKE_ASCII.items():
+        if data.startswith(beginnings):
             return codec if codec != "cp037" else _ebcdic(data)
-    return "latin-1"
+    return "utf-8"
 
 
 def _ebcdic(data: bytes) -> str:
     """The code page that an XML declaration in EBCDIC names; the letters of all are the same."""
     named = re.match(_XML_ENCODING, data[:_COMMENTS_BEGIN_WITHIN].decode("cp037"))
-    if named:
-        with contextlib.suppress(LookupError, UnicodeError):
-            if "<?xml".encode(named.group(1)) == data[:5]:
-                return named.group(1)
+    with contextlib.suppress(LookupError, UnicodeError):
+        if named and "<?xml".encode(named.group(1)) == data[:5]:
+            return named.group(1)
     return "cp037"
 
 
-def _comments(text: _Text) -> Iterator[tuple[int, Optional[str]]]:
-    """The comments that begin early enough, each with its place; None for one without an end."""
-    position = 0
-    while True:
-        opening = _MARKUP.search(text.text, position, text.first + len("<![CDATA["))
-        if opening is None or opening.start() >= text.first:
-            return
-        start, is_comment = opening.end(), opening.group() == "<!--"
-        end = text.text.find("-->" if is_comment else "]]>", start)
-        if end < 0:
-            yield start, None
-            return
-        if is_comment:
-            yield start, text.text[start:end]
-        position = end + 3
+def _like_ascii(data: bytes) -> bytes:
+    """A text in UTF-8 if it is not like ASCII; any other as it is, so that no byte is lost."""
+    codec = _codec(data)
+    if codec == "utf-8":
+        return data
+    text = data.decode(codec, "replace")
+    if not codec.startswith("utf"):
+        text = text.replace("\x85", "\n")  # EBCDIC's own newline
+    return text.encode()
 
 
-def _comment_goes_on(data: bytes) -> bool:
-    """Whether the last of the comments in the beginning of a file ends further on."""
-    return any(comment is None for _, comment in _comments(_Text(data)))
+def _comments(data: bytes) -> Iterator[tuple[int, Optional[bytes]]]:
+    """The comments that begin early enough, each with its line; None for one without an end."""
+    limit = len(_like_ascii(data[:_COMMENTS_BEGIN_WITHIN]))
+    data, end = _like_ascii(data), 0
+    for opening in _MARKUP.finditer(data, 0, limit + len("![CDATA[")):
+        if end <= opening.start() < limit:
+            start, is_comment = opening.end(), opening.group() == b"<!--"
+            end = data.find(b"-->" if is_comment else b"]]>", start)
+            if end < 0:
+                yield 0, None
+                return
+            if is_comment:
+                yield len(data[:start].splitlines()), data[start:end]
 
 
 def _comment_lines(data: bytes) -> Iterator[tuple[int, str]]:
     """The lines of a fixture's comments, each with its number in the file."""
-    text = _Text(data)
-    for start, comment in _comments(text):
-        first = 1 + len(_NEWLINE.findall(text.text, 0, start))
-        for offset, line in _logical_lines(comment or ""):
-            yield first + offset, text.value(line)
+    for number, comment in _comments(data):
+        yield from _logical_lines(comment or b"", number)
 
 
 def _sidecar_lines(data: bytes) -> Iterator[tuple[int, str]]:
     """The lines of a sidecar, each with its number."""
-    text = _Text(data)
-    for number, line in _logical_lines("\n" + _BYTE_ORDER_MARK.sub("", text.text)):
-        yield number, text.value(line)
+    return _logical_lines(b"\n" + _like_ascii(data).removeprefix(codecs.BOM_UTF8), 0)
 
 
-def _logical_lines(part: str) -> Iterator[tuple[int, str]]:
-    """The lines of a part of a file, with their continuations, each with its number from 0.
+def _logical_lines(part: bytes, number: int) -> Iterator[tuple[int, str]]:
+    """The lines of a part of a file, with their continuations, each with its number.
 
-    The indentation that they have in common is removed; the first line, which may follow "<!--",
-    does not count for that.
+    ``number`` is that of the first line. That one may follow "<!--", so it does not count for the
+    indentation that the lines have in common, which is removed. Bytes that are not UTF-8 are kept
+    as surrogates.
     """
-    first, _, rest = _NEWLINE.sub("\n", part).partition("\n")
-    lines = [first, *textwrap.dedent(rest).split("\n")]
-    number, parts = 0, [""]
-    for offset, line in enumerate(lines):
+    text = b"\n".join(part.splitlines()).decode("utf-8", "surrogateescape")
+    first, _, rest = text.partition("\n")
+    parts = [first.strip(" \t")]
+    for next_number, line in enumerate(textwrap.dedent(rest).split("\n"), number + 1):
         text = line.strip(" \t")
-        continues = text and parts[0] and line[0] in " \t" and not re.match(_KNOWN_KEY, text)
-        if continues:
+        if text and parts[0] and line[0] in " \t" and not re.match(_KNOWN_KEY, text):
             parts.append(text)
         else:
             yield number, " ".join(parts)
-            number, parts = offset, [text]
+            number, parts = next_number, [text]
     yield number, " ".join(parts)
 
 
