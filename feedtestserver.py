@@ -2558,131 +2558,84 @@ def _logical_lines(part: bytes, number: int) -> Iterator[tuple[int, str]]:
 
 # Directives: the table
 
+#: All but control characters, and surrogates that stand for no byte.
+_SENDABLE = "[^\\x00-\\x08\\x0a-\\x1f\\x7f\\ud800-\\udc7f\\udd00-\\udfff]*"
+_HEADER = re.compile(rf"({_TOKEN.pattern}):({_SENDABLE})")
+_STATUS = rf"([2-5][0-9][0-9])(?:[ \t]+(?![ \t])({_SENDABLE}))?"
+_PLACE = "(?P<place>start|headers)|(?P<percent>100|[1-9]?[0-9])%|(?P<bytes>0|[1-9][0-9]{0,11})"
+_FAULT = f"(?P<kind>close|reset|stall)(?: at (?:{_PLACE}))?"
+_PLACES = "at start, at headers, at a number of bytes, at 0% to 100%"
+_FROM_1 = "a whole number from 1 to 999999999999"
 
-class _Rule:
-    """One directive: what it takes, in words, and a function that reads it.
-
-    The function is given the text in a fixture, or a value given to ``Response``, and returns the
-    fields of the response, or None if it is wrong.
-    """
-
-    def __init__(
-        self, name: str, takes: str, parse: Callable[[Any], Optional[dict[str, Any]]]
-    ) -> None:
-        self.name = name
-        self.takes = takes
-        self.parse = parse
+# Each of these reads the text of a directive, or a value given to ``Response``. It returns the
+# value of the field of that name, or several fields in a dict; None for what is wrong.
 
 
-_RULES: dict[str, _Rule] = {}
-
-
-def _directive(takes: str) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
-    """Enter a function into the table under its name."""
-
-    def enter(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        name = parse.__name__.strip("_").capitalize()
-        _RULES[name.lower()] = _Rule(name, takes, parse)
-        return parse
-
-    return enter
-
-
-@_directive("a field name, a colon, and a value without control characters (RFC 9110 5.1, 5.5)")
 def _header(text: str) -> Optional[dict[str, Any]]:
-    name, colon, value = text.partition(":")
-    value = value.strip(" \t")
-    if not colon or not _TOKEN.fullmatch(name) or _UNSENDABLE.search(value):
+    match = _HEADER.fullmatch(text)
+    if match is None:
         return None
-    if name.lower() == "status":
-        return _parsed("Status", value)
-    return {"headers": [(name, value)]}
+    name, value = match.group(1), match.group(2).strip(" \t")
+    return _parsed("Status", value) if name.lower() == "status" else {"headers": [(name, value)]}
 
 
-@_directive("three digits from 200 to 599, and a reason phrase if it is not the usual one")
 def _status(text: str) -> Optional[dict[str, Any]]:
-    match = re.fullmatch(r"([2-5][0-9][0-9])(?:[ \t]+(.*))?", text)
-    if match is None or _UNSENDABLE.search(text):
-        return None
-    return {"status": int(match.group(1)), "reason": match.group(2)}
+    match = re.fullmatch(_STATUS, text)
+    return {"status": int(match.group(1)), "reason": match.group(2)} if match else None
 
 
-@_directive("one field name, of a field that the server would add")
-def _without(text: str) -> Optional[dict[str, Any]]:
-    return {"without": [text]} if _TOKEN.fullmatch(text) else None
+def _name(found: object) -> Optional[list[str]]:
+    return [found] if isinstance(found, str) and _TOKEN.fullmatch(found) else None
 
 
-@_directive("one field name, of a field that a client may send")
-def _ignore(text: str) -> Optional[dict[str, Any]]:
-    return {"ignore": [text]} if _TOKEN.fullmatch(text) else None
+def _words(pattern: str, found: object) -> Optional[str]:
+    words = " ".join(str(found).lower().split())
+    return words if re.fullmatch(pattern, words) else None
 
 
-@_directive("gzip or deflate")
-def _compress(found: Any) -> Optional[dict[str, Any]]:
-    coding = found.lower() if isinstance(found, str) else found
-    return {"compress": coding} if coding in ("gzip", "deflate") else None
+def _whole_number(found: object) -> Optional[int]:
+    return int(str(found)) if re.fullmatch("[1-9][0-9]{0,11}", str(found)) else None
 
 
-@_directive("the size of a chunk in bytes, a whole number from 1 to 999999999999")
-def _chunked(found: Any) -> Optional[dict[str, Any]]:
-    return _whole_number("chunked", found)
+def _duration(found: Any) -> Optional[float]:
+    if isinstance(found, str) and re.fullmatch(r"[0-9]{1,9}(?:\.[0-9]+)?|\.[0-9]+", found):
+        return float(found)
+    is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
+    return found if is_number and 0 <= found < 10**9 else None
 
 
-@_directive("a number of seconds from 0 to 999999999, such as 0.5")
-def _delay(found: Any) -> Optional[dict[str, Any]]:
-    seconds = float(found) if _is_text(_SECONDS, found) else found
-    return {"delay": seconds} if _is_number(seconds) and 0 <= seconds < 10**9 else None
+def _yes(found: object) -> Optional[bool]:
+    return True if found is True or str(found).lower() == "yes" else None
 
 
-@_directive("bytes a second, a whole number from 1 to 999999999999")
-def _rate(found: Any) -> Optional[dict[str, Any]]:
-    return _whole_number("rate", found)
-
-
-@_directive(
-    "close, reset or stall, and maybe a place: at start, at headers, at a number of bytes,"
-    " at 0% to 100%"
-)
-def _fault(found: Any) -> Optional[dict[str, Any]]:
-    fault = " ".join(found.lower().split()) if isinstance(found, str) else found
-    return {"fault": fault} if _is_text(_FAULT, fault) else None
-
-
-@_directive("yes")
-def _template(found: Any) -> Optional[dict[str, Any]]:
-    return {"template": True} if found is True or _is_text("(?i)yes", found) else None
-
-
-def _whole_number(field: str, found: Any) -> Optional[dict[str, Any]]:
-    number = int(found) if _is_text(_WHOLE_NUMBER, found) else found
-    is_whole = _is_number(number) and isinstance(number, int)
-    return {field: number} if is_whole and 0 < number < 10**12 else None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_text(pattern: str, found: object) -> bool:
-    return isinstance(found, str) and re.fullmatch(pattern, found) is not None
-
-
-_WHOLE_NUMBER = "[1-9][0-9]{0,11}"
-_SECONDS = r"[0-9]{1,9}(?:\.[0-9]+)?|\.[0-9]+"
-_FAULT = (
-    "(?P<kind>close|reset|stall)(?: at (?:"
-    "(?P<place>start|headers)|(?P<percent>100|[1-9]?[0-9])%|(?P<bytes>0|[1-9][0-9]{0,11})"
-    "))?"
-)
+#: What reads each directive, and what it takes, in words. What comes as a list may be repeated.
+_RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "Header": (
+        _header,
+        "a field name, a colon, and a value without control characters (RFC 9110 5.1, 5.5)",
+    ),
+    "Status": (
+        _status,
+        "three digits from 200 to 599, and a reason phrase if it is not the usual one",
+    ),
+    "Without": (_name, "one field name, of a field that the server would add"),
+    "Ignore": (_name, "one field name, of a field that a client may send"),
+    "Compress": (functools.partial(_words, "gzip|deflate"), "gzip or deflate"),
+    "Chunked": (_whole_number, f"the size of a chunk in bytes, {_FROM_1}"),
+    "Delay": (_duration, "a number of seconds from 0 to 999999999, such as 0.5"),
+    "Rate": (_whole_number, f"bytes a second, {_FROM_1}"),
+    "Fault": (
+        functools.partial(_words, _FAULT),
+        f"close, reset or stall, and maybe a place: {_PLACES}",
+    ),
+    "Template": (_yes, "yes"),
+}
 
 #: Fields that people paste into fixtures as they stand in a response.
 _RESPONSE_FIELDS = (
     "cache-control|content-(?:encoding|length|type)|etag|expires|last-modified|location"
     "|retry-after|set-cookie|transfer-encoding|vary|www-authenticate"
 )
-
-#: Control characters, and surrogates that stand for no byte.
-_UNSENDABLE = re.compile("[\\x00-\\x08\\x0a-\\x1f\\x7f\\ud800-\\udc7f\\udd00-\\udfff]")
 #: What begins a line of its own, though it is indented.
 _KNOWN_KEY = rf"(?i:{'|'.join(_RULES)}|{_RESPONSE_FIELDS})[ \t]*:"
 
@@ -2692,31 +2645,31 @@ def _apply(fields: dict[str, Any], key: str, found: object) -> None:
 
     ``found`` is the text in a fixture, or a value given to ``Response``.
     """
-    if key.lower() not in _RULES:
+    name = key.capitalize()
+    if name not in _RULES:
         _check_free_key(key, found)
         return
-    for field, value in _parsed(key, found).items():
+    for field, value in _parsed(name, found).items():
         if isinstance(value, list):
             fields.setdefault(field, []).extend(value)
         elif field in fields:
-            name = _RULES[key.lower()].name
             shown = _shown_text(found)
             raise ValueError(f"{name}: found a second value, {shown}; it takes one only")
         else:
             fields[field] = value
 
 
-def _parsed(key: str, found: object) -> dict[str, Any]:
-    fields = _RULES[key.lower()].parse(found)
-    if fields is None:
-        raise ValueError(_sentence(key, found))
-    return fields
+def _parsed(name: str, found: object) -> dict[str, Any]:
+    """The fields of a response that a directive sets; raises ValueError if it is wrong."""
+    value = _RULES[name][0](found)
+    if value is None:
+        raise ValueError(_sentence(name, found))
+    return value if isinstance(value, dict) else {name.lower(): value}
 
 
-def _sentence(key: str, found: object) -> str:
+def _sentence(name: str, found: object) -> str:
     """What was found, and what would be right."""
-    rule = _RULES[key.lower()]
-    return f"{rule.name}: found {_shown_text(found)}; it takes {rule.takes}"
+    return f"{name}: found {_shown_text(found)}; it takes {_RULES[name][1]}"
 
 
 def _shown_text(found: object) -> str:
@@ -2732,9 +2685,9 @@ def _readable(text: str) -> str:
 
 def _check_free_key(key: str, value: object) -> None:
     """Raise ValueError for a key that is not for the test to read, but a mistake."""
-    if meant := _meant(key):
-        raise ValueError(f"found the key {key[:80]!r}; the directive is {meant}")
     name = key.rstrip(" \t")
+    if meant := _meant(name.capitalize()):
+        raise ValueError(f"found the key {key[:80]!r}; the directive is {meant[0]}")
     if re.fullmatch(_RESPONSE_FIELDS, name, re.IGNORECASE):
         line = f"{name}: {value}".rstrip(" ")
         right = f"a response field is written {_shown_text(f'Header: {line}')}"
@@ -2742,17 +2695,12 @@ def _check_free_key(key: str, value: object) -> None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _meant(key: str) -> Optional[str]:
-    """The directive that an unknown key looks like a typo of; None if there is none."""
-    for rule in _RULES.values():
-        if key.rstrip(" \t").lower() == rule.name.lower():
-            return rule.name
-        alike = 2 * min(len(key), len(rule.name)) / (len(key) + len(rule.name))
-        if key[0].lower() == rule.name[0].lower() and alike >= 0.8:
-            matcher = difflib.SequenceMatcher(None, key.lower(), rule.name.lower())
-            if matcher.ratio() >= 0.8:
-                return rule.name
-    return None
+def _meant(name: str) -> list[str]:
+    """The directive that an unknown key looks like a typo of, if there is one."""
+    # Beyond these lengths the ratio is less, and difflib need not be imported.
+    alike = [each for each in _RULES if 2 / 3 <= len(name) / len(each) <= 3 / 2]
+    alike = [each for each in alike if each[0] == name[0]]
+    return difflib.get_close_matches(name, alike, 1, 0.8) if alike else []
 
 
 # The response as a value, complete before its first byte
