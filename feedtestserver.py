@@ -2401,9 +2401,7 @@ class DirectiveError(ValueError):
 
     def __init__(self, source: str, line: int, sentence: str) -> None:
         super().__init__(source, line, sentence)
-        self.source = source
-        self.line = line
-        self.sentence = sentence
+        self.source, self.line, self.sentence = source, line, sentence
 
     def __str__(self) -> str:
         where = f"{self.source}, line {self.line}" if self.source else f"line {self.line}"
@@ -2413,7 +2411,8 @@ class DirectiveError(ValueError):
 class Directives(Headers):
     """What the comments of a fixture say, read like wsgiref.headers.Headers: ``d["Expect"]``.
 
-    Known and free keys are all there, in order, as they are spelled.
+    Known and free keys are all there, in order, as they are spelled. ``arguments`` are the keyword
+    arguments for ``Response`` that the known ones amount to.
     """
 
     def __init__(
@@ -2428,10 +2427,10 @@ class Directives(Headers):
 
         Raises DirectiveError for the first that is wrong, unless ``errors`` collects them.
         """
-        self._fields: dict[str, Any] = {}
+        self.source = source
+        self.arguments: dict[str, Any] = {}
         self._lines: list[tuple[str, str]] = []
         super().__init__(self._lines)
-        self.source = source
         for number, line in lines:
             try:
                 self._read(line, prose)
@@ -2444,16 +2443,11 @@ class Directives(Headers):
     def _read(self, line: str, prose: bool) -> None:
         match = _DIRECTIVE.fullmatch(line)
         if match:
-            _apply(self._fields, *match.groups())
+            _apply(self.arguments, *match.groups())
             self._lines.append((match.group(1).rstrip(" \t"), match.group(2)))
         elif line and not prose:
             right = "KEY: VALUE, such as 'Status: 404' or 'Header: Age: 60'"
             raise ValueError(f"found {_shown_text(line)}; a line of a sidecar is {right}")
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The keyword arguments for ``Response`` that the known directives amount to."""
-        return self._fields.copy()
 
 
 def parse_directives(data: bytes, source: str = "") -> Directives:
