@@ -2327,8 +2327,9 @@ def _read_fixture(directory: str, name: str) -> Response:
     path = _path_of(directory, name)
     data, size = _read_beginning(path)
     content = data if len(data) == size <= _SMALL else _File(path, size)
-    fields = {**_directives_of(path, data).arguments, "asis": name.lower().endswith(_AS_IS)}
-    return _of_fixture(fields, content, _media_type(name))
+    said = _DEFAULTS | _directives_of(path, data).arguments
+    said["asis"] = name.lower().endswith(".asis")
+    return _set(Response.__new__(Response), content=content, media_type=_media_type(name), **said)
 
 
 def _read_beginning(path: str) -> tuple[bytes, int]:
@@ -2760,19 +2761,16 @@ class Response:
             raise ValueError(_sentence("Status", status))
         if not isinstance(asis, bool):
             raise ValueError(f"asis: found {asis!r:.80}; it takes True or False")
-        said: list[tuple[str, object]] = [
-            *(("Header", text) for text in _header_texts(headers)),
-            *(("Without", text) for text in _name_texts("Without", without)),
-            *(("Ignore", text) for text in _name_texts("Ignore", ignore)),
-        ]
+        said = [*_header_texts(headers), *_each("Without", without), *_each("Ignore", ignore)]
         if status != 200 or reason is not None:
             said.append(("Status", f"{status}" if reason is None else f"{status} {reason}"))
-        mechanics = (("Compress", compress), ("Chunked", chunked), ("Rate", rate), ("Fault", fault))
-        said += [(key, value) for key, value in mechanics if value is not None]
-        said += [("Template", template)] if template is not False else []
+        mechanics = [("compress", compress), ("chunked", chunked), ("delay", delay), ("rate", rate)]
+        mechanics += [("fault", fault), ("template", template)]
+        # By identity, as False is equal to 0 and still no delay.
+        said += [(name, value) for name, value in mechanics if value is not _DEFAULTS[name]]
         fields: dict[str, Any] = {"asis": asis}
-        for key, value in (*said, ("Delay", delay)):
-            _apply(fields, key, value)
+        for name, value in said:
+            _apply(fields, name, value)
         _set(self, content=bytes(body), **_DEFAULTS | fields)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -2823,8 +2821,6 @@ class Response:
 
     def _all(self, name: str) -> list[str]:
         """The values that are set for a field, by its lower-case name."""
-        if name not in self.given:
-            return []
         return [value for given, value in self.headers if given.lower() == name]
 
 
@@ -2842,12 +2838,6 @@ def _set(response: Response, **fields: Any) -> Response:
     fields["has_expressions"] = fields["template"] or any("{{" in text for text in texts)
     vars(response).update(fields)
     return response
-
-
-def _of_fixture(fields: dict[str, Any], content: Union[bytes, _File], media_type: str) -> Response:
-    """The response of a fixture, of which the directives are known to be right."""
-    response = Response.__new__(Response)
-    return _set(response, content=content, media_type=media_type, **_DEFAULTS | fields)
 
 
 def _with(response: Response, **changes: Any) -> Response:
@@ -2869,25 +2859,22 @@ def _as_sent(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
-def _header_texts(headers: HeaderFields) -> Iterator[str]:
-    """What the Header directives would say; ValueError for what is no name and value."""
+def _header_texts(headers: HeaderFields) -> Iterator[tuple[str, object]]:
+    """The Header directives that say the same; ValueError for what is no name and value."""
     pairs = headers.items() if hasattr(headers, "items") else headers
-    for pair in pairs if hasattr(pairs, "__iter__") else [pairs]:
+    for key, pair in _each("Header", pairs):
         name, value = pair if isinstance(pair, (tuple, list)) and len(pair) == 2 else (pair, None)
         is_text = isinstance(value, (str, int)) and not isinstance(value, bool)
         if not isinstance(name, str) or ":" in name or not is_text:
-            raise ValueError(_sentence("Header", f"{pair!r}"))
-        yield f"{name}: {value}"
+            raise ValueError(_sentence(key, f"{pair!r}"))
+        yield key, f"{name}: {value}"
 
 
-def _name_texts(key: str, names: Sequence[str]) -> Iterator[str]:
-    """What the directives of that key would say; ValueError for what is no sequence of names."""
-    if isinstance(names, (str, bytes)) or not hasattr(names, "__iter__"):
-        raise ValueError(f"{_sentence(key, names)}, in a sequence")
-    for name in names:
-        if not isinstance(name, str):
-            raise ValueError(_sentence(key, name))
-        yield name
+def _each(key: str, values: Iterable[object]) -> list[tuple[str, object]]:
+    """The directives of that key for a sequence of values; ValueError where it is none."""
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
+        raise ValueError(f"{_sentence(key, values)}, in a sequence")
+    return [(key, value) for value in values]
 
 
 def _text_response(status: int, words: str, headers: Sequence[tuple[str, str]] = ()) -> Response:
