@@ -2206,8 +2206,6 @@ _CONTENT_TYPES = {
     ".xml": "application/xml",
 }
 _SIDECAR = ".headers"
-_AS_IS = ".asis"
-_INDEXES = ("index.html", "index.xml")
 _HOST_FOLDER = re.compile(r"\.*[A-Za-z0-9-][A-Za-z0-9.-]*")
 #: Bodies up to this size are sent together with their head, and those of files kept in memory.
 _SMALL = 64 * 1024
@@ -2225,17 +2223,14 @@ def _quote(path: str) -> str:
 
 def _unquote(path: str) -> str:
     """Percent-decoded; what is not UTF-8 stays as it is in the names of files."""
-    if "%" not in path and path.isascii():
-        return path
-    encoded = path.encode("utf-8", "surrogateescape")
-    return urllib.parse.unquote_to_bytes(encoded).decode("utf-8", "surrogateescape")
+    return urllib.parse.unquote(path, errors="surrogateescape")
 
 
 @functools.lru_cache(maxsize=1024)
 def _file_names(path: str) -> tuple[str, ...]:
     """The names of files that a path may mean; none for one that would lead elsewhere."""
     *folders, last = (_unquote(segment) for segment in path[1:].split("/"))
-    names = [last] if last else list(_INDEXES)
+    names = [last] if last else ["index.html", "index.xml"]
     for segment in (*folders, *names):
         if segment in ("", ".", "..") or not {"/", "\\", "\0"}.isdisjoint(segment):
             return ()
@@ -2358,12 +2353,8 @@ def _media_type(name: str) -> str:
 class _File:
     """A body, or a part of one, that stays on the disk, to be read by each who sends it."""
 
-    __slots__ = ("path", "size", "start")
-
     def __init__(self, path: str, size: int, start: int = 0) -> None:
-        self.path = path
-        self.size = size
-        self.start = start
+        self.path, self.size, self.start = path, size, start
 
     def __len__(self) -> int:
         return self.size
