@@ -2179,31 +2179,24 @@ def _host_and_port(origin: str) -> tuple[str, int]:
 
 # Fixture lookup: from a URL to a file, safely, and to its response
 
+# In the first ones the ending is the subtype itself.
 _CONTENT_TYPES = {
-    ".aac": "audio/aac",
+    **{f".{name}": f"application/{name}" for name in ("json", "xml")},
+    **{f".{name}": f"audio/{name}" for name in ("aac", "flac", "ogg", "wav")},
+    **{f".{name}": f"image/{name}" for name in ("avif", "gif", "jpeg", "png", "webp")},
     ".atom": "application/atom+xml",
-    ".avif": "image/avif",
-    ".flac": "audio/flac",
-    ".gif": "image/gif",
     ".html": "text/html",
     ".ico": "image/vnd.microsoft.icon",
-    ".jpeg": "image/jpeg",
     ".jpg": "image/jpeg",
-    ".json": "application/json",
     ".m4a": "audio/mp4",
     ".mp3": "audio/mpeg",
     ".oga": "audio/ogg",
-    ".ogg": "audio/ogg",
     ".opml": "text/x-opml",
     ".opus": "audio/ogg",
-    ".png": "image/png",
     ".rdf": "application/rdf+xml",
     ".rss": "application/rss+xml",
     ".svg": "image/svg+xml",
     ".txt": "text/plain",
-    ".wav": "audio/wav",
-    ".webp": "image/webp",
-    ".xml": "application/xml",
 }
 _SIDECAR = ".headers"
 _HOST_FOLDER = re.compile(r"\.*[A-Za-z0-9-][A-Za-z0-9.-]*")
