@@ -1461,7 +1461,8 @@ class FeedTestRequestHandler:
             request = yield from self.read()
             plan = yield from self.respond(request)
         except _Refusal as refusal:
-            request = self.refused(refusal)
+            request = self.request(refusal.head or _Head())
+            request.refused = True
             plan = self.plan(request, _refuse(refusal.status, str(refusal)))
         request.response, began = plan.response, time.perf_counter()
         if request.method not in _FOR_THE_SERVER:
@@ -1557,12 +1558,6 @@ class FeedTestRequestHandler:
         request.body = body
         request.connection, request.heard_at = self.connection_number, self.heard_at
         request.time = self.now = self.time()
-        return request
-
-    def refused(self, refusal: _Refusal) -> Request:
-        """What is on record of a request that could not be read."""
-        request = self.request(refusal.head or _Head())
-        request.refused = True
         return request
 
     def receive(self, wait: _Wait = _RECEIVE) -> _Part[None]:
