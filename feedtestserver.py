@@ -160,6 +160,8 @@ __version__ = "1.0.0"
 __unittest = True  # so that the traceback of a failed assertion ends in the test, not in here
 
 _T = TypeVar("_T")
+#: Field lines, or fields to be: names and values.
+_Fields = Sequence[tuple[str, str]]
 #: The origin, the path and the query of a URL, as ``respond()`` compares them.
 _Address = tuple[str, str, Optional[str]]
 
@@ -1602,10 +1604,10 @@ class FeedTestRequestHandler:
             del self.buffer[:end]
             return _parse_head(data)
         reader = _HeadReader()
-        while not reader.read(self.buffer):
+        while (head := reader.read(self.buffer)) is None:
             yield from self.receive()
         yield from self.take(reader.position)
-        return reader.head()
+        return head
 
     def take(self, size: int) -> _Part[bytes]:
         """The next bytes of the connection, as many as that."""
@@ -1920,19 +1922,14 @@ class _Head:
     """The head of a request. It is never changed, as requests that are alike share it."""
 
     def __init__(
-        self,
-        method: str = "",
-        target: str = "",
-        version: str = "",
-        fields: Sequence[tuple[str, str]] = (),
+        self, method: str = "", target: str = "", version: str = "", fields: _Fields = ()
     ) -> None:
         self.method, self.target, self.version, self.fields = method, target, version, fields
         #: The values by lower-case name, those of repeated fields joined as a list.
         self.values: dict[str, str] = {}
         for name, value in fields:
             name = name.lower()
-            before = f"{self.values[name]}, " if name in self.values else ""
-            self.values[name] = before + value
+            self.values[name] = f"{self.values[name]}, {value}" if name in self.values else value
         if not target.isascii():  # raw UTF-8, read as Latin-1
             target = target.encode("latin-1").decode("utf-8", "surrogateescape")
         #: The path as it was sent, the query, and the origin that the target names, if any.
@@ -1956,36 +1953,31 @@ class _HeadReader:
     def __init__(self) -> None:
         #: Where the first line begins that is not complete yet.
         self.position = 0
-        self._searched = 0
-        self._start = ("", "", "")  # method, target, version
+        self._start: Sequence[str] = ("", "", "")  # method, target, version
         self._fields: list[tuple[str, str]] = []
 
-    def read(self, data: Union[bytes, bytearray]) -> bool:
-        """Read the lines that are complete; tell whether the empty one was among them.
+    def read(self, data: Union[bytes, bytearray]) -> Optional[_Head]:
+        """Read the lines that are complete; the head, if the empty one was among them.
 
         ``data`` is all that has come. Raises _Refusal for what RFC 9112 says to reject.
         """
-        while (end := data.find(b"\n", max(self.position, self._searched)) + 1) > 0:
-            line = data[self.position : end].decode("latin-1")
-            self._check(line)
-            self.position = end
-            if line == "\r\n":
-                return True
-            self._add(line[:-2])
-        self._check(data[self.position :].decode("latin-1"))
-        self._searched = len(data)
-        return False
-
-    def head(self) -> _Head:
-        """The head, if what it says makes sense; raises _Refusal otherwise."""
-        head = _Head(*self._start, tuple(self._fields))
         try:
-            _check_head(head)
-            head.body_size = _body_size(head)
+            while end := data.find(b"\n", self.position) + 1:
+                line = data[self.position : end].decode("latin-1")
+                self._check(line)
+                self.position = end
+                if line == "\r\n":
+                    return _checked(self._head())
+                self._add(line[:-2])
+            self._check(data[self.position :].decode("latin-1"))
         except _Refusal as refusal:
-            refusal.head = head
+            refusal.head = self._head()
             raise
-        return head
+        return None
+
+    def _head(self) -> _Head:
+        method, target, version = self._start
+        return _Head(method, target, version, tuple(self._fields))
 
     def _check(self, line: str) -> None:
         """Refuse a line, or the beginning of one, that is too long, or holds control characters.
@@ -1996,23 +1988,23 @@ class _HeadReader:
         found = _CONTROL.search(line[: limit + 2])
         if found and found.start() <= limit:
             number = len(self._fields) + 1 + bool(self._start[0])
-            begun = _REQUEST_LINE.fullmatch(line[: found.start()])
+            begun = _REQUEST_LINE.fullmatch(line, 0, found.start())
             if begun and number == 1:
-                self._start = (begun.group(1), begun.group(2), begun.group(3))
+                self._start = begun.groups()
             name = {"\r": "bare CR", "\n": "bare LF"}.get(found.group())
             what = f"a {name}; lines end in CR LF (RFC 9112 2.2)"
             if name is None:
                 what = f"the control character {found.group()!r} (RFC 9110 5.5)"
-            raise self._refusal(400, f"line {number} has {what}")
+            raise _Refusal(400, f"line {number} has {what}")
         if len(line.removesuffix("\n").removesuffix("\r")) <= limit:
             return
         if limit < _MAX_LINE:
-            raise self._refusal(431, f"the head of the request is larger than {_MAX_HEAD} bytes")
+            raise _Refusal(431, f"the head of the request is larger than {_MAX_HEAD} bytes")
         if self._start[0]:
-            raise self._refusal(431, f"a field line is longer than {_MAX_LINE} bytes")
+            raise _Refusal(431, f"a field line is longer than {_MAX_LINE} bytes")
         if " " not in line[:limit]:
-            raise self._refusal(501, f"the method {line[:80]!r} is not implemented")
-        raise self._refusal(414, f"the request line is longer than {_MAX_LINE} bytes")
+            raise _Refusal(501, f"the method {line[:80]!r} is not implemented")
+        raise _Refusal(414, f"the request line is longer than {_MAX_LINE} bytes")
 
     def _add(self, line: str) -> None:
         """Take a line, without its end."""
@@ -2021,26 +2013,23 @@ class _HeadReader:
             if match is None:
                 found = f"malformed request line {line[:80]!r}"
                 raise _Refusal(400, f"{found}; expected METHOD SP TARGET SP HTTP/1.1 (RFC 9112 3)")
-            self._start = (match.group(1), match.group(2), match.group(3))
+            self._start = match.groups()
             return
         match = _FIELD_LINE.fullmatch(line)
         if match is None:
             fault = next(fault for pattern, fault in _FIELD_FAULTS if re.match(pattern, line))
-            raise self._refusal(400, f"the field line {line[:80]!r} {fault}")
+            raise _Refusal(400, f"the field line {line[:80]!r} {fault}")
         if len(self._fields) == _MAX_FIELDS:
-            raise self._refusal(431, f"there are more than {_MAX_FIELDS} fields")
+            raise _Refusal(431, f"there are more than {_MAX_FIELDS} fields")
         self._fields.append((match.group(1), match.group(2).strip(" \t")))
-
-    def _refusal(self, status: int, words: str) -> _Refusal:
-        return _Refusal(status, words, _Head(*self._start, tuple(self._fields)))
 
 
 @functools.lru_cache(maxsize=256)
 def _parse_head(data: bytes) -> _Head:
     """The head that these bytes are; raises _Refusal for what RFC 9112 says to reject."""
-    reader = _HeadReader()
-    reader.read(data)
-    return reader.head()
+    head = _HeadReader().read(data)
+    assert head is not None  # as the empty line is there
+    return head
 
 
 def _is_authority(text: str) -> bool:
@@ -2051,18 +2040,20 @@ def _is_authority(text: str) -> bool:
     return match.group(1) is None or _packed(match.group(1), [socket.AF_INET6]) is not None
 
 
-def _check_head(head: _Head) -> None:
+def _checked(head: _Head) -> _Head:
+    """The head, with the size of its body; raises _Refusal unless what it says makes sense."""
     if head.version[0] != "1":
         raise _Refusal(505, f"HTTP/{head.version} is not supported; use HTTP/1.1")
     if not _is_target(head):
-        raise _Refusal(
-            400, f"{head.target[:80]!r} is no target of {head.method:.80} (RFC 9112 3.2)"
-        )
+        what = f"{head.target[:80]!r} is no target of {head.method:.80}"
+        raise _Refusal(400, f"{what} (RFC 9112 3.2)")
     host = head.values.get("host")
     if host is None and head.version != "1.0":
         raise _Refusal(400, "there is no Host field (RFC 9112 3.2)")
     if host is not None and not _is_authority(host):
         raise _Refusal(400, f"the Host field {host[:80]!r} is not one host (RFC 9112 3.2)")
+    head.body_size = _body_size(head)
+    return head
 
 
 def _is_target(head: _Head) -> bool:
@@ -2087,10 +2078,9 @@ def _body_size(head: _Head) -> Optional[int]:
         return None
     if length is None:
         return 0
-    lengths = {value.strip(" \t") for value in length.split(",")}
-    if len(lengths) > 1:
+    digits, *others = {value.strip(" \t") for value in length.split(",")}
+    if others:
         raise _Refusal(400, f"the Content-Lengths differ: {length[:80]!r} (RFC 9112 6.3)")
-    digits = lengths.pop()
     if not re.fullmatch("[0-9]+", digits):
         raise _Refusal(400, f"the Content-Length {digits[:80]!r} is not a number (RFC 9110 8.6)")
     size = _number(digits)
@@ -2101,8 +2091,7 @@ def _body_size(head: _Head) -> Optional[int]:
 
 def _number(digits: str) -> int:
     """A number of bytes; those of more than 18 digits are all the same, as no body is so long."""
-    digits = digits.lstrip("0") or "0"
-    return int(digits) if len(digits) <= 18 else 10**18
+    return min(int(digits.lstrip("0")[:19] or "0"), 10**18)
 
 
 def _check_coding(coding: str, length: Optional[str], version: str) -> None:
@@ -2141,26 +2130,19 @@ def _origin(scheme: str, authority: str) -> str:
 def _parted(url: str) -> tuple[str, str]:
     """The origin of a whole URL, and what comes after; a path alone has no origin.
 
-    Raises ValueError where there is no host in it.
+    The origin is as clients send it, without a user and in ASCII (RFC 9110 4.2, IDNA). Raises
+    ValueError where there is no host in it.
     """
     whole = re.fullmatch("(?is)(https?)://([^/?#]*)(.*)", url)
     if whole is None:
         return "", url
     scheme, authority, rest = whole.groups()
-    return _origin(scheme, _sent_authority(authority)), rest
-
-
-def _sent_authority(authority: str) -> str:
-    """The authority of a URL as clients send it: without a user, in ASCII (RFC 9110 4.2, IDNA).
-
-    Raises ValueError where there is no host in it.
-    """
     host = authority.rpartition("@")[2]
     with contextlib.suppress(UnicodeError):
         host = host if host.isascii() else host.encode("idna").decode()
     if not _is_authority(host) or not host.partition(":")[0]:
         raise ValueError(f"found {authority!r:.80} in a URL; it takes the name of a host there")
-    return host
+    return _origin(scheme, host), rest
 
 
 def _host_and_port(origin: str) -> tuple[str, int]:
