@@ -2857,28 +2857,27 @@ _NOT_ABOUT_CONTENT = {"connection", "date", "server"}
 _IN_304 = {"cache-control", "content-location", "date", "etag", "expires", "server", "vary"}
 _ENTITY_TAG = re.compile(r'(?:W/)?"[!\x23-\x7e\x80-\xff]*"')
 _TIME = "(?:[01][0-9]|2[0-3]):[0-5][0-9]:(?:[0-5][0-9]|60)"
-_MONTH = "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
-_YEAR = "(?!00)[0-9]{4}"
 _WEEKDAY = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
 _HTTP_DATE = (
-    f"{_WEEKDAY}, [0-9]{{2}} {_MONTH} {_YEAR} {_TIME} GMT"
-    f"|{_WEEKDAY}(?:s|nes|rs|ur)?day, [0-9]{{2}}-{_MONTH}-[0-9]{{2}} {_TIME} GMT"
-    f"|{_WEEKDAY} {_MONTH} [ 1-3][0-9] {_TIME} {_YEAR}"
+    f"{_WEEKDAY}, [0-9]{{2}} [A-Z][a-z][a-z] (?!00)[0-9]{{4}} {_TIME} GMT"
+    f"|{_WEEKDAY}(?:s|nes|rs|ur)?day, [0-9]{{2}}-[A-Z][a-z][a-z]-[0-9]{{2}} {_TIME} GMT"
+    f"|{_WEEKDAY} [A-Z][a-z][a-z] [ 1-3][0-9] {_TIME} (?!00)[0-9]{{4}}"
 )
 _RANGE = r"(?i)bytes=[ \t,]*(?=-?[0-9])([0-9]*)-([0-9]*)[ \t,]*"
 _SERVER = f"feedtestserver/{__version__}"
 
 
+#: The bytes of a body, or where they are.
+_Content = Union[bytes, _File]
+
+
 class _Plan:
     """A response as it is sent, decided completely before its first byte."""
 
-    def __init__(
-        self, response: Response, head: bytes, content: Union[bytes, _File], closes: bool
-    ) -> None:
+    def __init__(self, response: Response, head: bytes, content: _Content, closes: bool) -> None:
         #: The response with all its fields, as it goes on record.
         self.response = response
-        self.head = head
-        self.content = content
+        self.head, self.content = head, content
         #: Whether the connection ends with it.
         self.closes = closes
         #: All of it, if it is small, and nothing happens to it on its way.
@@ -2950,22 +2949,16 @@ def _select(head: _Head, response: Response) -> Response:
 
     For methods other than GET and HEAD, the script decides by itself.
     """
-    if not head.is_conditional or head.method not in ("GET", "HEAD"):
+    is_success = 200 <= response.status < 300
+    if not (head.is_conditional and is_success and head.method in ("GET", "HEAD")):
         return response
-    if 200 <= response.status < 300:
-        response = _precondition(head, response)
-    if response.status == 200 and head.method == "GET":
-        response = _in_range(head, response)
-    return response
-
-
-def _precondition(head: _Head, response: Response) -> Response:
-    """The response, or the 304 or 412 that the request's conditions make of it (13.2.2)."""
     if _is_same(head, response, "if-match", "if-unmodified-since") is False:
         name = "If-Match" if "if-match" in head.values else "If-Unmodified-Since"
         return _error_for(response, 412, f"{name} does not hold: {head.values[name.lower()]}")
     if _is_same(head, response, "if-none-match", "if-modified-since"):
         return _not_modified(response)
+    if "range" in head.values and head.method == "GET" and response.status == 200:
+        return _in_range(head, response)
     return response
 
 
@@ -2992,7 +2985,9 @@ def _has_tag(tags: str, etag: Optional[str], *, weakly: bool) -> bool:
         return True
     if etag is None or (etag.startswith("W/") and not weakly):
         return False
-    named = [tags, *_ENTITY_TAG.findall(tags)]  # one may be malformed, as servers do send them
+    if tags == etag:  # also one that is malformed, as servers do send them
+        return True
+    named = _ENTITY_TAG.findall(tags)
     if weakly:
         return etag.removeprefix("W/") in [tag.removeprefix("W/") for tag in named]
     return etag in named
@@ -3031,11 +3026,9 @@ def _as_status(response: Response, status: int, headers: _Fields, **changes: Any
 
 def _in_range(head: _Head, response: Response) -> Response:
     """The response, or the 206 or 416 that the request's Range makes of it (RFC 9110 14.2)."""
-    asked = head.values.get("range")
-    refused = "none" in response.members("accept-ranges")
-    if asked is None or refused or not _is_still(head, response):
+    if "none" in response.members("accept-ranges") or not _is_still(head, response):
         return response
-    content = response.coded()
+    asked, content = head.values["range"], response.coded()
     size = len(content)
     part = _part(asked, size)
     if part is None:
@@ -3103,38 +3096,32 @@ def _begins_tunnel(head: _Head, response: Response) -> bool:
 def _complete(head: _Head, response: Response, date: str, persistent: bool) -> _Plan:
     """A response with the fields that the server adds to it, and its head as it will be sent."""
     content = response.coded()
-    framing = _framing(head, response, len(content))
-    added = [("Date", date), ("Server", _SERVER), *_about_content(head, response, framing)]
+    added = [("Date", date), ("Server", _SERVER), *_about_content(head, response, len(content))]
     headers = [*response.headers, *_unset(response, added)]
-    persistent = persistent and _is_framed(head, headers, framing)
+    persistent = persistent and _is_framed(head, headers, added)
     if not persistent or head.version == "1.0":
         headers += _unset(response, [("Connection", "keep-alive" if persistent else "close")])
     if head.method == "HEAD":
         response, content = _with(response, content=b"", chunked=None), b""
     planned = _with(response, headers=headers)
-    # The response may give, or leave out, the Connection field.
-    persistent = persistent and _persists(head.version, planned.members("connection"))
+    # The response may give the Connection field, or leave out the one that HTTP/1.0 needs.
+    if "connection" in response.given or head.version == "1.0":
+        persistent = persistent and _persists(head.version, planned.members("connection"))
     lines = _head(response.status, _reason(response), headers)
     return _Plan(planned, lines, content, closes=not persistent or response.fault is not None)
 
 
-def _framing(head: _Head, response: Response, size: int) -> list[tuple[str, str]]:
-    """The field that tells where the content ends; none if no client expects any content."""
-    if _has_no_content(head, response) and response.status != 205:  # RFC 9110 15.3.6
-        return []
-    if response.chunked:
-        return [("Transfer-Encoding", "chunked")]
-    return [("Content-Length", str(size))]
-
-
-def _about_content(head: _Head, response: Response, framing: _Fields) -> Iterator[tuple[str, str]]:
+def _about_content(head: _Head, response: Response, size: int) -> Iterator[tuple[str, str]]:
     """The fields about the content that the server adds by default."""
-    if not _has_no_content(head, response):
+    has_content = not _has_no_content(head, response)
+    if has_content:
         yield "Content-Type", response.media_type or _media_type(head.path)
     if response.compress:
         yield "Content-Encoding", response.compress
-    if "transfer-encoding" not in response.given:
-        yield from framing
+    if response.chunked:
+        yield "Transfer-Encoding", "chunked"
+    elif "transfer-encoding" not in response.given and (has_content or response.status == 205):
+        yield "Content-Length", str(size)  # of a 205 as well (RFC 9110 15.3.6)
 
 
 def _unset(response: Response, fields: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
@@ -3144,13 +3131,17 @@ def _unset(response: Response, fields: Iterable[tuple[str, str]]) -> Iterator[tu
             yield name, value
 
 
-def _is_framed(head: _Head, headers: _Fields, framing: _Fields) -> bool:
-    """Whether a client can tell where the body ends though the connection goes on."""
-    # Of what has no body, a length may be that of another response. Chunks may not be announced:
-    # some clients believe that they come, whatever the status says.
-    names = ("transfer-encoding", "content-length") if framing else ("transfer-encoding",)
+def _is_framed(head: _Head, headers: _Fields, added: _Fields) -> bool:
+    """Whether a client can tell where the body ends though the connection goes on.
+
+    So it can if the fields that frame the body are those that the server would add.
+    """
+    right = [field for field in added if field[0] in ("Transfer-Encoding", "Content-Length")]
+    # Where nothing frames the body, as there is none, a length may be that of another response, but
+    # some clients believe in a transfer coding, whatever the status says.
+    names = ("transfer-encoding", "content-length") if right else ("transfer-encoding",)
     said = [(name.title(), value.lower()) for name, value in headers if name.lower() in names]
-    return head.method == "HEAD" or said == framing
+    return head.method == "HEAD" or said == right
 
 
 def _persists(version: str, options: Sequence[str]) -> bool:
@@ -3202,27 +3193,22 @@ class Request:
     which scripted step gave it, if any.
     """
 
-    __slots__ = (  # as there may be very many of them
-        *("base_url", "body", "connection", "head", "heard_at", "method", "origin"),
-        *("refused", "responded_at", "response", "step", "target", "time", "version"),
-    )
+    body = b""
+    time = 0.0
+    connection = 0
+    response: Optional[Response] = None
+    step = ""
+    refused = False
+    # By time.perf_counter(), as the server's clock may stand still: when the last of it came, and
+    # when its response began; infinity if the client has not stayed for all of that.
+    heard_at = 0.0
+    responded_at = math.inf
 
     def __init__(self, head: _Head, base_url: str, origin: str) -> None:
         self.head = head
         self.method, self.target, self.version = head.method, head.target, head.version
         #: The URL of the server's root, and the origin that was asked for if it is another one.
-        self.base_url = base_url
-        self.origin = origin
-        self.body = b""
-        self.time = 0.0
-        self.connection = 0
-        self.response: Optional[Response] = None
-        self.step = ""
-        self.refused = False
-        # By time.perf_counter(), as the server's clock may stand still: when the last of it came,
-        # and when its response began; infinity if the client has not stayed for all of that.
-        self.heard_at = 0.0
-        self.responded_at = math.inf
+        self.base_url, self.origin = base_url, origin
 
     def __str__(self) -> str:
         status = f" -> {self.response.status}" if self.response else ""
@@ -3344,28 +3330,23 @@ def _fault_of(response: Response, size: int) -> tuple[Optional[str], Optional[in
     return kind, 0 if place == "headers" else None
 
 
-def _blocks(content: Union[bytes, _File], size: int, end: int) -> Iterator[memoryview]:
+def _blocks(content: _Content, size: int, end: int) -> Iterator[memoryview]:
     """What comes before an end, in blocks of that size, the last one maybe smaller."""
     if isinstance(content, _File):
-        yield from content[:end].blocks(size)
-        return
+        return content[:end].blocks(size)
     part = memoryview(content)[:end]
-    for start in range(0, len(part), size):
-        yield part[start : start + size]
+    return (part[start : start + size] for start in range(0, len(part), size))
 
 
 def _in_chunks(block: memoryview, position: int, size: int, whole: int) -> bytes:
     """A block of the body with the chunk sizes that belong between its bytes (RFC 9112 7.1)."""
     parts: list[Union[bytes, memoryview]] = []
-    start = 0
-    while start < len(block):
-        at = position + start
-        if at % size == 0:
-            end_of_last = b"\r\n" if at else b""  # goes out with what comes after it
-            parts.append(b"%s%x\r\n" % (end_of_last, min(size, whole - at)))
-        end = start + size - at % size
-        parts.append(block[start:end])
-        start = end
+    # The first chunk may have begun before the block.
+    for start in range(-(position % size), len(block), size):
+        if start >= 0:
+            end_of_last = b"\r\n" if position + start else b""  # goes out with what comes after it
+            parts.append(b"%s%x\r\n" % (end_of_last, min(size, whole - position - start)))
+        parts.append(block[max(0, start) : start + size])
     return b"".join(parts)
 
 
