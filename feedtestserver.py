@@ -1901,10 +1901,9 @@ _AUTHORITY = re.compile(rf"(?:\[([0-9A-Fa-f:.]+)\]|{_NAME})(?::(?:{_PORT}))?")
 _ABSOLUTE_FORM = re.compile(r"(?i)(https?)://([^/?]+)(/.*)?")
 # A pattern that most tests do not need is a string: re compiles it when it is first used.
 _CHUNK_SIZE = (
-    r"0*([0-9A-Fa-f]{1,16})"
+    r"(?!.*[\x00-\x08\x0a-\x1f\x7f])0*([0-9A-Fa-f]{1,16})"
     rf"(?:[ \t]*;[ \t]*{_TOKEN.pattern}"
-    rf"(?:[ \t]*=[ \t]*(?:{_TOKEN.pattern}|\"(?:[^\"\\\x00-\x08\x0a-\x1f\x7f]"
-    r"|\\[^\x00-\x08\x0a-\x1f\x7f])*\"))?)*"
+    rf"(?:[ \t]*=[ \t]*(?:{_TOKEN.pattern}|\"(?:[^\"\\]|\\.)*\"))?)*"
 )
 #: What no line of a head can hold.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n|\Z)|(?<!\r)\n")
@@ -3008,19 +3007,18 @@ def _not_modified(response: Response) -> Response:
     kept = _IN_304 if "etag" in response.given else _IN_304 | {"last-modified"}
     headers = [field for field in response.headers if field[0].lower() in kept]
     unsaid = tuple(field for field in response.headers if field not in headers)
-    return _as_status(response, 304, headers, unsaid=unsaid)
+    return _become(response, 304, headers, unsaid=unsaid)
 
 
 def _error_for(response: Response, status: int, words: str, headers: _Fields = ()) -> Response:
     """Replace the response by an error; keep only fields that are not about its content."""
     error = _text_response(status, words, headers)
     kept = [field for field in response.headers if field[0].lower() in _NOT_ABOUT_CONTENT]
-    headers = [*error.headers, *kept]
-    return _as_status(response, status, headers, chunked=None, content=error.content)
+    return _become(response, status, [*error.headers, *kept], chunked=None, content=error.content)
 
 
-def _as_status(response: Response, status: int, headers: _Fields, **changes: Any) -> Response:
-    """The response with another status, and in no content coding, or in one already."""
+def _become(response: Response, status: int, headers: _Fields, **changes: Any) -> Response:
+    """The response with another status, whose content is not coded, or is so already."""
     return _with(response, status=status, reason=None, headers=headers, compress=None, **changes)
 
 
@@ -3043,7 +3041,7 @@ def _in_range(head: _Head, response: Response) -> Response:
     if response.compress:
         added.append(("Content-Encoding", response.compress))
     headers += _unset(response, added)
-    return _as_status(response, 206, headers, content=content[part.start : part.stop])
+    return _become(response, 206, headers, content=content[part.start : part.stop])
 
 
 def _is_still(head: _Head, response: Response) -> bool:
@@ -3171,7 +3169,7 @@ def _verbatim(response: Response) -> _Plan:
             break
     fields = (line.partition(":") for line in lines)
     headers = [(name.strip(), value.strip()) for name, colon, value in fields if colon]
-    planned = _as_status(response, status, headers, chunked=None)
+    planned = _become(response, status, headers, chunked=None)
     return _Plan(planned, b"", response.content, closes=True)
 
 
@@ -3272,10 +3270,6 @@ def _headers(pairs: Iterable[tuple[str, str]]) -> Headers:
 
 # The bytes on the wire
 
-#: Steps a second in which a body is sent at a rate, unless they would be less than a byte.
-_STEPS_A_SECOND = 10
-#: Chunks that are made at a time, which takes a millisecond.
-_CHUNKS_AT_ONCE = 1000
 _PHRASES = {status.value: status.phrase for status in http.HTTPStatus}
 # As RFC 9110 calls them, which not every Python does.
 _PHRASES.update({413: "Content Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable"})
@@ -3313,9 +3307,13 @@ def _body(plan: _Plan, end: int) -> Iterator[Union[bytes, memoryview, float]]:
 
 
 def _step_size(response: Response) -> int:
-    """How many bytes to send at a time: a step of the rate, some chunks, or a block."""
-    a_step = max(1, response.rate // _STEPS_A_SECOND) if response.rate else _BLOCK
-    chunks = response.chunked * _CHUNKS_AT_ONCE if response.chunked else _BLOCK
+    """How many bytes to send at a time: a block at most.
+
+    At a rate, they take a tenth of a second, unless that would be less than a byte. Of chunks there
+    are a thousand, which are made in a millisecond.
+    """
+    a_step = max(1, response.rate // 10) if response.rate else _BLOCK
+    chunks = response.chunked * 1000 if response.chunked else _BLOCK
     return min(_BLOCK, a_step, chunks)
 
 
