@@ -2862,10 +2862,9 @@ _HTTP_DATE = (
     f"|{_WEEKDAY}(?:s|nes|rs|ur)?day, [0-9]{{2}}-[A-Z][a-z][a-z]-[0-9]{{2}} {_TIME} GMT"
     f"|{_WEEKDAY} [A-Z][a-z][a-z] [ 1-3][0-9] {_TIME} (?!00)[0-9]{{4}}"
 )
+# One part: FIRST-LAST, FIRST- or -SUFFIX; the list may have empty members.
 _RANGE = r"(?i)bytes=[ \t,]*(?=-?[0-9])([0-9]*)-([0-9]*)[ \t,]*"
 _SERVER = f"feedtestserver/{__version__}"
-
-
 #: The bytes of a body, or where they are.
 _Content = Union[bytes, _File]
 
@@ -2962,9 +2961,9 @@ def _select(head: _Head, response: Response) -> Response:
 
 
 def _is_same(head: _Head, response: Response, by_tag: str, by_date: str) -> Optional[bool]:
-    """Whether two conditions name what the response is now: the first if it was sent.
+    """Whether the response is what a condition names, by entity tag if that is sent, else by date.
 
-    None where neither was sent, or the dates cannot be compared.
+    None where neither is sent, or the dates cannot be compared.
     """
     if by_tag in head.values:
         weakly = by_tag == "if-none-match"
@@ -3132,11 +3131,11 @@ def _unset(response: Response, fields: Iterable[tuple[str, str]]) -> Iterator[tu
 def _is_framed(head: _Head, headers: _Fields, added: _Fields) -> bool:
     """Whether a client can tell where the body ends though the connection goes on.
 
-    So it can if the fields that frame the body are those that the server would add.
+    It can if the fields that frame the body are those that the server adds by default.
     """
     right = [field for field in added if field[0] in ("Transfer-Encoding", "Content-Length")]
-    # Where nothing frames the body, as there is none, a length may be that of another response, but
-    # some clients believe in a transfer coding, whatever the status says.
+    # If it adds none, a length does no harm: there is no body. But no transfer coding may be given,
+    # as some clients believe that chunks come, whatever the status says.
     names = ("transfer-encoding", "content-length") if right else ("transfer-encoding",)
     said = [(name.title(), value.lower()) for name, value in headers if name.lower() in names]
     return head.method == "HEAD" or said == right
