@@ -2913,7 +2913,6 @@ def _plan(request: Request, response: Response, date: str, persistent: bool) -> 
     return _complete(head, _sendable(head, _select(head, response)), date, persistent)
 
 
-@functools.lru_cache(maxsize=256)
 def _ignoring(head: _Head, ignored: tuple[str, ...]) -> _Head:
     """The head as it would be if the client had not sent these fields."""
     if not ignored:
