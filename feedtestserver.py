@@ -645,9 +645,7 @@ class _Site:
         return _text_response(404, f"{wanted!r} was not found in {self.directory}{nearest}")
 
     def knows(self, request: Request) -> bool:
-        """Whether the host that was asked is the server, or has a folder or scripted steps."""
-        if not request.origin:
-            return True
+        """Whether the other host that was asked has a folder or scripted steps."""
         with self._lock:
             scripted = any(origin == request.origin for origin, _, _ in self._scripts)
         return scripted or os.path.isdir(self._folder_of(request.host))
@@ -1313,20 +1311,23 @@ class _Connection:
 
     def _watch(self, events: int) -> None:
         """Have the selector watch for these events, or for none."""
+        if events == self._events:
+            return
         selector = self._server.selector
         before, self._events = self._events, 0  # what it is if this fails
-        if not before and events:
+        if not before:
             selector.register(self.socket, events, self._on_event)
-        elif before and not events:
+        elif not events:
             selector.unregister(self.socket)
-        elif before != events:
+        else:
             selector.modify(self.socket, events, self._on_event)
         self._events = events
 
     def _on_event(self) -> None:
         if self.conversation is None:  # it has ended in this turn
             return
-        result, error = b"", None
+        result: Optional[bytes] = None
+        error = None
         try:
             if self._unsent is None:
                 result = self._receive()
@@ -1420,8 +1421,8 @@ class FeedTestRequestHandler:
     #: Why the connection ends without a proper end: the kind of the fault, or an error.
     broken_off = ""
     heard_at = 0.0
-    #: The time by the server's clock, when the request came or the test's code responded.
-    now = 0.0
+    #: The Date field, of when the request came or the test's code responded.
+    date = ""
 
     def __init__(
         self,
@@ -1469,7 +1470,7 @@ class FeedTestRequestHandler:
         request.response, began = plan.response, time.perf_counter()
         if request.method not in _FOR_THE_SERVER:
             self.record.add(request)
-        yield from self.send_plan(plan)
+        yield from self.send_parts(plan) if plan.whole is None else self.send(plan.whole)
         if not self.client_left:
             request.responded_at = began
 
@@ -1559,7 +1560,7 @@ class FeedTestRequestHandler:
         request = Request(head, self.base_url, origin)
         request.body = body
         request.connection, request.heard_at = self.connection_number, self.heard_at
-        request.time = self.now = self.time()
+        request.time = self.time()
         return request
 
     def receive(self, wait: _Wait = _RECEIVE) -> _Part[None]:
@@ -1592,12 +1593,13 @@ class FeedTestRequestHandler:
 
     def read_head(self) -> _Part[_Head]:
         """Read the request line and the field lines, up to the empty line that ends them."""
-        while True:
-            while self.buffer.startswith(b"\r\n"):  # RFC 9112 2.2: before a request line, ignored
+        while not self.buffer or self.buffer[0] == _CR:
+            if self.buffer.startswith(b"\r\n"):  # RFC 9112 2.2: before a request line, ignored
                 del self.buffer[:2]
-            if self.buffer and self.buffer != b"\r":
+            elif len(self.buffer) < 2:
+                yield from self.receive()
+            else:
                 break
-            yield from self.receive()
         end = self.buffer.find(b"\r\n\r\n", 0, _SMALL_HEAD) + 4
         if end > 4:
             data = bytes(self.buffer[:end])
@@ -1672,7 +1674,7 @@ class FeedTestRequestHandler:
     def work(self, function: Callable[[], _T], request: Request) -> _Part[_T]:
         """Call a function that may block; note whether the client leaves meanwhile."""
         result: _T = yield _Call(function, request)
-        self.now = self.time()
+        self.time()
         try:
             if not (self.client_left or self.buffer):
                 yield from self.receive(_LOOK)
@@ -1687,7 +1689,7 @@ class FeedTestRequestHandler:
             if step is not None:
                 perform = functools.partial(self.site.perform, step, request)
                 return perform if callable(step) else perform()
-            if not self.site.knows(request):
+            if request.origin and not self.site.knows(request):
                 return _with(self.fail(self.site.unknown_host(request)), status=502)
         self.received, self.response = request, None
         # In a subclass it may be a test's own method, which may take its time.
@@ -1766,30 +1768,29 @@ class FeedTestRequestHandler:
             self.tunnel, self.scheme = request.target, ""
         persistent = begins_tunnel or _ignoring(request.head, response.ignore).persists
         lasting = persistent and not self.server.stopping
-        plan = _shared_plan(request, response, _http_date(int(self.now)), lasting)
-        self.closing = plan.closes
-        # It may still be sending, unless it has asked for the end itself and gets all in one piece.
-        asked = not persistent and "connection" not in response.given and not response.asis
-        self.lingering = plan.closes and not (asked and plan.whole is not None)
+        plan = _shared_plan(request, response, self.date, lasting)
+        if plan.closes:
+            self.closing = True
+            # It may still be sending, unless it has asked for the end and gets all in one piece.
+            asked = not persistent and "connection" not in response.given and not response.asis
+            self.lingering = not asked or plan.whole is None
         return plan
 
     def time(self) -> float:
         """The time by the server's clock; a clock that fails is an error in the test's code."""
         try:
             now = float(self.test_server.clock())
-            _http_date(int(now))  # no infinity, and no year 10000, which no Date field can tell
+            self.date = _http_date(int(now))  # no infinity, and no year 10000, which none can tell
         except BaseException as error:
             self.record.fail(f"the server's clock: {_shown(error)}", once=True)
-            return time.time()
+            now = time.time()
+            self.date = _http_date(int(now))
         return now
 
     # Send
 
-    def send_plan(self, plan: _Plan) -> _Part[None]:
+    def send_parts(self, plan: _Plan) -> _Part[None]:
         """Send the planned response, part by part."""
-        if plan.whole is not None:
-            yield from self.send(plan.whole)
-            return
         begin = time.perf_counter()
         for part in _timeline(plan):
             if isinstance(part, float):
@@ -1799,13 +1800,11 @@ class FeedTestRequestHandler:
             else:
                 yield from self.send(part)
 
-    def send(self, data: Union[bytes, memoryview]) -> _Part[None]:
-        """Send it all, in TLS if that is spoken; block by block, as TLS makes a copy."""
+    def send(self, data: Union[bytes, memoryview]) -> Iterable[_Yielded]:
+        """What to yield to send it all, in TLS if that is spoken: in blocks, as TLS copies them."""
         if self.tls is None:
-            yield data
-            return
-        for start in range(0, len(data), _BLOCK):
-            yield self.tls.seal(memoryview(data)[start : start + _BLOCK])
+            return (data,)
+        return map(self.tls.seal, _blocks(data, _BLOCK, len(data)))
 
     def pause_until(self, end: float) -> _Part[None]:
         """Let time pass, unless the client leaves or the server stops; what it sends is kept.
@@ -1890,6 +1889,7 @@ _MAX_FIELDS = 256
 _MAX_LINE, _MAX_HEAD, _MAX_BODY = 16 * 1024, 1024 * 1024, 64 * 1024 * 1024  # in bytes
 #: Heads up to this size are kept, as clients that keep a connection send the same ones again.
 _SMALL_HEAD = 2048
+_CR = 13
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_LINE = re.compile(rf"({_TOKEN.pattern}):([^\x00-\x08\x0a-\x1f\x7f]*)")
@@ -3326,7 +3326,7 @@ def _fault_of(response: Response, size: int) -> tuple[Optional[str], Optional[in
     return kind, 0 if place == "headers" else None
 
 
-def _blocks(content: _Content, size: int, end: int) -> Iterator[memoryview]:
+def _blocks(content: Union[_Content, memoryview], size: int, end: int) -> Iterator[memoryview]:
     """What comes before an end, in blocks of that size, the last one maybe smaller."""
     if isinstance(content, _File):
         return content[:end].blocks(size)
