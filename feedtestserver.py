@@ -160,7 +160,7 @@ __version__ = "1.0.0"
 __unittest = True  # so that the traceback of a failed assertion ends in the test, not in here
 
 _T = TypeVar("_T")
-#: Field lines, or fields to be: names and values.
+#: Names and values of fields.
 _Fields = Sequence[tuple[str, str]]
 #: The origin, the path and the query of a URL, as ``respond()`` compares them.
 _Address = tuple[str, str, Optional[str]]
@@ -208,7 +208,7 @@ class FeedTestServer(threading.Thread):
         self._files: dict[str, str] = {}  # the paths of temporary files, by name
         self._httpd: Optional[_FixtureServer] = None
         self._starting = threading.RLock()  # held by start(), and by whoever changes _files
-        self._joining = threading.Lock()  # Thread.join() may fail where several call it at once
+        self._joining = threading.RLock()  # Thread.join() may fail where several call it at once
         self._pid = os.getpid()
         self._certificate = "valid"
         self.directory, self.host, self.port = os.path.abspath(directory), host, port
@@ -274,16 +274,18 @@ class FeedTestServer(threading.Thread):
             return
         with self._starting:
             httpd = self._httpd
-            if httpd is None:
-                return
-            httpd.request_shutdown()
-            _remove(self._files, self._pid)
+        if httpd is None:
+            return
+        httpd.request_shutdown()
         deadline = time.perf_counter() + self.stop_timeout
         is_own = httpd.is_own_thread(threading.current_thread())
         if self.ident is not None and not is_own:
             with self._joining:
                 self.join(self.stop_timeout)
-        if not httpd.join(max(0.0, deadline - time.perf_counter())):
+        ended = httpd.join(max(0.0, deadline - time.perf_counter()))
+        with self._starting:  # once it is not ready any more, no other files are made
+            _remove(self._files, self._pid)
+        if not ended:
             names = ", ".join(httpd.running()) or "all requests, maybe the clock"
             raise RuntimeError(
                 f"stop() waited {self.stop_timeout:g} s for the test code that responds to {names};"
@@ -403,9 +405,9 @@ class FeedTestServer(threading.Thread):
 
     def _temporary(self, name: str, text: str) -> str:
         """The path of a temporary file of this server, which is made on first use."""
-        if not self.ready:
-            raise RuntimeError(f"{name} is there only while the server is running")
         with self._starting:
+            if not self.ready:
+                raise RuntimeError(f"{name} is there only while the server is running")
             if not self._files:  # if stop() is forgotten, they go with the process
                 weakref.finalize(self, _remove, self._files, self._pid)
             if name not in self._files:
@@ -571,6 +573,8 @@ class _Site:
         self.intercepting = 0
         self._lock = threading.Lock()
         self._scripts: dict[_Address, _Script] = {}
+        # The last turn of the server, and the fixtures that were looked up in it.
+        self._seen: tuple[Optional[int], dict[str, Optional[Response]]] = (None, {})
 
     def respond(self, path: str, steps: Sequence[Step]) -> None:
         """Script the responses for an address; see FeedTestServer.respond()."""
@@ -630,11 +634,21 @@ class _Site:
             words += "; if it is a body: bodies are bytes, such as b'<rss/>'"
         raise FileNotFoundError(errno.ENOENT, words, name[:80])
 
-    def fixture_for(self, request: Request) -> Response:
-        """What the fixture at the path of a request responds, or a 404."""
+    def fixture_for(self, request: Request, turn: Optional[int]) -> Response:
+        """What the fixture at the path of a request responds, or a 404.
+
+        The file is looked at once in a turn of the server, before which its requests were sent.
+        """
         folder = f"{request.host}/" if request.origin else ""
+        last, seen = self._seen
+        if turn is None or turn != last:
+            seen = {}
+            self._seen = turn, seen
         for name in _file_names(request.head.path):
-            if fixture := _load(self.directory, folder + name):
+            name = folder + name
+            if name not in seen:
+                seen[name] = _load(self.directory, name)
+            if fixture := seen[name]:
                 return fixture
         return self.not_found(request, folder)
 
@@ -662,7 +676,7 @@ class _Site:
         return _path_of(self.directory, host) if _HOST_FOLDER.fullmatch(host) else ""
 
     def _nearest(self, name: str) -> str:
-        some = itertools.islice(_names_below(self.directory), 1000)  # as it takes its time
+        some = itertools.islice(_names_below(self.directory), 1000)  # a large one would take long
         names = heapq.nsmallest(200, some, lambda other: abs(len(other) - len(name)))
         nearest = difflib.get_close_matches(name[:200], names, 1, 0.0)
         return f"; the nearest name there is {nearest[0]!r}" if nearest else "; it has no fixtures"
@@ -801,8 +815,11 @@ class _Record:
                 )
             finally:
                 self._waiting -= 1
-            limit = " before the server stopped" if self._ended else f" within {timeout:g} s"
-            return wanted.check(self._requests, times, limit=limit)[-1]
+            record, ended = self._requests, self._ended
+        # Without the lock, as the words take their time, and the server waits for it.
+        is_over = ended or timeout is None
+        limit = " before the server stopped" if is_over else f" within {timeout:g} s"
+        return wanted.check(record, times, limit=limit)[-1]
 
 
 # The stoppable server: one thread, one selector, one conversation for each connection
@@ -877,6 +894,8 @@ class StoppableHttpServer(http.server.HTTPServer):
     ) -> None:
         #: Whether the server has been told to stop.
         self.stopping = False
+        #: A number for the time in which nothing is received that was sent after its beginning.
+        self.turn = 0
         # For all threads, guarded by the Condition: the one that serves; functions that it is to
         # call; what the workers are doing; which of these wait in join(), and which have ended.
         self._make_lock()
@@ -885,7 +904,7 @@ class StoppableHttpServer(http.server.HTTPServer):
         self._running: dict[threading.Thread, tuple[_Connection, str]] = {}
         self._joining: set[threading.Thread] = set()
         self._ended: list[threading.Thread] = []
-        # For the thread that serves alone; `current` is the connection that it is busy with.
+        # Used by the thread that serves only; `current` is the connection that it is busy with.
         self.connections: dict[socket.socket, _Connection] = {}
         self.current: Optional[_Connection] = None
         self._timers: list[tuple[float, int, Callable[[], object]]] = []  # a heap
@@ -934,11 +953,15 @@ class StoppableHttpServer(http.server.HTTPServer):
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Serve until ``shutdown()``; nothing is polled, so ``poll_interval`` is not used."""
+        if not (self._opened or self.stopping):
+            raise RuntimeError("server_activate() must be called before serve_forever()")
         with self._lock:
             self._thread = threading.current_thread()
         try:
             while self.connections or not self.stopping:
-                for key, _ in self.selector.select(self._time_to_next_timer()):
+                ready = self.selector.select(self._time_to_next_timer())
+                self.turn += 1
+                for key, _ in ready:
                     key.data()
                 while self._timers and self._timers[0][0] <= time.perf_counter():
                     heapq.heappop(self._timers)[2]()
@@ -1003,6 +1026,11 @@ class StoppableHttpServer(http.server.HTTPServer):
                 if os.name == "nt":
                     socket.close(copy.detach())
                 raise
+            except RuntimeError:  # there are no more threads
+                copy.close()
+                raise
+        else:
+            self.shutdown_request(request)
         return False
 
     @staticmethod
@@ -1185,8 +1213,8 @@ class StoppableHttpServer(http.server.HTTPServer):
         """In a forked child, serve no further, and close the copies of the sockets.
 
         While there is a copy, the port is not free, and closing a connection does not reset it. The
-        epoll set is the parent's as well, so nothing is unregistered. What does not serve yet may
-        serve in the child, too, with a selector of its own.
+        epoll set is the parent's as well, so nothing is unregistered. A server that does not serve
+        yet may do so in the child, with a selector of its own.
         """
         if self._thread or self.stopping:
             self._make_lock()  # nobody here would release the other one
@@ -1210,7 +1238,8 @@ def _leave_to_the_parent() -> None:
     # No thread here would release the other ones.
     _Interception.lock, _Authority.lock = threading.Lock(), threading.Lock()
     for server in _open_servers:
-        server.leave_to_the_parent()
+        with contextlib.suppress(OSError):  # out of descriptors
+            server.leave_to_the_parent()
 
 
 if hasattr(os, "register_at_fork"):
@@ -1280,6 +1309,7 @@ class _Connection:
     def _receive_or_wait(self, wait: _Wait) -> Any:
         # A new client has often sent its request already, and others something meanwhile.
         if wait.receiving and not self._events and self._spent <= _A_TURN:
+            self._server.turn += 1  # it may have been sent just now
             with contextlib.suppress(BlockingIOError):
                 return self._receive()
         if wait.until < math.inf:
@@ -1356,12 +1386,16 @@ class _Connection:
     def _close(self, by_reset: bool = False) -> None:
         self.conversation = self._wait = None
         self._watch(0)
-        del self._server.connections[self.socket]
+        self._server.connections.pop(self.socket, None)
         if by_reset:
             # struct linger: yes, for 0 seconds. Its members are short on Windows.
             at_once = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
             with contextlib.suppress(OSError):  # the client was faster
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+        else:
+            # close() sends no FIN while a forked child has a copy, and RST if bytes are unread.
+            with contextlib.suppress(OSError):  # the client was faster
+                self.socket.shutdown(socket.SHUT_WR)
         self.socket.close()
 
 
@@ -1669,18 +1703,23 @@ class FeedTestRequestHandler:
         except GeneratorExit:
             raise
         except BaseException as error:  # pytest.fail() in a callable raises no Exception
+            yield from self.look()
             return self.plan(request, self.fail(_explain(error, request)))
 
     def work(self, function: Callable[[], _T], request: Request) -> _Part[_T]:
-        """Call a function that may block; note whether the client leaves meanwhile."""
+        """Call a function that may block."""
         result: _T = yield _Call(function, request)
+        yield from self.look()
+        return result
+
+    def look(self) -> _Part[None]:
+        """Look at the clock, and whether the client has left, while a function was at work."""
         self.time()
         try:
-            if not (self.client_left or self.buffer):
+            if not self.client_left and len(self.buffer) <= _A_TURN:
                 yield from self.receive(_LOOK)
-        except OSError:  # no error of this function
+        except OSError:  # no error of the function
             self.client_left = True
-        return result
 
     def find(self, request: Request) -> Union[Response, Callable[[], Response]]:
         """The response to a request, or a function that returns it, and may block before."""
@@ -1723,7 +1762,9 @@ class FeedTestRequestHandler:
         self.response = response
 
     def do_GET(self) -> None:
-        self.reply(self.site.fixture_for(self.received))
+        # A method in a subclass may have changed the file just now.
+        turn = self.server.turn if type(self) is FeedTestRequestHandler else None
+        self.reply(self.site.fixture_for(self.received, turn))
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -1764,11 +1805,11 @@ class FeedTestRequestHandler:
     def plan(self, request: Request, response: Response) -> _Plan:
         """Decide the response completely, and whether the connection ends with it."""
         begins_tunnel = _begins_tunnel(request.head, response)
-        if begins_tunnel:  # which begins like a connection, in whatever scheme
-            self.tunnel, self.scheme = request.target, ""
         persistent = begins_tunnel or _ignoring(request.head, response.ignore).persists
         lasting = persistent and not self.server.stopping
         plan = _shared_plan(request, response, self.date, lasting)
+        if begins_tunnel:  # its first byte tells the scheme, as that of a connection does
+            self.tunnel, self.scheme = request.target, ""
         if plan.closes:
             self.closing = True
             # It may still be sending, unless it has asked for the end and gets all in one piece.
@@ -2192,7 +2233,10 @@ def _quote(path: str) -> str:
 
 def _unquote(path: str) -> str:
     """Percent-decoded; what is not UTF-8 stays as it is in the names of files."""
-    return urllib.parse.unquote(path, errors="surrogateescape")
+    if "%" not in path:
+        return path
+    encoded = path.encode("utf-8", "surrogateescape")
+    return urllib.parse.unquote_to_bytes(encoded).decode("utf-8", "surrogateescape")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -2349,6 +2393,10 @@ class _File:
                     raise OSError(errno.EIO, f"the file ends {left} bytes too early", self.path)
                 left -= count
                 yield block[:count]
+
+
+#: The bytes of a body, or where they are.
+_Content = Union[bytes, _File]
 
 
 # Directives: from a fixture's comments to what they ask for
@@ -2544,12 +2592,16 @@ def _name(found: object) -> Optional[list[str]]:
 
 
 def _words(pattern: str, found: object) -> Optional[str]:
-    words = " ".join(str(found).lower().split())
+    words = " ".join(found.lower().split()) if isinstance(found, str) else ""
     return words if re.fullmatch(pattern, words) else None
 
 
 def _whole_number(found: object) -> Optional[int]:
-    return int(str(found)) if re.fullmatch("[1-9][0-9]{0,11}", str(found)) else None
+    if isinstance(found, str) and re.fullmatch("[1-9][0-9]{0,11}", found):
+        return int(found)
+    if isinstance(found, int) and not isinstance(found, bool) and 0 < found < 10**12:
+        return int(found)
+    return None
 
 
 def _duration(found: Any) -> Optional[float]:
@@ -2560,7 +2612,8 @@ def _duration(found: Any) -> Optional[float]:
 
 
 def _yes(found: object) -> Optional[bool]:
-    return True if found is True or str(found).lower() == "yes" else None
+    is_yes = isinstance(found, str) and found.lower() == "yes"
+    return True if found is True or is_yes else None
 
 
 #: What reads each directive, and what it takes, in words. What comes as a list may be repeated.
@@ -2642,7 +2695,7 @@ def _check_free_key(key: str, value: object) -> None:
     """Raise ValueError for a key that is not for the test to read, but a mistake."""
     name = key.rstrip(" \t")
     if meant := _meant(name.capitalize()):
-        raise ValueError(f"found the key {key[:80]!r}; the directive is {meant[0]}")
+        raise ValueError(f"found the key {key[:80]!r}; the directive is {meant}")
     if re.fullmatch(_RESPONSE_FIELDS, name, re.IGNORECASE):
         line = f"{name}: {value}".rstrip(" ")
         right = f"a response field is written {_shown_text(f'Header: {line}')}"
@@ -2650,12 +2703,12 @@ def _check_free_key(key: str, value: object) -> None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _meant(name: str) -> list[str]:
+def _meant(name: str) -> Optional[str]:
     """The directive that an unknown key looks like a typo of, if there is one."""
     # Beyond these lengths the ratio is less, and difflib need not be imported.
     alike = [each for each in _RULES if 2 / 3 <= len(name) / len(each) <= 3 / 2]
     alike = [each for each in alike if each[0] == name[0]]
-    return difflib.get_close_matches(name, alike, 1, 0.8) if alike else []
+    return next(iter(difflib.get_close_matches(name, alike, 1, 0.8) if alike else ()), None)
 
 
 # The response as a value, complete before its first byte
@@ -2690,7 +2743,7 @@ class Response:
     asis: bool
     # For this module: the body before any coding, maybe in a file; what Content-Type it gets; and,
     # on a 304 that stands for another response, the fields of that one which it leaves out.
-    content: Union[bytes, _File]
+    content: _Content
     media_type: Optional[str] = None
     unsaid: Optional[tuple[tuple[str, str], ...]] = None
     # Made from these: the names of the fields that are set, and suppressed, in lower case.
@@ -2759,7 +2812,7 @@ class Response:
         """All that is not the body, in the order of the constructor's arguments."""
         return {name: getattr(self, name) for name in _DEFAULTS}
 
-    def coded(self) -> Union[bytes, _File]:
+    def coded(self) -> _Content:
         """The content as it is sent: in its content coding (RFC 9110 8.4.1)."""
         return _compressed(self.content, self.compress) if self.compress else self.content
 
@@ -2806,7 +2859,7 @@ def _with(response: Response, **changes: Any) -> Response:
 
 
 @functools.lru_cache(maxsize=16)
-def _compressed(content: Union[bytes, _File], coding: str) -> bytes:
+def _compressed(content: _Content, coding: str) -> bytes:
     """A body in "gzip" or "deflate"; the last ones are kept, as this takes its time."""
     import zlib  # for these responses only, so not part of the import time
 
@@ -2865,8 +2918,6 @@ _HTTP_DATE = (
 # One part: FIRST-LAST, FIRST- or -SUFFIX; the list may have empty members.
 _RANGE = r"(?i)bytes=[ \t,]*(?=-?[0-9])([0-9]*)-([0-9]*)[ \t,]*"
 _SERVER = f"feedtestserver/{__version__}"
-#: The bytes of a body, or where they are.
-_Content = Union[bytes, _File]
 
 
 class _Plan:
@@ -2960,7 +3011,7 @@ def _select(head: _Head, response: Response) -> Response:
 
 
 def _is_same(head: _Head, response: Response, by_tag: str, by_date: str) -> Optional[bool]:
-    """Whether the response is what a condition names, by entity tag if that is sent, else by date.
+    """Whether the response is unchanged: by the entity tags that are sent, else by the date.
 
     None where neither is sent, or the dates cannot be compared.
     """
@@ -3016,7 +3067,7 @@ def _error_for(response: Response, status: int, words: str, headers: _Fields = (
 
 
 def _become(response: Response, status: int, headers: _Fields, **changes: Any) -> Response:
-    """The response with another status, whose content is not coded, or is so already."""
+    """The response with another status. Its content is sent without any further coding."""
     return _with(response, status=status, reason=None, headers=headers, compress=None, **changes)
 
 
@@ -3133,8 +3184,8 @@ def _is_framed(head: _Head, headers: _Fields, added: _Fields) -> bool:
     It can if the fields that frame the body are those that the server adds by default.
     """
     right = [field for field in added if field[0] in ("Transfer-Encoding", "Content-Length")]
-    # If it adds none, a length does no harm: there is no body. But no transfer coding may be given,
-    # as some clients believe that chunks come, whatever the status says.
+    # If it adds none, only a transfer coding misleads: some clients believe that chunks come then,
+    # whatever the status says.
     names = ("transfer-encoding", "content-length") if right else ("transfer-encoding",)
     said = [(name.title(), value.lower()) for name, value in headers if name.lower() in names]
     return head.method == "HEAD" or said == right
@@ -3430,7 +3481,7 @@ class _Client:
             before.known.learn(before)
         exchange = _Exchange(self, request)
         if request.method == "GET":
-            exchange.known.expect(exchange)
+            exchange.known.count(exchange)
             yield from exchange.findings()
         for value in exchange.given.get_all("Set-Cookie"):
             self.cookies.update(_cookies(value.partition(";")[0]))
@@ -3470,8 +3521,8 @@ class _Known:
     def may_send(self, name: str) -> tuple[str, ...]:
         return self.validators[name] + self.others[name] + self.brought[name]
 
-    def expect(self, exchange: _Exchange) -> None:
-        """Count a GET; what a 304 confirms at first was given before the record began."""
+    def count(self, exchange: _Exchange) -> None:
+        """Count a GET. If the first is a 304, take what it confirms as given before."""
         self.gets += 1
         if exchange.status != 304 or self.kept:
             return
@@ -3613,10 +3664,11 @@ class _Exchange:
     def location(self) -> str:
         """Where a redirect leads to; empty for other responses, and where no client can follow."""
         location = self.given["Location"] if self.status in _REDIRECTS else None
-        as_text = (location or "").encode("latin-1").decode("utf-8", "surrogateescape")
-        with contextlib.suppress(ValueError):  # from urljoin(), or there is no host in it
-            url = urllib.parse.urljoin(self.request.url, as_text)
-            return url if as_text and _parted(url)[0] else ""
+        if location:
+            as_text = location.encode("latin-1").decode("utf-8", "surrogateescape")
+            with contextlib.suppress(ValueError):  # from urljoin(), or there is no host in it
+                url = urllib.parse.urljoin(self.request.url, as_text)
+                return url if _parted(url)[0] else ""
         return ""
 
     @functools.cached_property
@@ -3626,14 +3678,15 @@ class _Exchange:
         Infinity, too, if the client did not wait for it, and for a response that is sent as it is,
         since clients differ in how they read it.
         """
-        plan, size = self.response, len(self.response.coded())
-        fault, end = _fault_of(plan, size)
-        is_cut = fault and (end is None or end < size or plan.chunked)
-        has_length = not (plan.chunked or _has_no_content(self.request.head, plan))
+        response, size = self.response, len(self.response.coded())
+        fault, end = _fault_of(response, size)
+        is_cut = fault and (end is None or end < size or response.chunked)
+        has_length = not (response.chunked or _has_no_content(self.request.head, response))
         is_short = has_length and _number_or_zero(self.value("Content-Length")) > size
-        if is_cut or is_short or plan.asis:
+        if is_cut or is_short or response.asis:
             return math.inf
-        return self.request.responded_at + plan.delay + (size / plan.rate if plan.rate else 0)
+        slowly = size / response.rate if response.rate else 0
+        return self.request.responded_at + response.delay + slowly
 
     def waits(self, fresh_as_well: bool = True) -> Iterator[tuple[float, str]]:
         """Until when the response asks to wait, or is fresh, and by which words."""
@@ -3657,19 +3710,20 @@ class _Exchange:
         came, said_date = self.request.time, _seconds(self.value("Date"))
         date = came if said_date is None else said_date
         max_ages = [each[len("max-age=") :] for each in directives if each.startswith("max-age=")]
-        name, expires = "Cache-Control", self.given["Expires"]
+        said = f"Cache-Control was {_legible(self.value('Cache-Control'))}"
+        expires = self.given["Expires"]
         if max_ages:
             # The least of several (4.2.1).
             lifetime: float = min(_number_or_zero(max_age.strip('"')) for max_age in max_ages)
         elif expires is not None:
-            name = "Expires"
+            said = f"Expires was {_legible(expires)}"
             lifetime = (_seconds(expires) or 0) - date  # what is no date has passed (5.3)
         else:
             return
         # A 304 changes only the fields that it carries (3.2): an Age before it may still hold.
         ages = _members(self.value("Age")) or _members(self.unsaid["Age"] or "") or ["0"]
         age = _number_or_zero(ages[0])
-        said = f"{name} was {_legible(self.value(name))}" + (f" and Age was {age}" if age else "")
+        said += f" and Age was {age}" if age else ""
         yield came + lifetime - max(age, came - date), f"{said} (RFC 9111 4.2)"
 
     @property
@@ -4148,7 +4202,7 @@ def _certificate(
 
 
 def _distinguished_name(common_name: str) -> bytes:
-    """A distinguished name (RFC 5280 4.1.2.4); that of the host is a subjectAltName."""
+    """A distinguished name (RFC 5280 4.1.2.4); the host is named in a subjectAltName."""
     pair = _sequence(_COMMON_NAME, _der(_UTF8_STRING, common_name.encode()))
     return _sequence(_der(_SET, pair))
 
@@ -4468,9 +4522,10 @@ class _Wanted:
         self.body = body.encode() if isinstance(body, str) else body
         self._record: Optional[list[Request]] = None
         self._found: list[Request] = []
+        self._looked_at = 0
 
     def among(self, record: list[Request]) -> list[Request]:
-        """Those of a record that match; if it has only grown, what is new is looked at."""
+        """The requests of a record that match; looks at those only that are new since last time."""
         if record is not self._record:
             self._record, self._found, self._looked_at = record, [], 0
         self._found += filter(self.matches, record[self._looked_at :])
@@ -4478,19 +4533,22 @@ class _Wanted:
         return self._found
 
     def matches(self, request: Request) -> bool:
-        (origin, path, query), sent = request.address, request.headers
+        origin, path, query = request.address
         return (
             self.address in (None, (origin, path, query), (origin, path, None))  # None: any query
             and self.method in (None, request.method)
             and self.body in (None, request.body)
             # A field that is not there has the value None.
-            and all(value in (sent.get_all(name) or (None,)) for name, value in self.fields.items())
+            and all(
+                value in (request.headers.get_all(name) or (None,))
+                for name, value in self.fields.items()
+            )
         )
 
     def check(
         self, record: list[Request], least: int, most: float = math.inf, limit: str = ""
     ) -> list[Request]:
-        """Those of a record that match; raises AssertionError unless there are so many."""
+        """The same; raises AssertionError unless their number is between least and most."""
         found = self.among(record)
         if not least <= len(found) <= most:
             expected = f"{'' if least == most else 'at least '}{_times(least)}{limit}"
@@ -4566,15 +4624,21 @@ class FeedTestServerMixin(_TestCase):
         server.start()
         self.server = self._own_server = server  # known even if the rest fails
         self.addCleanup(self._look_for_errors)
-        self.addCleanup(server.stop)
+        self.addCleanup(self._stop_server)
         self._begin_interception()
         return server
 
     def _begin_interception(self) -> None:
         if self.intercept:
-            interception = self.server.intercept()
-            interception.__enter__()
-            self.addCleanup(interception.__exit__, None, None, None)
+            self._interception = self.server.intercept()
+            self._interception.__enter__()
+            self.addCleanup(self._end_interception)
+
+    def _end_interception(self) -> None:
+        self._interception.__exit__(None, None, None)
+
+    def _stop_server(self) -> None:
+        self.server.stop()
 
     def _look_for_errors(self) -> None:
         if errors := self.server._record.take_errors():
@@ -4589,10 +4653,9 @@ class FeedTestServerMixin(_TestCase):
             raise self.failureException(self._formatMessage(msg, str(error))) from None
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a parallel runner sends to another process: all but the server, and what ends it."""
-        kept_here = ("server", "_own_server")
-        sent = {name: value for name, value in self.__dict__.items() if name not in kept_here}
-        return {**sent, "_cleanups": []}
+        """What a parallel runner sends to another process: all but the server."""
+        kept_here = ("server", "_own_server", "_interception")
+        return {name: value for name, value in self.__dict__.items() if name not in kept_here}
 
     @property
     def base_url(self) -> str:

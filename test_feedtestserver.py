@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import copy
 import email.utils
+import enum
 import errno
 import functools
 import gc
@@ -1005,6 +1006,22 @@ class ResponseTest(unittest.TestCase):
             ):
                 Response(without=names)
 
+    def test_members_of_enumerations_are_values_like_any_other(self):
+        class Word(str, enum.Enum):
+            GZIP, CLOSE, YES = "gzip", "close at 5", "yes"
+
+        class Number(enum.IntEnum):
+            FIVE = 5
+
+        for arguments, plain in (
+            ({"compress": Word.GZIP}, {"compress": "gzip"}),
+            ({"fault": Word.CLOSE}, {"fault": "close at 5"}),
+            ({"template": Word.YES}, {"template": True}),
+            ({"rate": Number.FIVE, "chunked": Number.FIVE}, {"rate": 5, "chunked": 5}),
+        ):
+            with self.subTest(arguments):
+                self.assertEqual(repr(Response(**arguments)), repr(Response(**plain)))
+
     def test_headers_that_are_no_pairs_are_an_error(self):
         for headers in (
             "X: 1",
@@ -1990,6 +2007,35 @@ class LookupTest(ServerTestCase):
                 self.let_time_pass()
             with self.subTest(kept=kept):
                 self.check_changes()
+
+    def test_a_request_that_is_sent_after_a_change_gets_what_was_changed(self):
+        """Also if the server looks at the file for others just then."""
+        server = self.serve({"feed.xml": b"<old/>"})
+        busy, go_on, late = threading.Event(), threading.Event(), []
+        requests = iter(("first", "second", "third"))
+
+        def clock():  # which is called for each request, in the thread that serves
+            request = next(requests, None)
+            if request == "first":
+                busy.set()
+                go_on.wait(PATIENCE)
+            elif request == "third":
+                pathlib.Path(server.directory, "feed.xml").write_bytes(b"<changed/>")
+                late.append(connect(server))
+                late[0].sendall(LAST)
+            return time.time()
+
+        with connect(server) as early, connect(server) as connection:
+            self.get(server, "/feed.xml")  # so that these are accepted
+            server.clock = clock
+            early.sendall(HEAD + b"\r\n")
+            self.assertTrue(busy.wait(PATIENCE))
+            connection.sendall(HEAD + b"\r\n" + LAST)
+            with connect(server):
+                go_on.set()
+                self.assertIn(b"<old/>", read_all(connection))
+        with late[0]:
+            self.assertEqual(Answer(read_all(late[0])).body, b"<changed/>")
 
     def check_changes(self):
         server = self.serve({"feed.xml": comment("Status: 404")})
@@ -3425,6 +3471,23 @@ class FaultTest(ServerTestCase):
         server.wait_for_request("/x")
         server.stop()
         self.assertEqual(server.errors, [])
+
+    def test_what_comes_during_a_callable_that_fails_resets_nothing(self):
+        begun, go_on = threading.Event(), threading.Event()
+
+        def fail(request):
+            begun.set()
+            go_on.wait(PATIENCE)
+            raise ValueError("no response")
+
+        server = self.serve()
+        server.respond("/x", fail)
+        with connect(server) as connection:
+            connection.sendall(b"POST /x HTTP/1.0\r\nContent-Length: 1\r\n\r\n1")
+            self.assertTrue(begun.wait(PATIENCE))
+            connection.sendall(b"\r\n")
+            go_on.set()
+            self.assertEqual(Answer(read_all(connection)).status, 500)
 
     def test_a_reset_though_more_was_sent(self):
         server = self.serve_one(fault="reset at 100")
@@ -5930,6 +5993,44 @@ class LifeCycleTest(ServerTestCase):
         self.assert_gone(server)
         self.assertEqual(server.errors, [])
 
+    def test_no_file_is_made_by_a_server_that_stops(self):
+        def read(server):
+            with contextlib.suppress(RuntimeError):
+                paths.append(server.ca_file)
+
+        paths = []
+        for _ in range(20):
+            server = self.serve()
+            run_at_once([functools.partial(read, server), server.stop])
+        self.assertEqual([path for path in paths if os.path.exists(path)], [])
+
+    @unittest.skipUnless(hasattr(signal, "SIGUSR1"), "there is no SIGUSR1 here")
+    def test_stop_in_a_signal_handler_during_stop(self):
+        script = """
+        import os, signal, socket, threading
+        from feedtestserver import FeedTestServer
+        server, begun = FeedTestServer(), threading.Event()
+        def respond(request):
+            begun.set()
+            while server.ready:
+                pass
+            os.kill(os.getpid(), signal.SIGUSR1)
+            return 204
+        def stop(*arguments):
+            server.stop()
+            print("stopped")
+        signal.signal(signal.SIGUSR1, stop)
+        server.directory = "."
+        server.start()
+        server.respond("/", respond)
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+            begun.wait()
+            server.stop()
+        """
+        done = run_script(script)
+        self.assertEqual((done.stdout, done.stderr), ("stopped\n", ""))
+
     def test_stop_from_ten_threads_while_a_callable_runs(self):
         server = self.serve()
         entered = threading.Event()
@@ -6700,6 +6801,25 @@ class StoppableHttpServerTest(unittest.TestCase):
         for _ in range(3):
             self.assertEqual(read_all(self.connect(server)), b"")
 
+    def test_a_connection_ends_if_there_is_no_thread_for_its_handler(self):
+        failed = []
+
+        class Server(StoppableHttpServer):
+            def handle_error(self, request, client_address):
+                failed.append(f"{sys.exc_info()[1]}")
+
+        server, _ = self.start(lambda *arguments: self.fail("it was not to be called"), Server)
+        with mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("no thread")):
+            self.assertEqual(read_all(self.connect(server)), b"")
+        self.assertEqual(failed, ["no thread"])
+
+    def test_to_serve_it_has_to_listen(self):
+        with (
+            StoppableHttpServer(("127.0.0.1", 0), self.fail, bind_and_activate=False) as server,
+            self.assertRaisesRegex(RuntimeError, "server_activate.. must be called before"),
+        ):
+            server.serve_forever()
+
     def test_shutdown_before_it_serves(self):
         server = StoppableHttpServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
         server.shutdown()
@@ -7204,6 +7324,12 @@ class WaitTest(ServerTestCase):
                 else:
                     with self.assertRaises(AssertionError):
                         server.wait_for_request(**arguments, timeout=0)
+
+    def test_without_a_limit(self):
+        server = self.serve()
+        self.get(server, "/x")
+        request = server.wait_for_request("/x", timeout=None)
+        self.assertEqual([request], server.requests)
 
     def test_none_is_not_to_be_waited_for(self):
         with self.assertRaisesRegex(ValueError, "^times: found 0; it takes 1 or more"):
@@ -8113,7 +8239,7 @@ SENTENCES = [
     (
         """
         GET http://example.com/?a -> 410
-        GET http://example.com/?a -> 503 | Expires: Sat, 07 Mar 2009 11:00:00 GMT
+        GET http://example.com/?a -> 503 | Expires: Sat, 07 Mar 2009 11:00:00 GMT | Expires: 0
         +10 GET http://example.com/?a -> 308 | Location: https://example.com/
         GET http://example.com/?a -> 200
         """,
@@ -8833,6 +8959,13 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
         test.run(unittest.TestResult())
         self.assertTrue(test.pickled)
 
+    def test_a_test_keeps_its_own_cleanups_on_its_way_to_another_process(self):
+        test = PickledTest("test")
+        test.addCleanup(test.note_that_it_ended)
+        test = pickle.loads(pickle.dumps(test))
+        test.run(unittest.TestResult())
+        self.assertTrue(test.ended)
+
     def test_a_test_can_be_sent_to_another_process_to_be_run_there(self):
         result = unittest.TestResult()
         test = pickle.loads(pickle.dumps(PickledTest("test")))
@@ -8917,6 +9050,10 @@ class InterceptingMixinTest(FeedTestServerMixin, ServerTestCase):
 class PickledTest(FeedTestServerMixin, unittest.TestCase):
     intercept = True
     pickled = b""
+    ended = False
+
+    def note_that_it_ended(self):
+        self.ended = True
 
     def test(self):
         with self.subTest(number=1):
