@@ -211,7 +211,7 @@ class FeedTestServer(threading.Thread):
         self._joining = threading.RLock()  # Thread.join() may fail where several call it at once
         self._pid = os.getpid()
         self._certificate = "valid"
-        self.directory, self.host, self.port = os.path.abspath(directory), host, port
+        self.directory, self.host, self.port = directory, host, port
 
     # Starting and stopping
 
@@ -894,7 +894,7 @@ class StoppableHttpServer(http.server.HTTPServer):
     ) -> None:
         #: Whether the server has been told to stop.
         self.stopping = False
-        #: A number for the time in which nothing is received that was sent after its beginning.
+        #: Counts the turns of the loop. What is received in a turn was sent before it began.
         self.turn = 0
         # For all threads, guarded by the Condition: the one that serves; functions that it is to
         # call; what the workers are doing; which of these wait in join(), and which have ended.
@@ -1279,11 +1279,14 @@ class _Connection:
                     value, error = None, failure
         except StopIteration as stop:
             self._close(by_reset=stop.value)
-        except BaseException as fault:
+        except KeyboardInterrupt:
             self._close()
-            if isinstance(fault, KeyboardInterrupt):
-                raise
-            self._server.handle_error(self.socket, self._address)
+            raise
+        except BaseException:
+            try:
+                self._server.handle_error(self.socket, self._address)
+            finally:
+                self._close()
         self._server.current = error = None  # an exception refers to this frame
 
     def _begin(self, yielded: _Yielded) -> Any:
@@ -1309,7 +1312,7 @@ class _Connection:
     def _receive_or_wait(self, wait: _Wait) -> Any:
         # A new client has often sent its request already, and others something meanwhile.
         if wait.receiving and not self._events and self._spent <= _A_TURN:
-            self._server.turn += 1  # it may have been sent just now
+            self._server.turn += 1  # as this may have been sent just now
             with contextlib.suppress(BlockingIOError):
                 return self._receive()
         if wait.until < math.inf:

@@ -5895,14 +5895,15 @@ class LifeCycleTest(ServerTestCase):
         class Server(FeedTestServer):
             def run(self):
                 stopping.start()
+                begun.set()
                 test.connect_until_refused(self)
                 super().run()
 
-        test = self
+        test, begun = self, threading.Event()
         server = Server(self.make_directory())
         stopping = threading.Thread(target=server.stop)
         server.start()
-        server.join()
+        self.assertTrue(begun.wait(PATIENCE))
         stopping.join()
         self.assert_gone(server)
 
