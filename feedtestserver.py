@@ -817,8 +817,7 @@ class _Record:
                 self._waiting -= 1
             record, ended = self._requests, self._ended
         # Without the lock, as the words take their time, and the server waits for it.
-        is_over = ended or timeout is None
-        limit = " before the server stopped" if is_over else f" within {timeout:g} s"
+        limit = " before the server stopped" if ended else f" within {timeout or 0:g} s"
         return wanted.check(record, times, limit=limit)[-1]
 
 
@@ -2599,12 +2598,10 @@ def _words(pattern: str, found: object) -> Optional[str]:
     return words if re.fullmatch(pattern, words) else None
 
 
-def _whole_number(found: object) -> Optional[int]:
-    if isinstance(found, str) and re.fullmatch("[1-9][0-9]{0,11}", found):
-        return int(found)
-    if isinstance(found, int) and not isinstance(found, bool) and 0 < found < 10**12:
-        return int(found)
-    return None
+def _whole_number(found: Any) -> Optional[int]:
+    is_number = isinstance(found, int) and not isinstance(found, bool)
+    text = f"{int(found)}" if is_number else found
+    return int(text) if isinstance(text, str) and re.fullmatch("[1-9][0-9]{0,11}", text) else None
 
 
 def _duration(found: Any) -> Optional[float]:
@@ -2615,8 +2612,7 @@ def _duration(found: Any) -> Optional[float]:
 
 
 def _yes(found: object) -> Optional[bool]:
-    is_yes = isinstance(found, str) and found.lower() == "yes"
-    return True if found is True or is_yes else None
+    return True if found is True or (isinstance(found, str) and found.lower() == "yes") else None
 
 
 #: What reads each directive, and what it takes, in words. What comes as a list may be repeated.

@@ -1355,6 +1355,8 @@ def main() -> int:
                 holders.append(Holder(folder, number, rounds))
                 stack.callback(holders[-1].end)
             hold_all_open(holders, effort)
+            if hosts:
+                print()
             print_open(holders)
     print_machine(names, used)
     failures = [host.failure for host in hosts] + [holder.failure for holder in holders]
