@@ -2710,6 +2710,7 @@ def asn1(data):
 
 def at_system_time(seconds):
     """A context in which this is the time by which certificates are made, in any thread."""
+    FeedTestServer().ssl_context()  # makes the CA, which other tests need at the true time
     return mock.patch.object(feedtestserver, "_system_time", lambda: seconds)
 
 
