@@ -1200,7 +1200,10 @@ class StoppableHttpServer(http.server.HTTPServer):
             return [name for _, name in self._running.values()]
 
     def server_close(self) -> None:
-        """Close the port, and what the thread that serves waits on."""
+        """Close the port, and what the thread that serves waits on; that is stopped before."""
+        if self._thread not in (None, threading.current_thread()):
+            self.shutdown()  # at its end it calls this itself
+            return
         super().server_close()
         self._close_selector()
 
@@ -1784,7 +1787,8 @@ class FeedTestRequestHandler:
 
     def do_QUIT(self) -> None:
         """Stop the server: the port is closed before the response is sent."""
-        if not _is_loopback(self.client_address[0]):
+        address = self.client_address[0]
+        if not (address.startswith(("127.", "::ffff:127.")) or address == "::1"):
             self.reply(_refuse(403, "QUIT is for clients on this machine only"))
             return
         self.server.request_shutdown()
@@ -1881,10 +1885,6 @@ class FeedTestRequestHandler:
 
 # FeedTestServer comes first in the file, so its default can only be set here.
 FeedTestServer.handler_class = FeedTestRequestHandler
-
-
-def _is_loopback(address: str) -> bool:
-    return address.startswith(("127.", "::ffff:127.")) or address == "::1"
 
 
 def _explain(error: BaseException, request: Request) -> str:

@@ -6815,6 +6815,21 @@ class StoppableHttpServerTest(unittest.TestCase):
             self.assertEqual(read_all(self.connect(server)), b"")
         self.assertEqual(failed, ["no thread"])
 
+    def test_closed_while_it_serves_it_stops(self):
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self):
+                for line in self.rfile:
+                    self.wfile.write(line)
+
+        server, thread = self.start(Handler)
+        with server:
+            connection = self.connect(server)
+            connection.sendall(b"1\n")
+            self.assertEqual(connection.recv(9), b"1\n")
+        thread.join()
+        self.assertEqual(read_all(connection), b"")
+        self.assert_refused(server)
+
     def test_to_serve_it_has_to_listen(self):
         with (
             StoppableHttpServer(("127.0.0.1", 0), self.fail, bind_and_activate=False) as server,
