@@ -5557,6 +5557,19 @@ class InjectionTest(ServerTestCase):
 
 
 class LifeCycleTest(ServerTestCase):
+    #: For the beginning of a script.
+    TAKE_DESCRIPTORS = """
+        import os, resource
+        def take_descriptors():
+            files = []
+            resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+            try:
+                while True:
+                    files.append(open(os.devnull))
+            except OSError:
+                return files
+    """
+
     def setUp(self):
         super().setUp()
         self.threads = set(threading.enumerate())
@@ -5642,16 +5655,10 @@ class LifeCycleTest(ServerTestCase):
     def test_started_without_descriptors(self):
         """Nothing is imported on first use then: its file could not be opened."""
         script = """
-        import os, resource, socket, sys, feedtestserver
+        import socket, sys, feedtestserver
         server = feedtestserver.FeedTestServer(sys.argv[1])
         connections = [socket.socket() for _ in range(3)]
-        files = []
-        resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
-        try:
-            while True:
-                files.append(open(os.devnull))
-        except OSError:
-            pass
+        files = take_descriptors()
         while not server.ready:
             try:
                 server.start()
@@ -5667,7 +5674,7 @@ class LifeCycleTest(ServerTestCase):
             connection.sendall(b"QUIT / HTTP/1.0\\r\\n\\r\\n")
             print(connection.recv(12))
         """
-        done = run_script(script, self.make_directory())
+        done = run_script(self.TAKE_DESCRIPTORS + script, self.make_directory())
         self.assertEqual(done.stderr, "")
         *errors, last = done.stdout.splitlines()
         self.assertEqual((set(errors), last), ({f"{errno.EMFILE}"}, "b'HTTP/1.1 200'"))
@@ -6329,7 +6336,7 @@ class LifeCycleTest(ServerTestCase):
     @unittest.skipUnless(importlib.util.find_spec("resource"), "no limit can be set here")
     def test_connections_wait_until_there_is_a_descriptor(self):
         script = """
-        import logging, os, resource, socket, sys, threading, feedtestserver
+        import logging, socket, sys, threading, feedtestserver
 
         class Handler(logging.Handler):
             def emit(self, record):
@@ -6344,13 +6351,7 @@ class LifeCycleTest(ServerTestCase):
             connections = [socket.socket() for _ in range(3)]
             for each in connections:
                 each.settimeout(20)
-            files = []
-            resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
-            try:
-                while True:
-                    files.append(open(os.devnull))
-            except OSError:
-                pass
+            files = take_descriptors()
             for each in connections:
                 each.connect(("127.0.0.1", server.port))
                 each.sendall(b"GET /feed.xml HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
@@ -6360,7 +6361,8 @@ class LifeCycleTest(ServerTestCase):
             for each in connections:
                 print(each.recv(15))
         """.replace("24", str(errno.EMFILE))
-        done = run_script(script, self.make_directory({"feed.xml": b"<rss/>"}))
+        directory = self.make_directory({"feed.xml": b"<rss/>"})
+        done = run_script(self.TAKE_DESCRIPTORS + script, directory)
         self.assertEqual((done.stdout, done.stderr), ("True []\n" + "b'HTTP/1.1 200 OK'\n" * 3, ""))
 
     def test_stop_while_it_waits_for_a_descriptor(self):
