@@ -1,9 +1,13 @@
 """Packaging; the one module is all there is to install, and copying it will do as well."""
 
+from __future__ import annotations
+
+import os
 import re
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
 HERE = Path(__file__).resolve().parent
@@ -16,6 +20,22 @@ def read_version() -> str:
     if match is None:
         raise RuntimeError('feedtestserver.py has no line __version__ = "..."')
     return match.group(1)
+
+
+class BuildWithTypes(build_py):
+    """The module, and a copy of it as its stub, so that type checkers see its types.
+
+    They ignore those of an installed module without a stub or py.typed; the latter is for packages
+    only (PEP 561).
+    """
+
+    def find_modules(self) -> list[tuple[str, str, str]]:
+        source = "feedtestserver.py"
+        return [("", "feedtestserver", source), ("feedtestserver-stubs", "__init__", source)]
+
+    def get_module_outfile(self, build_dir: str, package: list[str], module: str) -> str:
+        suffix = ".pyi" if module == "__init__" else ".py"
+        return os.path.join(build_dir, *package, module + suffix)
 
 
 class SdistWithTests(sdist):
@@ -57,5 +77,5 @@ setup(
         "Topic :: Software Development :: Testing",
         "Topic :: Text Processing :: Markup :: XML",
     ],
-    cmdclass={"sdist": SdistWithTests},
+    cmdclass={"build_py": BuildWithTypes, "sdist": SdistWithTests},
 )
