@@ -110,7 +110,7 @@ import time
 import types
 import urllib.parse
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Optional, TextIO, TypeVar, Union
 from wsgiref.headers import Headers
 
@@ -127,6 +127,7 @@ class _Lazy(types.ModuleType):
 if TYPE_CHECKING:
     import difflib
     import hashlib
+    import json
     import logging
     import signal
     import ssl
@@ -135,8 +136,8 @@ if TYPE_CHECKING:
 
     _TestCase = unittest.TestCase
 else:
-    difflib, hashlib, signal = _Lazy("difflib"), _Lazy("hashlib"), _Lazy("signal")
-    ssl, tempfile = _Lazy("ssl"), _Lazy("tempfile")
+    difflib, hashlib, json = _Lazy("difflib"), _Lazy("hashlib"), _Lazy("json")
+    signal, ssl, tempfile = _Lazy("signal"), _Lazy("ssl"), _Lazy("tempfile")
     _TestCase = object
 
 __all__ = [
@@ -157,13 +158,16 @@ __all__ = [
     "stop_server",
 ]
 __version__ = "1.0.0"
-__unittest = True  # so that the traceback of a failed assertion ends in the test, not in here
+# So that the traceback of a failed assertion ends in the test, not in here: unittest, and pytest.
+__unittest = __tracebackhide__ = True
 
 _T = TypeVar("_T")
 #: Names and values of fields.
 _Fields = Sequence[tuple[str, str]]
-#: The origin, the path and the query of a URL, as ``respond()`` compares them.
-_Address = tuple[str, str, Optional[str]]
+#: Fields that are looked for in requests; one whose value is None must be absent.
+_WantedFields = Optional[Mapping[str, Optional[str]]]
+#: A body that is looked for in requests; a dict or a list is compared as JSON.
+_WantedBody = Optional[Union[bytes, str, dict[str, Any], list[Any]]]
 
 #: Where a server that is bound to all addresses can be reached.
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
@@ -176,37 +180,43 @@ _IN_USE = {errno.EADDRINUSE} | ({errno.EACCES} if os.name == "nt" else set())
 class FeedTestServer(threading.Thread):
     """A server for the fixtures in a directory, in a thread of its own.
 
-    ``directory`` is made absolute here and must exist when the server is started. ``host`` is the
-    address to listen at, "0.0.0.0" for all. ``port`` 0 takes any free port. A fixed port that is in
-    use is tried again until ``bind_timeout`` seconds have passed. Use it as a context manager, or
-    call ``start()`` and ``stop()``.
+    ``directory`` is made absolute here and must exist when the server is started. None is ``data``
+    where there is one, else no directory at all, and so is "". ``host`` is the address to listen
+    at, "0.0.0.0" for all. ``port`` 0 takes any free port. One that is in use is tried again until
+    ``bind_timeout`` seconds have passed. ``stop()`` waits ``stop_timeout`` seconds for test
+    code that is still running. ``clock`` tells the time in seconds since the epoch, for the Date
+    field and for the record; it is called in the thread that serves all connections, so it must
+    return at once. All of these are attributes, too: ``stop_timeout`` and ``clock`` may be set at
+    any time, the others before ``start()``.
+
+    Use it as a context manager, or call ``start()`` and ``stop()``. At the end of ``with``, an
+    AssertionError tells what was wrong with fixtures and test code, unless another exception is on
+    its way.
     """
 
     #: The class of the conversations; a subclass of FeedTestRequestHandler may add do_ methods.
     handler_class: type[FeedTestRequestHandler]
-    #: Seconds that stop() waits for test code that is still running.
-    stop_timeout = 5.0
-    #: Tells the time in seconds since the epoch, for the Date field and for the record. It is
-    #: called in the thread that serves all connections, so it must return at once.
-    clock: Callable[[], float]
     # Whether the interpreter ends. It has stopped the threads then, maybe while they held a lock,
     # removed the files, and emptied this module, so this is kept here.
     _at_end = staticmethod(sys.is_finalizing)
 
     def __init__(
         self,
-        directory: Union[str, os.PathLike[str]] = "data",
+        directory: Optional[Union[str, os.PathLike[str]]] = None,
         *,
         host: str = "127.0.0.1",
         port: int = 0,
         bind_timeout: float = 10.0,
+        stop_timeout: float = 5.0,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(name="feedtestserver", daemon=True)
-        self.bind_timeout = bind_timeout
-        self.clock = time.time
+        self.bind_timeout, self.stop_timeout, self.clock = bind_timeout, stop_timeout, clock
         self._site, self._record = _Site(), _Record()
+        self._connection_numbers = itertools.count(1)
         self._files: dict[str, str] = {}  # the paths of temporary files, by name
         self._httpd: Optional[_FixtureServer] = None
+        self._up: Optional[threading.Event] = None  # set when down() ends
         self._starting = threading.RLock()  # held by start(), and by whoever changes _files
         self._joining = threading.RLock()  # Thread.join() may fail where several call it at once
         self._pid = os.getpid()
@@ -224,11 +234,12 @@ class FeedTestServer(threading.Thread):
         with self._starting:
             if self._httpd:
                 raise RuntimeError("a server is started once only; make a new FeedTestServer")
-            _require_directory(self.directory)
+            if self.directory:
+                _require_directory(self.directory)
             _logger()  # imported later, out of descriptors or beside a fork(), it could fail
             self._httpd = self._bind()
             self._pid = os.getpid()
-            self.port = self._httpd.server_port
+            self._site.port = self._httpd.server_port
             try:
                 super().start()
             except BaseException:
@@ -257,9 +268,13 @@ class FeedTestServer(threading.Thread):
 
     def run(self) -> None:
         """Serve until told to stop; start() calls this in the new thread."""
-        assert self._httpd is not None
+        served = None
         try:
-            self._httpd.serve_forever()
+            while self._httpd is not served and self._httpd:  # after down() it is another one
+                served = self._httpd
+                served.serve_forever()
+                if up := self._up:
+                    up.wait()
         finally:
             self._record.end()
 
@@ -274,44 +289,100 @@ class FeedTestServer(threading.Thread):
             return
         with self._starting:
             httpd = self._httpd
+            if self._up:  # there will be no other one
+                self._up.set()
+                self._up = None
         if httpd is None:
             return
-        httpd.request_shutdown()
-        deadline = time.perf_counter() + self.stop_timeout
         is_own = httpd.is_own_thread(threading.current_thread())
-        if self.ident is not None and not is_own:
-            with self._joining:
-                self.join(self.stop_timeout)
-        ended = httpd.join(max(0.0, deadline - time.perf_counter()))
-        with self._starting:  # once it is not ready any more, no other files are made
-            _remove(self._files, self._pid)
-        if not ended:
-            names = ", ".join(httpd.running()) or "all requests, maybe the clock"
-            raise RuntimeError(
-                f"stop() waited {self.stop_timeout:g} s for the test code that responds to {names};"
-                " it has to return by itself"
-            )
+        try:
+            self._end(httpd, "stop()", None if is_own else self)
+        finally:
+            with self._starting:  # once it is not ready any more, no other files are made
+                _remove(self._files, self._pid)
         if not is_own:
             # The handler class refers to this server; without the cycle it is freed at once.
             httpd.RequestHandlerClass = socketserver.BaseRequestHandler
+
+    def _end(self, httpd: _FixtureServer, name: str, thread: Optional[threading.Thread]) -> None:
+        """End all connections, and wait for the test code, and maybe for the thread."""
+        deadline = time.perf_counter() + self.stop_timeout
+        httpd.request_shutdown()
+        ended = httpd.join(self.stop_timeout)
+        if ended and thread:
+            with self._joining:
+                thread.join(max(0.0, deadline - time.perf_counter()))
+            ended = not thread.is_alive()
+        if not ended:
+            names = ", ".join(httpd.running()) or "all requests, maybe the clock"
+            raise RuntimeError(
+                f"{name} waited {self.stop_timeout:g} s for the test code that responds to {names};"
+                " it has to return by itself"
+            )
+
+    @contextlib.contextmanager
+    def down(self) -> Iterator[FeedTestServer]:
+        """A context in which clients are refused: the port is closed, and no connection is left.
+
+        Afterwards the server is there again on the same port, with its script and its record as
+        they were. A ``stop()`` inside is final. Waits for test code as ``stop()`` does, and raises
+        the same RuntimeError; also one if the server is not running, or down already, and OSError
+        if somebody else has taken the port.
+        """
+        with self._starting:
+            before = self._running("down()")
+            up = self._up = threading.Event()
+        try:
+            with StoppableHttpServer(
+                (self.host, self.port), socketserver.BaseRequestHandler, False
+            ) as keeper:
+                self._end(before, "down()", None)
+                # Nobody else gets the port now, and clients are refused, as it does not listen.
+                with contextlib.suppress(OSError):
+                    keeper.server_bind()
+                yield self
+        finally:
+            with self._starting:
+                self._up = None
+                try:
+                    if not up.is_set():
+                        self._httpd = self._bind()
+                        self._httpd.turn = before.turn + 1
+                finally:
+                    up.set()
+
+    def _running(self, name: str) -> _FixtureServer:
+        """What serves; raises RuntimeError if nothing does."""
+        if self._httpd is None or not self.ready:
+            right = "it is down" if self._up else "call start() first"
+            raise RuntimeError(f"{name} needs a server that is running: {right}")
+        return self._httpd
 
     def __enter__(self) -> FeedTestServer:
         self.start()
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, kind: object, error: Optional[BaseException], traceback: object) -> None:
         self.stop()
+        if words := _told(self.errors):
+            if error is None:
+                raise AssertionError(words)
+            if sys.version_info >= (3, 11):
+                error.add_note(words)
 
     # Where it is, and what it serves
 
     @property
     def directory(self) -> str:
-        """The directory that is served, an absolute path; it may be set before ``start()``."""
+        """The directory that is served, an absolute path; "" if there is none."""
         return self._site.directory
 
     @directory.setter
-    def directory(self, directory: Union[str, os.PathLike[str]]) -> None:
-        self._site.directory = os.path.abspath(directory)
+    def directory(self, directory: Optional[Union[str, os.PathLike[str]]]) -> None:
+        self._require_not_started("directory")
+        if directory is None:
+            directory = "data" if os.path.isdir("data") else ""
+        self._site.directory = os.path.abspath(directory) if directory else ""
 
     @property
     def host(self) -> str:
@@ -320,6 +391,7 @@ class FeedTestServer(threading.Thread):
 
     @host.setter
     def host(self, host: str) -> None:
+        self._require_not_started("host")
         self._site.host = host
 
     @property
@@ -329,7 +401,12 @@ class FeedTestServer(threading.Thread):
 
     @port.setter
     def port(self, port: int) -> None:
+        self._require_not_started("port")
         self._site.port = port
+
+    def _require_not_started(self, name: str) -> None:
+        if self._httpd:
+            raise RuntimeError(f"{name} may be set before start() only")
 
     @property
     def ready(self) -> bool:
@@ -360,6 +437,8 @@ class FeedTestServer(threading.Thread):
 
         Hidden ones, whose names begin with a dot, and sidecars are left out.
         """
+        if not self.directory:
+            return []
         files = filter(os.path.isfile, sorted(pathlib.Path(self.directory).glob(pattern)))
         names = [file.relative_to(self.directory).as_posix() for file in files]
         root = _root(self.directory)
@@ -406,7 +485,7 @@ class FeedTestServer(threading.Thread):
     def _temporary(self, name: str, text: str) -> str:
         """The path of a temporary file of this server, which is made on first use."""
         with self._starting:
-            if not self.ready:
+            if not (self.ready or self._up):
                 raise RuntimeError(f"{name} is there only while the server is running")
             if not self._files:  # if stop() is forgotten, they go with the process
                 weakref.finalize(self, _remove, self._files, self._pid)
@@ -427,13 +506,12 @@ class FeedTestServer(threading.Thread):
         connections for other hosts are closed. Of several contexts the innermost counts. Raises
         RuntimeError if the server is not running.
         """
-        if self._httpd is None or not self.ready:
-            raise RuntimeError("intercept() needs a server that is running: call start() first")
+        httpd = self._running("intercept()")
         ca_file = self.ca_file
         wgetrc = self._temporary("wgetrc", f"ca_certificate = {ca_file}\n")
         variables = _variables(self.base_url, ca_file, wgetrc)
         self._site.count_interceptions(1)
-        interception = _Interception(self._httpd.own_address(), variables)
+        interception = _Interception(httpd.own_address(), variables)
         try:
             yield self
         finally:
@@ -441,7 +519,8 @@ class FeedTestServer(threading.Thread):
                 interception.end()
                 # Clients would keep these connections, and come back for hosts that are elsewhere.
                 if self._site.count_interceptions(-1) == 0:
-                    self._httpd.call(self._httpd.close_intercepted)
+                    httpd = self._httpd or httpd  # after down() it is another one
+                    httpd.call(httpd.close_intercepted)
 
     # The record, and the script
 
@@ -460,38 +539,100 @@ class FeedTestServer(threading.Thread):
         self._record.clear()
         self._site.clear()
 
-    def respond(self, path: str, *steps: Step) -> None:
+    @property
+    def unused(self) -> list[str]:
+        """A sentence for each scripted step that no request has taken so far."""
+        return self._site.unused()
+
+    def respond(self, path: str, *steps: Step, method: Optional[str] = None) -> None:
         """Respond to each request for ``path`` by the next step; the last one stays.
 
-        ``path`` may carry a query (without one it stands for any query) or be a whole URL. A step
-        is a fixture's name, a status code, bytes, a Response, or a callable that takes the Request
-        and returns one of these. Steps respond to every method, and replace those given before.
+        ``path`` may be a whole URL, and have a query, whose parameters may come in any order;
+        without one it stands for any query. A ``*`` in it matches any characters; "*" alone is
+        every request to whatever host. URLs are compared in the normal form of RFC 3986 6.2.2.
 
-        Raises FileNotFoundError for a fixture that does not exist, ValueError or TypeError for what
-        cannot be a step.
+        A step is a fixture's name, a status code, bytes, a Response, or a callable that takes the
+        Request and returns one of these; a coroutine function is run by ``asyncio.run()``. A
+        callable that returns None passes: the next best match responds. The best is an exact
+        address, then one with a query, then one with a method; of two patterns the one given last.
+        After them come the fixtures.
+
+        Without ``method``, steps respond to every method but CONNECT. For "CONNECT", ``path`` is
+        the https URL of the host. Steps replace those given before for the same address and method.
+
+        Raises FileNotFoundError for a fixture that does not exist, ValueError for an address that
+        no request can have, ValueError or TypeError for what cannot be a step.
         """
         if not steps:
             raise ValueError(f"respond({path!r}) needs at least one step")
-        self._site.respond(path, steps)
+        self._site.respond(path, steps, method)
 
     def wait_for_request(
         self,
         path: Optional[str] = None,
         *,
         method: Optional[str] = None,
-        headers: Optional[Mapping[str, Optional[str]]] = None,
-        body: Optional[Union[bytes, str]] = None,
+        headers: _WantedFields = None,
+        body: _WantedBody = None,
         times: int = 1,
         timeout: float = 5.0,
     ) -> Request:
         """Wait until ``times`` matching requests have arrived, and return the last of them.
 
-        A field of ``headers`` with the value None must be absent. Raises AssertionError, naming
-        what did arrive, after ``timeout`` seconds, and at once if the server has stopped;
-        ValueError if ``times`` is less than 1.
+        Requests are described as for ``assert_requested()``. Raises AssertionError, naming what did
+        arrive, after ``timeout`` seconds, and at once if the server has stopped; ValueError if
+        ``times`` is less than 1.
         """
         wanted = _Wanted(self._site, path, method, headers, body, times)
         return self._record.wait(wanted, times, timeout)
+
+    def assert_requested(
+        self,
+        path: str,
+        *,
+        method: Optional[str] = None,
+        headers: _WantedFields = None,
+        body: _WantedBody = None,
+        times: Optional[int] = None,
+    ) -> Request:
+        """Raise AssertionError unless ``path`` was requested, ``times`` times if that is given.
+
+        Returns the last of the matching requests. ``path`` and ``method`` mean what they mean in
+        ``respond()``. A field of ``headers`` with the value None must be absent. A ``body`` that is
+        a dict or a list is compared as JSON. Raises ValueError or TypeError for what no request can
+        match.
+        """
+        wanted = _Wanted(self._site, path, method, headers, body, times)
+        return wanted.check(self.requests, times or 1, times or math.inf)[-1]
+
+    def assert_not_requested(
+        self,
+        path: Optional[str] = None,
+        *,
+        method: Optional[str] = None,
+        headers: _WantedFields = None,
+        body: _WantedBody = None,
+    ) -> None:
+        """Raise AssertionError if ``path`` was requested; without it, if anything was."""
+        _Wanted(self._site, path, method, headers, body).check(self.requests, 0, 0)
+
+    def assert_polite(self, *, ignore: Sequence[str] = ()) -> None:
+        """Raise AssertionError if ``audit()`` finds that the client has broken a rule.
+
+        ``ignore`` names rules that may be broken; ValueError if it is not a sequence of such names.
+        """
+        ignored, requests = _rules_to_ignore(ignore), self.requests
+        findings = [finding for finding in audit(requests) if finding.rule not in ignored]
+        if findings:
+            words = _judgement("the client", findings)
+            raise AssertionError(f"{words}\n{_transcript(requests)}")
+
+
+def _told(errors: Sequence[str], unused: Sequence[str] = ()) -> str:
+    """What fails a test besides its own assertions; "" if there is nothing."""
+    lines = ["the server found errors:", *errors] if errors else []
+    lines += ["steps were left over:", *unused] if unused else []
+    return "\n".join(lines)
 
 
 def _require_directory(path: str, words: str = "there is no such directory to serve") -> None:
@@ -572,17 +713,21 @@ class _Site:
         #: How many interceptions there are just now: inside of one, other hosts are here, too.
         self.intercepting = 0
         self._lock = threading.Lock()
-        self._scripts: dict[_Address, _Script] = {}
+        # By what they are for; patterns are under None.
+        self._scripts: dict[Optional[str], dict[tuple[Any, ...], _Script]] = {}
         # The last turn of the server, and the fixtures that were looked up in it.
         self._seen: tuple[Optional[int], dict[str, Optional[Response]]] = (None, {})
 
-    def respond(self, path: str, steps: Sequence[Step]) -> None:
+    def respond(self, path: str, steps: Sequence[Step], method: Optional[str]) -> None:
         """Script the responses for an address; see FeedTestServer.respond()."""
+        address = self.address(path, _checked_method(method))
         for step in steps:
             if not callable(step):
                 self.response(step)
         with self._lock:
-            self._scripts[self.address(path)] = _Script(steps)
+            scripts = self._scripts.setdefault(None if address.is_pattern else address.place, {})
+            scripts.pop(address.key, None)  # of two patterns the one given last comes last
+            scripts[address.key] = _Script(address, steps)
 
     def clear(self) -> None:
         """Forget the scripted steps."""
@@ -595,20 +740,39 @@ class _Site:
             self.intercepting += change
             return self.intercepting
 
-    def next_step(self, request: Request) -> Optional[Step]:
-        """The step whose turn it is to respond to a request; None if its address has none."""
-        if not self._scripts:
-            return None
-        origin, path, query = request.address
+    def scripts(self) -> list[_Script]:
+        """The steps for each address: a snapshot."""
         with self._lock:
-            for_any = self._scripts.get((origin, path, None))
-            script = self._scripts.get((origin, path, query), for_any)
-            step, request.step = script.take() if script else (None, "")
-            return step
+            return [script for scripts in self._scripts.values() for script in scripts.values()]
 
-    def perform(self, step: Step, request: Request) -> Response:
-        """The response that a step stands for; a callable is called, and may return a callable."""
-        return self.perform(step(request), request) if callable(step) else self.response(step)
+    def unused(self) -> list[str]:
+        """A sentence for each step that no request has taken."""
+        return [sentence for script in self.scripts() for sentence in script.unused()]
+
+    def take_unused(self) -> list[str]:
+        """Return and forget them, so that each is charged to the test that has left it over."""
+        found = self.unused()
+        for script in self.scripts():
+            script.expected = 0
+        return found
+
+    def steps_for(self, request: Request) -> Iterator[Step]:
+        """The steps that may respond to a request, the best match first.
+
+        Each is taken when it is asked for, which is so if those before it have passed.
+        """
+        if not self._scripts:
+            return
+        place = request.place
+        with self._lock:
+            scripts = [*self._scripts.get(place, {}).values()]
+            patterns = reversed(self._scripts.get(None, {}).values())
+            scripts += [each for each in patterns if each.address.has_place(place)]
+        found = [script for script in scripts if script.address.covers(request)]
+        for script in sorted(found, key=lambda script: script.address.rank, reverse=True):
+            with self._lock:
+                step = script.take(request)
+            yield step
 
     def response(self, step: Step) -> Response:
         """The response of a step that is no callable; raises what respond() raises."""
@@ -622,14 +786,15 @@ class _Site:
             return self.fixture(step)
         raise TypeError(
             f"found {step!r:.80} as a step; it takes a fixture's name, a status code, bytes,"
-            " a Response, or a callable that returns one of these"
+            " a Response, or a callable that returns one of these, or None to pass"
         )
 
     def fixture(self, name: str) -> Response:
         """What the fixture of that name responds; raises FileNotFoundError if there is none."""
         if fixture := _load(self.directory, name.lstrip("/")):
             return fixture
-        words = f"no such fixture in {self.directory}{self._nearest(name)}"
+        words = f"no such fixture in {self.directory or 'no directory'}"
+        words += self._nearest(name, self._some_names())
         if re.match(r"\s*[<{[]|.*\n", name):
             words += "; if it is a body: bodies are bytes, such as b'<rss/>'"
         raise FileNotFoundError(errno.ENOENT, words, name[:80])
@@ -653,16 +818,29 @@ class _Site:
         return self.not_found(request, folder)
 
     def not_found(self, request: Request, folder: str) -> Response:
-        """The 404 that names the nearest fixture."""
-        wanted = folder + request.path.lstrip("/") or "/"
-        nearest = self._nearest(wanted)
-        return _text_response(404, f"{wanted!r} was not found in {self.directory}{nearest}")
+        """The 404 that names the nearest fixture or scripted address."""
+        names = self._some_names()
+        hints = []
+        for script in self.scripts()[:_SOME_NAMES]:
+            given = script.address.given
+            names[re.sub("^https?://|^/", "", given)] = given
+            if request.origin and given.count("/") == 2 and script.address.is_at(request):
+                hints.append(f"; {given!r} is its / alone, and {given + '/*'!r} all of it")
+        where = f" in {self.directory}" if self.directory else ""
+        wanted = folder + request.path.removeprefix("/") or "/"
+        nearest = self._nearest(wanted, names)
+        words = f"{wanted!r} was not found{where}{nearest}{''.join(hints[:1])}"
+        return _text_response(404, words)
 
     def knows(self, request: Request) -> bool:
         """Whether the other host that was asked has a folder or scripted steps."""
-        with self._lock:
-            scripted = any(origin == request.origin for origin, _, _ in self._scripts)
+        scripted = any(script.address.is_at(request) for script in self.scripts())
         return scripted or os.path.isdir(self._folder_of(request.host))
+
+    def has_tunnel_to(self, request: Request) -> bool:
+        """Whether a CONNECT is for the host of an https URL that respond() was given."""
+        addresses = [script.address for script in self.scripts()]
+        return any(address.is_https and address.is_at(request) for address in addresses)
 
     def unknown_host(self, request: Request) -> str:
         """What to say of a request to a host that has neither a folder nor steps."""
@@ -673,31 +851,52 @@ class _Site:
 
     def _folder_of(self, host: str) -> str:
         """The path of another host's folder; empty if no folder can have that name."""
-        return _path_of(self.directory, host) if _HOST_FOLDER.fullmatch(host) else ""
+        if not (self.directory and _HOST_FOLDER.fullmatch(host)):
+            return ""
+        return _path_of(self.directory, host)
 
-    def _nearest(self, name: str) -> str:
-        some = itertools.islice(_names_below(self.directory), 1000)  # a large one would take long
-        names = heapq.nsmallest(200, some, lambda other: abs(len(other) - len(name)))
-        nearest = difflib.get_close_matches(name[:200], names, 1, 0.0)
-        return f"; the nearest name there is {nearest[0]!r}" if nearest else "; it has no fixtures"
+    def _some_names(self) -> dict[str, str]:
+        """Some names of fixtures: in a large directory, looking at all would take long."""
+        names = itertools.islice(_names_below(self.directory), _SOME_NAMES)
+        return {name: name for name in names}
 
-    # Addresses: whose they are, and how they are compared
+    def _nearest(self, wanted: str, names: Mapping[str, str]) -> str:
+        """What to say of the nearest of these names, which are given as they are to be shown."""
+        letters = set(wanted)
 
-    def address(self, path: str) -> _Address:
-        """What a path, or a whole URL, of respond() and the assertions stands for."""
-        origin, path = _parted(path)
-        path, mark, query = path.partition("#")[0].partition("?")
-        if path != "*" and not path.startswith("/"):
-            path = f"/{path}"
-        origin = "" if self._is_own(origin) else origin
-        return origin, _unquote(path), _unquote(query) if mark else None
+        def difference(name: str) -> int:  # cheaper than difflib's
+            return len(letters.symmetric_difference(name)) + abs(len(name) - len(wanted))
 
-    def origin_of(self, head: _Head, scheme: str, tunnel: str) -> str:
+        some = heapq.nsmallest(_FEW_NAMES, names, difference)
+        nearest = difflib.get_close_matches(wanted[:200], some, 1, 0.0)
+        return (
+            f"; the nearest name there is {names[nearest[0]]!r}"
+            if nearest
+            else "; it has no fixtures"
+        )
+
+    # Addresses: whose they are
+
+    def address(self, given: str, method: Optional[str]) -> _Address:
+        """What an address of respond() and the assertions stands for.
+
+        Raises ValueError if no request can have it, TypeError if it is no text.
+        """
+        if not isinstance(given, str):
+            raise TypeError(f"address: found {given!r:.80}; it takes a path, a URL or a pattern")
+        if re.match(r"(?i)(?!https?:)[a-z*][a-z0-9*+.-]*://", given):
+            raise ValueError(f"found {given!r:.80} as a URL; it takes one of http or https")
+        origin, rest = _parted(given)
+        if self._is_own(origin):
+            origin = ""
+        return _Address(given, "*" if given == "*" else origin, rest, method)
+
+    def origin_of(self, head: _Head, scheme: str, tunnel: Optional[Request]) -> str:
         """The origin that a request is for; "" if it is the server itself.
 
         The target tells it, else the tunnel, else, inside of intercept(), the Host field.
         """
-        origin = head.origin or (_origin(scheme, tunnel) if tunnel else "")
+        origin = head.origin or (_origin(scheme, tunnel.target) if tunnel else "")
         if not origin and self.intercepting:
             host = head.values.get("host", "")
             named = _origin(scheme, host if _is_authority(host) else "")
@@ -728,16 +927,41 @@ class _Site:
 class _Script:
     """The steps for one address; each is taken once, the last one again and again."""
 
-    def __init__(self, steps: Sequence[Step]) -> None:
+    def __init__(self, address: _Address, steps: Sequence[Step]) -> None:
+        self.address = address
         self.steps = steps
         self.taken = 0
+        #: How many are said to be unused if no request takes them.
+        self.expected = len(steps)
 
-    def take(self) -> tuple[Step, str]:
-        """The next step, and what a transcript says of it."""
+    def take(self, request: Request) -> Step:
+        """The next step; the transcript of the request will name it."""
         self.taken = min(self.taken + 1, len(self.steps))
-        step = self.steps[self.taken - 1]
+        of = f" of {self.address}" if self.address.is_pattern else ""
+        request.step = self._called(self.taken, of)
+        return self.steps[self.taken - 1]
+
+    def unused(self) -> Iterator[str]:
+        """A sentence for each step that no request has taken."""
+        for number in range(self.taken + 1, self.expected + 1):
+            yield f"no request took {self._called(number, f' of respond({self.address})')}"
+
+    def _called(self, number: int, of: str) -> str:
+        step = self.steps[number - 1]
         name = step if isinstance(step, str) else getattr(step, "__name__", "")
-        return step, f"step {self.taken} of {len(self.steps)}{name and f': {name}'}"
+        return f"step {number} of {len(self.steps)}{of}{name and f': {name}'}"
+
+
+def _performed(step: Callable[[Request], Any], request: Request) -> Any:
+    """What a callable makes of a request; it may return another one, or a coroutine."""
+    result: Any = step
+    while callable(result):
+        result = result(request)
+        if isinstance(result, Coroutine):
+            import asyncio  # for coroutine functions only
+
+            result = asyncio.run(result)
+    return result
 
 
 # The record: what has arrived, and waiting for it
@@ -1409,7 +1633,6 @@ class _FixtureServer(StoppableHttpServer):
 
     def __init__(self, address: tuple[str, int], handler: Callable[..., Any]) -> None:
         super().__init__(address, handler)
-        self.connection_numbers = itertools.count(1)
         #: Connections that are here only because of intercept().
         self.intercepted: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
@@ -1451,7 +1674,7 @@ class FeedTestRequestHandler:
     response: Optional[Response]
     # How a connection begins.
     scheme = ""
-    tunnel = ""
+    tunnel: Optional[Request] = None
     base_url = ""
     tls: Optional[_Tls] = None
     client_left = False
@@ -1475,7 +1698,7 @@ class FeedTestRequestHandler:
         self.connection = connection
         self.client_address = client_address
         self.server = server
-        self.connection_number = next(server.connection_numbers)
+        self.connection_number = next(test_server._connection_numbers)
         self.buffer = bytearray()
 
     def converse(self) -> _Conversation:
@@ -1507,7 +1730,8 @@ class FeedTestRequestHandler:
             request.refused = True
             plan = self.plan(request, _refuse(refusal.status, str(refusal)))
         request.response, began = plan.response, time.perf_counter()
-        if request.method not in _FOR_THE_SERVER:
+        is_plain_tunnel = self.tunnel is request and not request.step
+        if request.method != "QUIT" and not is_plain_tunnel:
             self.record.add(request)
         yield from self.send_parts(plan) if plan.whole is None else self.send(plan.whole)
         if not self.client_left:
@@ -1560,7 +1784,8 @@ class FeedTestRequestHandler:
     def certified(self, name: str) -> ssl.SSLContext:
         """The TLS for a client that asks for the host of that name, or for none."""
         own = self.connection.getsockname()[0].removeprefix("::ffff:").partition("%")[0]
-        host = name or _host_and_port(f"https://{self.tunnel}")[0] or own
+        tunnel = self.tunnel.head.origin if self.tunnel else ""
+        host = name or _host_and_port(tunnel)[0] or own
         try:
             with _Authority.lock:  # else clients that come at once would each have one made
                 return _server_context(host.lower(), self.test_server.certificate)
@@ -1599,6 +1824,7 @@ class FeedTestRequestHandler:
         request = Request(head, self.base_url, origin)
         request.body = body
         request.connection, request.heard_at = self.connection_number, self.heard_at
+        request.tunnel = self.tunnel
         request.time = self.time()
         return request
 
@@ -1698,9 +1924,7 @@ class FeedTestRequestHandler:
     def respond(self, request: Request) -> _Part[_Plan]:
         """The plan of the response; a 500 if a fixture or the test's own code is wrong."""
         try:
-            response = self.find(request)
-            if callable(response):
-                response = yield from self.work(response, request)
+            response = yield from self.find(request)
             if len(response.content) > _MUCH and (response.compress or response.template):
                 plan = functools.partial(self.plan, request, response)
                 return (yield from self.work(plan, request))
@@ -1726,18 +1950,21 @@ class FeedTestRequestHandler:
         except OSError:  # no error of the function
             self.client_left = True
 
-    def find(self, request: Request) -> Union[Response, Callable[[], Response]]:
-        """The response to a request, or a function that returns it, and may block before."""
-        if request.method not in _FOR_THE_SERVER:
-            step = self.site.next_step(request)
+    def find(self, request: Request) -> _Part[Response]:
+        """The response: of the best match that does not pass, else of a do_ method."""
+        for step in self.site.steps_for(request):
+            if callable(step):
+                step = yield from self.work(functools.partial(_performed, step, request), request)
             if step is not None:
-                perform = functools.partial(self.site.perform, step, request)
-                return perform if callable(step) else perform()
-            if request.origin and not self.site.knows(request):
-                return _with(self.fail(self.site.unknown_host(request)), status=502)
+                return self.site.response(step)
+        request.step = ""
+        if request.origin and request.method != "CONNECT" and not self.site.knows(request):
+            return _with(self.fail(self.site.unknown_host(request)), status=502)
         self.received, self.response = request, None
+        if type(self) is FeedTestRequestHandler:
+            return self.dispatch()
         # In a subclass it may be a test's own method, which may take its time.
-        return self.dispatch() if type(self) is FeedTestRequestHandler else self.dispatch
+        return (yield from self.work(self.dispatch, request))
 
     def dispatch(self) -> Response:
         """Call the do_ method of the request's method, and return what it replied."""
@@ -1778,9 +2005,10 @@ class FeedTestRequestHandler:
         self.reply(Response(status=204, headers=[("Allow", self.allowed())]))
 
     def do_CONNECT(self) -> None:
-        """Begin a tunnel to whatever host was asked for, which is here (RFC 9110 9.3.6)."""
-        if not self.site.intercepting:
+        """Begin a tunnel to the host that was asked for, if that is here (RFC 9110 9.3.6)."""
+        if not (self.site.intercepting or self.site.has_tunnel_to(self.received)):
             words = "CONNECT is not accepted here; inside of server.intercept() it is"
+            words += ", and for the hosts of https URLs that respond() was given"
             self.reply(_refuse(405, words, [("Allow", self.allowed())]))
             return
         self.reply(Response(status=200, reason="Connection established"))
@@ -1815,7 +2043,7 @@ class FeedTestRequestHandler:
         lasting = persistent and not self.server.stopping
         plan = _shared_plan(request, response, self.date, lasting)
         if begins_tunnel:  # its first byte tells the scheme, as that of a connection does
-            self.tunnel, self.scheme = request.target, ""
+            self.tunnel, self.scheme = request, ""
         if plan.closes:
             self.closing = True
             # It may still be sending, unless it has asked for the end and gets all in one piece.
@@ -1926,7 +2154,7 @@ def _in_flight(connection: socket.socket) -> int:
 # The reader: what a request's head may look like (RFC 9112 2 to 6)
 
 _METHODS = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
-#: Methods that ask the server itself for something: neither scripted nor on record.
+#: Methods that ask the server itself for something, and no resource.
 _FOR_THE_SERVER = ("CONNECT", "QUIT")
 _MAX_FIELDS = 256
 _MAX_LINE, _MAX_HEAD, _MAX_BODY = 16 * 1024, 1024 * 1024, 64 * 1024 * 1024  # in bytes
@@ -1981,12 +2209,24 @@ class _Head:
         if absolute and _is_authority(absolute.group(2)) and absolute.group(2)[0] != ":":
             self.origin, self.path = _origin(*absolute.group(1, 2)), absolute.group(3) or "/"
         self.is_for_https = self.origin.startswith("https:")
+        if method == "CONNECT":  # the https URL of the host
+            self.origin, self.path = _origin("https", target), "/"
         self.is_conditional = not _SELECTING.isdisjoint(self.values)
         expected = _members(self.values.get("expect", ""))
         self.expects_continue = "100-continue" in expected and version != "1.0"
         self.persists = _persists(version, _members(self.values.get("connection", "")))
         #: The size of the body in bytes; None if it is chunked.
         self.body_size: Optional[int] = 0
+
+    @functools.cached_property
+    def normal_path(self) -> str:
+        """The path in the normal form, as addresses compare it."""
+        return _normal(self.path)
+
+    @functools.cached_property
+    def parameters(self) -> tuple[str, ...]:
+        """Those of the query, as addresses compare them."""
+        return _parameters(self.query)
 
 
 class _HeadReader:
@@ -2156,7 +2396,112 @@ def _chunk_size(line: str) -> int:
     return int(match.group(1), 16)
 
 
-# Origins: the scheme, the host and the port of a URL
+# Addresses: URLs and patterns of them, as they are compared
+
+#: What the normal form of a URL decodes, writes in upper case, or encodes (RFC 3986 2, 6.2.2): an
+#: encoded byte, and whatever no URI may hold.
+_IN_HOST = r"(?:\[[0-9a-f:.]*\]|[^/:\[])"
+_NOT_NORMAL = re.compile(r"%[0-9A-Fa-f]{2}|[^!#$&-;=?@A-Z\[\]_a-z~]")
+
+
+class _Address:
+    """What respond(), or an assertion, is about: a URL, or a pattern of some, and maybe a method.
+
+    ``given`` is how it was written, and ``rest`` what comes after the origin. That is "" for the
+    server itself, and "*" for whatever host. Raises ValueError if no request can match.
+    """
+
+    def __init__(self, given: str, origin: str, rest: str, method: Optional[str]) -> None:
+        path, mark, query = rest.partition("#")[0].partition("?")
+        if given != "*" and not path.startswith("/"):
+            path = f"/{path}"
+        self.given, self.origin, self.method = given, origin, method
+        self.place = f"{origin}{_normal(path)}"
+        self.query = _parameters(query) if mark else None
+        self.key = self.place, self.query, method
+        self.is_https = given.lower().startswith("https:")
+        self.is_pattern = "*" in f"{origin}{path}{query}"
+        #: Of those that match, the one with the highest responds.
+        self.rank = not self.is_pattern, self.query is not None, method is not None
+        #: Whether the place of a request fits.
+        self.has_place: Callable[[str], object] = self.place.__eq__
+        if self.is_pattern:
+            self.has_place = _glob("" if given == "*" else origin, _normal(path))
+        is_host = self.is_https and self.query is None and _glob("", path)("/")
+        if method == "CONNECT" and not (is_host or given == "*"):
+            words = "the https URL of a host, such as 'https://a.example'"
+            raise ValueError(f"found {given!r:.80} with the method CONNECT; it takes {words}")
+
+    def __str__(self) -> str:
+        return f"{self.given!r}, method={self.method!r}" if self.method else repr(self.given)
+
+    def covers(self, request: Request) -> bool:
+        """Whether a request matches; without a method, one that asks for a resource."""
+        if self.method != request.method and (self.method or request.method in _FOR_THE_SERVER):
+            return False
+        if not self.has_place(request.place):
+            return False
+        parameters = request.head.parameters
+        if self.query is None or self.query == parameters:
+            return True
+        return self.is_pattern and _can_pair(self.query, parameters)
+
+    def is_at(self, request: Request) -> bool:
+        """Whether this is at the host of a request, or at any."""
+        if self.origin in ("*", request.origin):
+            return True
+        return "*" in self.origin and bool(_glob(self.origin, "")(request.origin))
+
+
+def _normal(text: str) -> str:
+    """A path or a query in the normal form of RFC 3986 6.2.2."""
+
+    def normal(match: re.Match[str]) -> str:
+        encoded = match.group().encode("utf-8", "surrogateescape")
+        return urllib.parse.quote(urllib.parse.unquote_to_bytes(encoded), safe="")
+
+    return _NOT_NORMAL.sub(normal, text)
+
+
+def _parameters(query: str) -> tuple[str, ...]:
+    """The parameters of a query, sorted; ``a`` is ``a=``, unless it ends in a ``*``."""
+    parameters = (each for each in _normal(query.replace("+", "%20")).split("&") if each)
+    return tuple(sorted(each if re.search(r"=|\*\Z", each) else f"{each}=" for each in parameters))
+
+
+def _can_pair(patterns: Sequence[str], texts: Sequence[str]) -> bool:
+    """Whether each pattern fits a text of its own, and all texts are taken (Kuhn's algorithm)."""
+    taken: dict[int, int] = {}  # by which pattern
+
+    def find(pattern: int, tried: set[int]) -> bool:
+        """Find one for a pattern; another pattern may have to take another text."""
+        for text in range(len(texts)):
+            if text not in tried and _glob("", patterns[pattern])(texts[text]):
+                tried.add(text)
+                if text not in taken or find(taken[text], tried):
+                    taken[text] = pattern
+                    return True
+        return False
+
+    return len(patterns) == len(texts) and all(find(each, set()) for each in range(len(patterns)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _glob(origin: str, path: str) -> Callable[[str], object]:
+    """A function that tells whether a text fits a pattern, which may have an origin before a path.
+
+    A ``*`` is any characters, or none; in an origin those of a host. As the first place where what
+    comes after it fits is as good as any, it is not looked for another one, so that time is linear.
+    """
+    stars = [_IN_HOST] * origin.count("*") + ["."] * path.count("*")
+    first, *others = map(re.escape, f"{origin}{path}".split("*"))
+    expression = first
+    for number, (star, piece) in enumerate(zip(stars, others), 1):
+        if number < len(stars):
+            expression += rf"(?=({star}*?{piece}))\{number}"
+        else:
+            expression += f"{star}*{piece}"
+    return re.compile(rf"(?s:{expression})\Z").match
 
 
 def _origin(scheme: str, authority: str) -> str:
@@ -2225,6 +2570,8 @@ _SMALL = 64 * 1024
 _MUCH = 1_000_000
 #: Larger files are read in such blocks, for each client anew.
 _BLOCK = 256 * 1024
+#: Names of fixtures that are looked at for the nearest one, and those of them that are compared.
+_SOME_NAMES, _FEW_NAMES = 1000, 50
 #: Fixtures whose responses are kept.
 _MAX_LOADED = 16384
 
@@ -2259,12 +2606,16 @@ def _path_of(directory: str, name: str) -> str:
 
 def _names_below(directory: str) -> Iterator[str]:
     """The names of the fixtures below a directory, by a quick look that reads no link."""
-    for folder, folders, names in os.walk(directory):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not _is_hidden(name) and not _is_sidecar(name):
-                path = os.path.relpath(os.path.join(folder, name), directory)
-                yield path.replace(os.sep, "/")
+    folders = [directory] if directory else []
+    for folder in folders:  # as those below are added
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or _is_sidecar(entry.name):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    yield os.path.relpath(entry.path, directory).replace(os.sep, "/")
 
 
 def _is_hidden(name: str) -> bool:
@@ -2316,7 +2667,7 @@ def _load(directory: str, name: str) -> Optional[Response]:
     Raises DirectiveError for a wrong directive, OSError for a file that cannot be read.
     """
     path = _path_of(directory, name)
-    stamp = _stamp(path)
+    stamp = _stamp(path) if directory else None
     if stamp is None:
         return None
     # Most fixtures have none, and access() raises nothing then, which is faster.
@@ -3235,13 +3586,15 @@ class Request:
     ``method`` and ``target`` are as sent, ``version`` is "1.1" or "1.0", ``body`` is decoded from
     a chunked transfer coding. ``time`` is when it was read, in seconds since the epoch, by the
     server's clock; ``connection`` a number that is equal for requests that shared a connection;
-    ``response`` the response as it was planned, with all its fields, None until then; ``step``
-    which scripted step gave it, if any.
+    ``tunnel`` the CONNECT that opened the tunnel that it came through, or None; ``response`` the
+    response as it was planned, with all its fields, None until then; ``step`` which scripted step
+    gave it, if any.
     """
 
     body = b""
     time = 0.0
     connection = 0
+    tunnel: Optional[Request] = None
     response: Optional[Response] = None
     step = ""
     refused = False
@@ -3272,9 +3625,16 @@ class Request:
     def url(self) -> str:
         """The whole URL that was asked for."""
         if not self.head.path.startswith("/"):
-            return self.base_url if self.target else ""
-        query = self.head.has_query + self.head.query
-        return f"{self.origin or self.base_url}{self.head.path}{query}"
+            return self.asked_origin if self.target else ""
+        return f"{self.asked_origin}{self.head.path}{self.head.has_query}{self.head.query}"
+
+    @property
+    def asked_origin(self) -> str:
+        """The origin of the URL: what the target says, the tunnel, or the Host field."""
+        host = self.head.values.get("host", "")
+        if self.origin or self.head.origin or not (host and _is_authority(host)):
+            return self.origin or self.head.origin or self.base_url
+        return _origin(self.base_url.partition(":")[0], host)
 
     @property
     def path(self) -> str:
@@ -3287,24 +3647,30 @@ class Request:
         return urllib.parse.parse_qs(self.head.query)
 
     @property
+    def place(self) -> str:
+        """The origin, if another host was asked, and the path, as addresses compare them."""
+        return f"{self.origin}{self.head.normal_path}"
+
+    @property
     def shown(self) -> str:
         """The target, or the whole URL if another host was asked."""
-        return self.url if self.origin else self.target
+        return self.url if self.origin and self.method != "CONNECT" else self.target
 
     @property
     def host(self) -> str:
         """The name of the other host that was asked, without its port; empty for the server."""
         return _host_and_port(self.origin)[0]
 
-    @property
-    def address(self) -> _Address:
-        """What respond() compares: origin, path and query, decoded."""
-        query = _unquote(self.head.query) if self.head.has_query else None
-        return self.origin, self.path, query
+    def json(self) -> Any:
+        """The body, read as JSON; raises ValueError if it is none."""
+        try:
+            return json.loads(self.body)
+        except ValueError as error:
+            raise ValueError(f"{self}: the body {self.body!r:.80} is no JSON: {error}") from None
 
 
 #: What ``respond()`` takes as a step: a fixture's name, a status code, bytes, a Response, or a
-#: callable that takes the Request and returns one of these.
+#: callable that takes the Request and returns one of these, or None to pass.
 Step = Union[str, int, bytes, Response, Callable[[Request], Any]]
 
 
@@ -3440,7 +3806,11 @@ def audit(requests: Iterable[Request]) -> list[Finding]:
     """
     client = _Client()
     in_order = sorted(requests, key=lambda request: request.heard_at)
-    judged = [request for request in in_order if request.response and not request.refused]
+    judged = [
+        request
+        for request in in_order
+        if request.response and not request.refused and request.method != "CONNECT"
+    ]
     return [finding for request in judged for finding in client.ask(request)]
 
 
@@ -4510,15 +4880,23 @@ class _Wanted:
         site: _Site,
         path: Optional[str],
         method: Optional[str],
-        headers: Optional[Mapping[str, Optional[str]]],
-        body: Optional[Union[bytes, str]],
+        headers: _WantedFields,
+        body: _WantedBody,
         times: Optional[int] = None,
     ) -> None:
         if times is not None and times < 1:
             raise ValueError(f"times: found {times}; it takes 1 or more, else assertNotRequested()")
-        self.path, self.method, self.fields = path, method, headers or {}
-        self.address = None if path is None else site.address(path)
+        self.path, self.method, self.fields = path, _checked_method(method), headers or {}
+        for name, value in self.fields.items():
+            if not (value is None or isinstance(value, str)):
+                raise TypeError(f"headers: found {value!r:.80} for {name}; it takes a str or None")
+        self.address = None if path is None else site.address(path, method)
         self.body = body.encode() if isinstance(body, str) else body
+        if isinstance(body, (dict, list)):
+            self.body = _canonical(body)
+        elif not isinstance(self.body, (bytes, type(None))):
+            raise TypeError(f"body: found {body!r:.80}; it takes bytes, str, a dict or a list")
+        self.is_json = isinstance(body, (dict, list))
         self._record: Optional[list[Request]] = None
         self._found: list[Request] = []
         self._looked_at = 0
@@ -4532,17 +4910,24 @@ class _Wanted:
         return self._found
 
     def matches(self, request: Request) -> bool:
-        origin, path, query = request.address
+        is_there = self.address.covers(request) if self.address else True
         return (
-            self.address in (None, (origin, path, query), (origin, path, None))  # None: any query
+            is_there
             and self.method in (None, request.method)
-            and self.body in (None, request.body)
+            and (self.body is None or self.body == self.body_of(request))
             # A field that is not there has the value None.
             and all(
                 value in (request.headers.get_all(name) or (None,))
                 for name, value in self.fields.items()
             )
         )
+
+    def body_of(self, request: Request) -> Optional[bytes]:
+        """The body in the form that is compared."""
+        try:
+            return _canonical(json.loads(request.body)) if self.is_json else request.body
+        except (RecursionError, ValueError):
+            return None
 
     def check(
         self, record: list[Request], least: int, most: float = math.inf, limit: str = ""
@@ -4564,6 +4949,22 @@ class _Wanted:
         ]
         fields += [f"with the body {self.body!r:.200}"] if self.body is not None else []
         return f"{what} {' and '.join(fields)}" if fields else what
+
+
+def _checked_method(method: Optional[str]) -> Optional[str]:
+    """A method; raises ValueError for one that is on no request that is scripted or on record."""
+    if method is None:
+        return None
+    if not _TOKEN.fullmatch(method) or method == "QUIT":
+        raise ValueError(f"method: found {method!r:.80}; it takes one such as 'GET'")
+    if method not in _METHODS and method.upper() in _METHODS:
+        raise ValueError(f"method: found {method!r}; it takes {method.upper()!r} (RFC 9110 9.1)")
+    return method
+
+
+def _canonical(value: object) -> bytes:
+    """JSON in the one form that is compared; raises TypeError for what JSON cannot say."""
+    return json.dumps(value, sort_keys=True).encode()
 
 
 def _transcript(requests: Iterable[Request], fields: Iterable[str] = (), body: bool = False) -> str:
@@ -4591,14 +4992,17 @@ class FeedTestServerMixin(_TestCase):
     be running, ``setUp()`` takes that one, and does not stop it.
     """
 
-    #: The directory to serve, relative to the file that defines the test class.
-    data_directory: Union[str, os.PathLike[str]] = "data"
+    #: The directory to serve, relative to the file that defines the test class. None is ``data``
+    #: where there is one, else no directory at all, and so is "".
+    data_directory: Optional[Union[str, os.PathLike[str]]] = None
     #: The class of the server.
     server_class: type[FeedTestServer] = FeedTestServer
     #: Further keyword arguments for it.
     server_options: Mapping[str, Any] = {}
     #: Whether each test runs inside of ``self.server.intercept()``.
     intercept = False
+    #: Whether a test fails if there are scripted steps that no request took.
+    strict = False
     _own_server: Optional[FeedTestServer] = None
 
     def setUp(self) -> None:
@@ -4618,7 +5022,10 @@ class FeedTestServerMixin(_TestCase):
         """The server, started by setUp() or, if that was not called, on first use."""
         module = sys.modules[type(self).__module__]
         folder = os.path.dirname(os.path.abspath(getattr(module, "__file__", None) or "x"))
-        directory = os.path.join(folder, self.data_directory)
+        name = self.data_directory
+        if name is None:
+            name = "data" if os.path.isdir(os.path.join(folder, "data")) else ""
+        directory = os.path.join(folder, name) if name else ""
         server = self.server_class(directory, **self.server_options)
         server.start()
         self.server = self._own_server = server  # known even if the rest fails
@@ -4640,8 +5047,9 @@ class FeedTestServerMixin(_TestCase):
         self.server.stop()
 
     def _look_for_errors(self) -> None:
-        if errors := self.server._record.take_errors():
-            self.fail("\n".join(["the server found errors:", *errors]))
+        unused = self.server._site.take_unused() if self.strict else []
+        if words := _told(self.server._record.take_errors(), unused):
+            self.fail(words)
 
     @contextlib.contextmanager
     def _failing(self, msg: Any) -> Iterator[None]:
@@ -4670,45 +5078,34 @@ class FeedTestServerMixin(_TestCase):
         path: str,
         *,
         method: Optional[str] = None,
-        headers: Optional[Mapping[str, Optional[str]]] = None,
-        body: Optional[Union[bytes, str]] = None,
+        headers: _WantedFields = None,
+        body: _WantedBody = None,
         times: Optional[int] = None,
         msg: Any = None,
     ) -> Request:
-        """Fail unless ``path`` was requested, exactly ``times`` times if that is given.
-
-        Returns the last of the matching requests. A field of ``headers`` with the value None must
-        be absent.
-        """
-        wanted = _Wanted(self.server._site, path, method, headers, body, times)
+        """Fail unless ``path`` was requested; see ``FeedTestServer.assert_requested()``."""
         with self._failing(msg):
-            return wanted.check(self.server.requests, times or 1, times or math.inf)[-1]
+            return self.server.assert_requested(
+                path, method=method, headers=headers, body=body, times=times
+            )
 
     def assertNotRequested(
         self,
-        path: str,
+        path: Optional[str] = None,
         *,
         method: Optional[str] = None,
-        headers: Optional[Mapping[str, Optional[str]]] = None,
-        body: Optional[Union[bytes, str]] = None,
+        headers: _WantedFields = None,
+        body: _WantedBody = None,
         msg: Any = None,
     ) -> None:
-        """Fail if ``path`` was requested."""
-        wanted = _Wanted(self.server._site, path, method, headers, body)
+        """Fail if ``path`` was requested; without it, if anything was."""
         with self._failing(msg):
-            wanted.check(self.server.requests, 0, 0)
+            self.server.assert_not_requested(path, method=method, headers=headers, body=body)
 
     def assertPolite(self, msg: Any = None, *, ignore: Sequence[str] = ()) -> None:
-        """Fail if ``audit()`` finds that the client has broken a rule that is not ignored.
-
-        Raises ValueError if ``ignore`` is not a sequence of the names of rules.
-        """
-        ignored = _rules_to_ignore(ignore)
-        requests = self.server.requests
-        findings = [finding for finding in audit(requests) if finding.rule not in ignored]
-        if findings:
-            message = f"{_judgement('the client', findings)}\n{_transcript(requests)}"
-            self.fail(self._formatMessage(msg, message))
+        """Fail if the client has broken a rule; see ``FeedTestServer.assert_polite()``."""
+        with self._failing(msg):
+            self.server.assert_polite(ignore=ignore)
 
 
 # The command line
@@ -4907,10 +5304,14 @@ def _options(arguments: Optional[Sequence[str]]) -> Any:
 def _serve(directory: str, host: str, port: int) -> int:
     """Serve until Ctrl-C, SIGTERM or QUIT; then say what the clients did wrong."""
     with _noted_signals() as signals, _printing() as say:
-        with _ShownServer(say, directory, host=host, port=port, bind_timeout=0) as server:
+        server = _ShownServer(say, directory, host=host, port=port, bind_timeout=0)
+        server.start()
+        try:
             say(f"{server.base_url}/", sys.stdout)
             while server.is_alive() and not signals:
                 server.join(0.1)
+        finally:
+            server.stop()
         for judgement in _judge_each_client(server.requests):
             say(f"\n{judgement}", sys.stdout)
     return 0
