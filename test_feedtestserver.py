@@ -338,6 +338,10 @@ class ServerTestCase(unittest.TestCase):
         if not path.is_symlink():  # Wine
             self.skipTest("no symbolic links here")
 
+    def change_directory(self, folder):
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(folder)
+
     def look_for_thread_errors(self, known):
         self.assertEqual(thread_errors[known:], [])
 
@@ -2110,6 +2114,42 @@ class LookupTest(ServerTestCase):
         with FeedTestServer(directory / "data") as server:
             self.assertEqual(self.get(server, "/feed.xml").status, 200)
             self.assertEqual(self.get(server, "/link.xml").status, 404)
+
+    def test_without_a_directory_no_file_is_served(self):
+        names = ("feed.xml", "index.html", "a.example/feed.xml", "data/feed.xml")
+        folder = self.make_directory(dict.fromkeys(names, b"here"))
+        self.change_directory(folder)
+        server = FeedTestServer("")
+        self.addCleanup(server.stop)
+        server.start()
+        self.assertEqual(server.fixtures(), [])
+        path = f"{folder.as_posix()}/feed.xml".lstrip("/")
+        absolute = [f"{start}{urllib.parse.quote(path)}" for start in ("/", "//", "/%2F", "/./")]
+        encoded = "/" + urllib.parse.quote(path, safe="")
+        for target in ("/", *(f"/{name}" for name in names), "/etc/passwd", *absolute, encoded):
+            answer = Answer(exchange(server, f"GET {target} HTTP/1.0\r\n\r\n".encode()))
+            with self.subTest(target):
+                self.assertEqual(answer.status, 404)
+        self.assertEqual(server.errors, [])
+        with server.intercept():
+            wire = exchange(server, b"GET http://a.example/feed.xml HTTP/1.0\r\n\r\n")
+            self.assertEqual(Answer(wire).status, 502)
+        self.assertRegex(
+            server.errors[0], r"^GET http://a.example/feed.xml: no such host here; resp"
+        )
+
+    def test_steps_without_a_directory(self):
+        with FeedTestServer("") as server:
+            for name in ("feed.xml", "/feed.xml", str(HERE / "data" / "feed.xml")):
+                with self.assertRaisesRegex(FileNotFoundError, "no directory"):
+                    server.respond("/x", name)
+            server.respond("/x", b"abc", 410, Response(b"def"), lambda request: "feed.xml")
+            responses = [self.get(server, "/x") for _ in range(4)]
+            self.assertEqual([each.status for each in responses], [200, 410, 200, 500])
+            self.assertEqual(responses[0].content + responses[2].content, b"abcdef")
+            [error] = server.errors
+            self.assertIn("no directory", error)
+            server.clear()
 
     def test_404_names_the_nearest_fixture(self):
         server = self.serve({"atom/feed.xml": b"1", "rss/other.xml": b"2", "fed.HEADERS": b""})
@@ -5686,6 +5726,9 @@ class LifeCycleTest(ServerTestCase):
             with self.assertRaisesRegex(error, "there is no such directory to serve.*" + name):
                 server.start()
             server.stop()
+        self.change_directory(directory)
+        with self.assertRaisesRegex(FileNotFoundError, "no such directory to serve.*data"):
+            FeedTestServer("data").start()
         self.assert_no_thread_is_left()
 
     def test_directory_is_made_absolute_at_once(self):
