@@ -36,6 +36,7 @@ import tempfile
 import textwrap
 import threading
 import time
+import traceback
 import types
 import typing
 import unittest
@@ -186,6 +187,11 @@ def read_all(connection):
 def legible(text):
     """A text as the server sends it; a path in it may have bytes that the locale does not know."""
     return f"{text}".encode("utf-8", "backslashreplace").decode()
+
+
+def shown(error):
+    """An exception as a traceback shows it, with its context and its notes."""
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__))
 
 
 def open_descriptors():
@@ -2107,6 +2113,7 @@ class LookupTest(ServerTestCase):
             self.assertTrue(
                 error.startswith(f"{server.directory}\\sub\\wrong.xml, line 2: "), error
             )
+            server.clear()
 
     def test_a_sibling_with_a_longer_name_is_outside(self):
         directory = self.make_directory({"data/feed.xml": b"1", "data-secret/feed.xml": b"2"})
@@ -5652,6 +5659,128 @@ class LifeCycleTest(ServerTestCase):
             self.assertEqual(server.base_url, f"http://127.0.0.1:{server.port}")
             self.assertIsInstance(server, threading.Thread)
         self.assert_gone(server)
+
+    def test_errors_of_the_server_are_raised_at_the_end(self):
+        def fail(request):
+            raise AssertionError("no token was sent")
+
+        directory = self.make_directory({"wrong.xml": b"<!-- Status: x -->"})
+        for target, words in (
+            ("/wrong.xml", "wrong.xml, line 1: Status: found 'x'"),
+            ("/failing", "GET /failing: ZeroDivisionError('division by zero')"),
+            ("/asserting", "GET /asserting: AssertionError('no token was sent')"),
+            ("http://a.example/x", "GET http://a.example/x: no such host here"),
+        ):
+            with self.subTest(target):
+                with (
+                    self.assertRaises(AssertionError) as caught,
+                    FeedTestServer(directory) as server,
+                    server.intercept(),
+                ):
+                    server.respond("/failing", lambda request: 1 / 0)
+                    server.respond("/asserting", fail)
+                    exchange(server, f"GET {target} HTTP/1.0\r\n\r\n".encode())
+                self.assertIs(type(caught.exception), AssertionError)
+                first, second, *_ = str(caught.exception).splitlines()
+                self.assertEqual(first, "the server found errors:")
+                self.assertIn(words, second)
+                self.assert_gone(server)
+
+    def test_all_errors_are_raised_at_the_end_and_none_that_was_cleared(self):
+        with self.assertRaises(AssertionError) as caught, FeedTestServer("") as server:
+            for number in range(3):
+                server.respond(f"/{number}", lambda request: 1 / 0)
+                self.assertEqual(self.get(server, f"/{number}").status, 500)
+                if not number:
+                    server.clear()
+            server.stop()
+        found = re.findall("(?m)^GET (.*): ZeroDivisionError", str(caught.exception))
+        self.assertEqual(found, ["/1", "/2"])
+
+    def test_errors_that_come_while_it_stops_are_raised_too(self):
+        entered = threading.Event()
+
+        def step(request):
+            entered.set()
+            self.connect_until_refused(server)
+            raise ZeroDivisionError
+
+        with socket.socket() as connection:
+            words = r"^the server found errors:\nGET /: ZeroDivisionError"
+            server = FeedTestServer("", stop_timeout=PATIENCE)
+            with self.assertRaisesRegex(AssertionError, words), server:
+                server.respond("/", step)
+                connection.connect(("127.0.0.1", server.port))
+                connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                self.assertTrue(entered.wait(PATIENCE))
+        self.assert_gone(server)
+
+    def test_an_exception_of_the_test_comes_before_errors_of_the_server(self):
+        class Frozen(Exception):
+            """As attrs makes them: what a traceback shows may be set, but for notes."""
+
+            def __setattr__(self, name, value):
+                if name == "__notes__":
+                    raise AttributeError(name)
+                super().__setattr__(name, value)
+
+        for error in (
+            *(AssertionError("mine"), KeyError("mine", 2), KeyboardInterrupt(), SystemExit(3)),
+            *(unittest.SkipTest("later"), Frozen("mine")),
+        ):
+            arguments = error.args
+            with self.subTest(repr(error)):
+                with self.assertRaises(type(error)) as caught, FeedTestServer("") as server:
+                    cause_an_error(server)
+                    raise error
+                self.assertIs(caught.exception, error)
+                self.assertEqual((error.args, error.__cause__), (arguments, None))
+                if sys.version_info >= (3, 11) and not isinstance(error, Frozen):
+                    [note] = error.__notes__
+                    words = "the server found errors:\nGET /wrong: ZeroDivisionError"
+                    self.assertTrue(note.startswith(words), note)
+                self.assert_gone(server)
+
+    def test_an_exception_of_the_test_gets_no_note_where_there_are_no_errors(self):
+        error = KeyError("mine")
+        with self.assertRaises(KeyError) as caught, FeedTestServer("") as server:
+            cause_an_error(server)
+            server.clear()
+            raise error
+        self.assertIs(caught.exception, error)
+        self.assertFalse(hasattr(error, "__notes__"))
+        self.assert_gone(server)
+
+    def test_a_stop_that_fails_hides_neither_an_exception_nor_errors(self):
+        for error in (None, KeyError("mine")):
+            entered, release = threading.Event(), threading.Event()
+            self.addCleanup(release.set)
+
+            def block(request, entered=entered, release=release):
+                entered.set()
+                release.wait(PATIENCE)
+                return 204
+
+            server = FeedTestServer("", stop_timeout=0.01)
+            with self.subTest(error), socket.socket() as connection:
+                with self.assertRaises(RuntimeError) as caught, server:
+                    cause_an_error(server)
+                    server.respond("/x", block)
+                    connection.connect(("127.0.0.1", server.port))
+                    connection.sendall(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
+                    self.assertTrue(entered.wait(PATIENCE))
+                    if error:
+                        raise error
+                text = shown(caught.exception)
+                self.assertIn("responds to GET /x; it has to return by itself", text)
+                if error:
+                    self.assertIn("KeyError: 'mine'", text)
+                if not error or sys.version_info >= (3, 11):
+                    self.assertIn("the server found errors:\nGET /wrong: ZeroDivisionError", text)
+                release.set()
+                server.stop_timeout = PATIENCE
+                server.stop()
+                self.assert_gone(server)
 
     def test_stop_is_idempotent(self):
         server = FeedTestServer(self.make_directory())
