@@ -7587,6 +7587,196 @@ class WaitTest(ServerTestCase):
             server.wait_for_request("/x", timeout=PATIENCE)
         thread.join()
 
+    def test_it_does_not_wait_for_a_server_that_has_stopped_while_it_was_down(self):
+        def stop_while_it_is_down():
+            with server.down():
+                server.stop()
+
+        server = self.serve()
+        thread = threading.Thread(target=stop_while_it_is_down)
+        thread.start()
+        with self.assertRaisesRegex(AssertionError, " before the server stopped\nThe"):
+            server.wait_for_request("/x", timeout=PATIENCE)
+        thread.join()
+
+    def test_it_goes_on_while_the_server_is_down(self):
+        server, looked_at, found = self.serve(), threading.Event(), []
+        fields = {"N": self.field_value("1", looked_at.set)}
+
+        def wait():
+            found.append(server.wait_for_request(headers=fields, times=2, timeout=PATIENCE))
+
+        self.get(server, "/1", headers={"N": "1"})
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        self.assertTrue(looked_at.wait(PATIENCE))
+        with server.down(), self.assertRaisesRegex(AssertionError, " within 0 s\nThe"):
+            server.wait_for_request("/2", timeout=0)
+        self.get(server, "/2", headers={"N": "1"})
+        waiter.join()
+        self.assertEqual(found, server.requests[1:])
+
+
+class AssertionTest(ServerTestCase):
+    """The server's own assertions, which need no TestCase."""
+
+    def failure(self, function, *args, **kwargs):
+        """The words of a plain AssertionError."""
+        with self.assertRaises(AssertionError) as caught:
+            function(*args, **kwargs)
+        self.assertIs(type(caught.exception), AssertionError)
+        return str(caught.exception)
+
+    def test_assert_requested(self):
+        server = self.serve()
+        for number in "12":
+            self.get(server, f"/x?n={number}", headers={"N": number})
+        first, last = server.requests
+        for arguments, request in (
+            ({}, last),
+            ({"times": 2, "method": "GET", "body": b""}, last),
+            ({"headers": {"n": "1", "M": None}, "times": 1}, first),
+        ):
+            with self.subTest(arguments):
+                self.assertIs(server.assert_requested("/x", **arguments), request)
+        self.assertIs(server.assert_requested("x?n=1"), first)
+        self.assertIs(server.assert_requested(server.get_url("x"), times=2), last)
+        transcript = "\nThe server got:\n  GET /x?n=1 -> 404\n      N: 1\n  GET /x?n=2 -> 404"
+        for path, arguments, words in (
+            ("/y", {}, "/y"),
+            ("/x", {"times": 2}, "/x"),
+            ("/x", {"method": "POST"}, "POST /x"),
+            ("/x", {"headers": {"N": "3"}}, "/x with N: 3"),
+            ("/x", {"headers": {"n": None}}, "/x without n"),
+        ):
+            with self.subTest(path, **arguments):
+                arguments = {"headers": {"N": "1"}, **arguments}
+                failure = self.failure(server.assert_requested, path, **arguments)
+                self.assertIn(words, failure.partition("\n")[0])
+                self.assertIn(transcript.lower(), failure.lower())
+
+    def test_assert_not_requested(self):
+        server = self.serve()
+        server.assert_not_requested()
+        server.assert_not_requested("/x")
+        self.get(server, "/x", "POST", b"abc")
+        for arguments in (
+            {"path": "/y"},
+            {"method": "GET"},
+            {"body": "ab"},
+            {"headers": {"N": "1"}},
+        ):
+            with self.subTest(arguments):
+                self.assertIsNone(server.assert_not_requested(**arguments))
+        for arguments in ({}, {"path": "/x"}, {"method": "POST"}, {"headers": {"N": None}}):
+            with self.subTest(arguments):
+                failure = self.failure(server.assert_not_requested, **arguments)
+                self.assertTrue(failure.endswith("\nThe server got:\n  POST /x -> 405"), failure)
+        self.assertIn("b'abc'", self.failure(server.assert_not_requested, body="abc"))
+
+    def test_not_requested_at_all_means_refused_requests_and_other_hosts_too(self):
+        server = self.serve()
+        for sent, line in (
+            (b"\0", "(unreadable) -> 400"),
+            (b"GET http://a.example/ HTTP/1.0\r\n\r\n", "GET http://a.example/ -> 502"),
+        ):
+            server.clear()
+            server.assert_not_requested()
+            exchange_end(server, sent)
+            with self.subTest(sent):
+                self.assertIn(line, self.failure(server.assert_not_requested))
+
+    def test_assert_polite(self):
+        server = self.serve()
+        server.respond("/x", 200)
+        server.assert_polite()
+        self.get(server, "/x", headers={**POLITE, "Referer": "a"})
+        failure = self.failure(server.assert_polite)
+        self.assertRegex(failure, r"^the client was not polite:\n  GET /x .*\[referer\]\nThe serv")
+        server.assert_polite(ignore=["referer"])
+        for ignore in ("referer", ["refer"], None, 5):
+            with self.subTest(ignore), self.assertRaisesRegex(ValueError, "^ignore: found "):
+                server.assert_polite(ignore=ignore)
+
+    def test_a_body_as_json(self):
+        server, value = self.serve(), {"b": [1, None, {"c": True}], "a": "\u00fc"}
+        for body, wire, found in (
+            (value, b' {"a":\n"\\u00fc", "b": [1,null,\t{"c":true}]} ', True),
+            (value, '{"b":[1,null,{"c":true}],"a":"\u00fc"}'.encode(), True),
+            (value, b'{"a": "\\u00fc", "b": [1, null, {"c": 1}]}', False),
+            (value, b'{"a": "\\u00fc", "b": [true, null, {"c": true}]}', False),
+            ([1, 2], b"[2, 1]", False),
+            ([0], b"[false]", False),
+            ({"a": None}, b"{}", False),
+            ({}, b"{}", True),
+            ({}, b"[]", False),
+            ([], b"[]", True),
+            ([], b"", False),
+            ({"a": 1}, b"{'a': 1}", False),
+            ([], b"\xff", False),
+            ([], b"[" * 100_000, False),
+            ("[1, 2]", b"[1,2]", False),
+            ("[1,2]", b"[1,2]", True),
+        ):
+            server.clear()
+            self.get(server, "/x", "POST", wire)
+            [request] = server.requests
+            with self.subTest(body, wire=wire[:60]):
+                if found:
+                    self.assertIs(server.assert_requested("/x", body=body, times=1), request)
+                    self.assertIs(server.wait_for_request(body=body, timeout=0), request)
+                    self.failure(server.assert_not_requested, body=body)
+                else:
+                    server.assert_not_requested(body=body)
+                    self.failure(server.wait_for_request, body=body, timeout=0)
+                    failure = self.failure(server.assert_requested, "/x", body=body)
+                    self.assertIn(f"\n      {wire!r:.60}"[:60], failure)
+
+    def test_arguments_are_checked_at_the_call(self):
+        """Also where nothing has arrived with which they could be compared."""
+        server = self.serve()
+        functions = [server.assert_requested, server.assert_not_requested, server.wait_for_request]
+        not_json = (TypeError, ValueError)  # json itself raises this, or that
+        for error, arguments in (
+            (TypeError, {"path": b"/x"}),
+            (TypeError, {"path": 5}),
+            (TypeError, {"body": 5}),
+            (TypeError, {"body": True}),
+            (TypeError, {"body": {"a": b""}}),
+            (TypeError, {"body": [{1, 2}]}),
+            (not_json, {"body": [float("nan")]}),
+            (TypeError, {"headers": {"X": 1}}),
+            (TypeError, {"headers": {"X": b"1"}}),
+            (TypeError, {"headers": {"X": ["1"]}}),
+            (ValueError, {"path": "http:///x"}),
+            (ValueError, {"path": "http://a.example:*/x"}),
+            (ValueError, {"path": "*://a.example/x"}),
+            (ValueError, {"times": 0}),
+            (ValueError, {"times": -1}),
+        ):
+            for function in functions[:: 2 if "times" in arguments else 1]:
+                with self.subTest(function.__name__, **arguments), self.assertRaises(error):
+                    function(**{"path": "/x", **arguments})
+
+    def test_addresses_mean_what_they_mean_in_respond(self):
+        server = self.serve()
+        server.respond("http://*.example/*", 200)
+        for target in ("/api/a?x=1&y=2", "/api/b", "http://a.example/api"):
+            exchange(server, f"GET {target} HTTP/1.0\r\n\r\n".encode())
+        first, second, third = server.requests
+        for path, times, last in (
+            ("/api/*", 2, second),
+            ("api/a?y=2&x=1", 1, first),
+            ("/%61pi/b?", 1, second),
+            ("http://*.example/*", 1, third),
+            ("*", 3, third),
+        ):
+            with self.subTest(path):
+                self.assertIs(server.assert_requested(path, times=times), last)
+                self.assertIs(server.wait_for_request(path, times=times, timeout=0), last)
+                self.failure(server.assert_not_requested, path)
+        server.assert_not_requested("/api")
+
 
 # The audit
 
@@ -8915,6 +9105,60 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
         for ignore in ("referer", ["referer", "validator"], [""], "", None, 5, [["x"]], ["x" * 99]):
             with self.subTest(ignore), self.assertRaisesRegex(ValueError, message):
                 self.assertPolite(ignore=ignore)
+
+    def test_assertions_are_those_of_the_server(self):
+        self.get(self.server, "/x", "POST", b'{"a": 1}', {"Referer": "a"})
+        for mine, of_the_server, arguments in (
+            (self.assertRequested, self.server.assert_requested, {"path": "/y", "body": {"a": 2}}),
+            (self.assertNotRequested, self.server.assert_not_requested, {"path": "/x"}),
+            (self.assertNotRequested, self.server.assert_not_requested, {}),
+            (self.assertNotRequested, self.server.assert_not_requested, {"body": {"a": 1}}),
+        ):
+            words = self.failure(of_the_server, **arguments)
+            with self.subTest(mine.__name__, **arguments):
+                self.assertEqual(self.failure(mine, **arguments), words)
+                self.assertEqual(self.failure(mine, **arguments, msg="m"), f"{words} : m")
+        self.assertIs(self.assertRequested("/x", body={"a": 1}), self.server.requests[0])
+        self.assertNotRequested(method="GET")
+
+    def test_a_server_may_have_assertions_of_its_own(self):
+        class Failure(Exception):
+            pass
+
+        class Server(FeedTestServer):
+            def fail(self, *args, **kwargs):
+                raise AssertionError("the server's words")
+
+            assert_requested = assert_not_requested = assert_polite = fail
+
+        class Test(FeedTestServerMixin, unittest.TestCase):
+            server_class = Server
+            failureException = Failure
+
+            def test(self):
+                self.assertRequested("/x", msg="mine")
+
+            def test_not(self):
+                self.assertNotRequested(msg="mine")
+
+            def test_polite(self):
+                self.assertPolite("mine")
+
+        for name in ("test", "test_not", "test_polite"):
+            with self.subTest(name):
+                [(_, words)] = run_test(Test, name).failures
+                self.assertTrue(words.endswith("Failure: the server's words : mine\n"), words)
+
+    def test_errors_of_the_server_hide_no_failure_of_the_test(self):
+        class Test(FeedTestServerMixin, unittest.TestCase):
+            def test(self):
+                cause_an_error(self.server)
+                raise KeyError("mine")
+
+        result = run_test(Test)
+        [(_, error)], [(_, failure)] = result.errors, result.failures
+        self.assertIn("KeyError: 'mine'", error)
+        self.assertIn("the server found errors:\nGET /wrong: ZeroDivisionError", failure)
 
     def test_errors_of_the_server_fail_the_test(self):
         class Test(FeedTestServerMixin, unittest.TestCase):
