@@ -7212,6 +7212,67 @@ class RequestTest(ServerTestCase):
         self.assertEqual(str(request), "POST /caf%C3%A9?a=1&a=2&b=%20 -> 201")
         self.assertEqual(repr(request), f"<Request {request}>")
 
+    def test_url_is_what_the_client_asked_for(self):
+        server = self.serve({"feed.xml": comment("Template: yes", "Header: L: {{base_url}}/l")})
+        port = server.port
+        for start, host, url in (
+            ("GET /feed.xml", f"127.0.0.1:{port}", f"http://127.0.0.1:{port}/feed.xml"),
+            ("GET /feed.xml", f"localhost:{port}", f"http://localhost:{port}/feed.xml"),
+            ("GET /feed.xml?a=%20&b", "feed.example", "http://feed.example/feed.xml?a=%20&b"),
+            ("GET /feed.xml", "feed.example:8080", "http://feed.example:8080/feed.xml"),
+            ("GET /feed.xml", f"[::1]:{port}", f"http://[::1]:{port}/feed.xml"),
+            ("OPTIONS *", "feed.example", "http://feed.example"),
+            ("GET /feed.xml", "", f"{server.base_url}/feed.xml"),
+            ("GET /feed.xml", None, f"{server.base_url}/feed.xml"),
+            ("GET http://a.example/feed.xml", "b.example", "http://a.example/feed.xml"),
+            (f"GET http://localhost:{port}/feed.xml", "x", f"http://localhost:{port}/feed.xml"),
+        ):
+            field = "" if host is None else f"Host: {host}\r\nConnection: close\r\n"
+            version = "1.0" if host is None else "1.1"
+            answer = Answer(exchange(server, f"{start} HTTP/{version}\r\n{field}\r\n".encode()))
+            request = server.requests[-1]
+            with self.subTest(start, host=host):
+                self.assertEqual(request.url, url)
+                self.assertEqual(dict(request.headers).get("Host"), host)
+                if answer.status == 200:  # the server is itself by whatever name it is called
+                    self.assertEqual(answer.headers["L"], f"{server.base_url}/l")
+                    self.assertEqual(str(request), f"{start} -> 200")
+                    self.assertIs(server.wait_for_request("/feed.xml", timeout=0), request)
+
+    def test_url_in_https(self):
+        server = self.serve({"feed.xml": b"<rss/>"})
+        for host in (f"localhost:{server.port}", f"127.0.0.1:{server.port}", "feed.example"):
+            name = host.partition(":")[0]
+            tls = server.ssl_context().wrap_socket(connect(server), server_hostname=name)
+            with self.subTest(host), tls:
+                request = f"GET /feed.xml?x HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+                tls.sendall(request.encode())
+                self.assertTrue(read_all(tls).endswith(b"<rss/>"))
+                self.assertEqual(server.requests[-1].url, f"https://{host}/feed.xml?x")
+
+    def test_json(self):
+        server = self.serve()
+        for body, value in (
+            (b'{"a": [1, 2.5, true, null, "\\u00fc"]}', {"a": [1, 2.5, True, None, "\u00fc"]}),
+            ('"\u00fc"'.encode(), "\u00fc"),
+            (b" [] ", []),
+            (b"<rss/>", ValueError),
+            (b"{'a': 1}", ValueError),
+            (b'"\xff"', ValueError),
+            (b"", ValueError),
+            (b"[1, 2" + b" " * 1_000_000, ValueError),
+        ):
+            self.get(server, "/x", "POST", body)
+            request = server.requests[-1]
+            with self.subTest(body[:40]):
+                if value is not ValueError:
+                    self.assertEqual(request.json(), value)
+                    continue
+                with self.assertRaises(ValueError) as caught:
+                    request.json()
+                self.assertIn(repr(body[:10])[:-1], str(caught.exception))
+                self.assertLess(len(str(caught.exception)), 1000)
+
     def test_raw_utf_8_in_a_target_is_read_as_it_was_meant(self):
         server = self.serve({"caf\u00e9.xml": b"<rss/>"})
         data = "GET /caf\u00e9.xml HTTP/1.1\r\nHost: x\r\n\r\n".encode()
