@@ -5860,6 +5860,76 @@ class LifeCycleTest(ServerTestCase):
             FeedTestServer("data").start()
         self.assert_no_thread_is_left()
 
+    def test_the_directory_by_default(self):
+        """It is data in the current directory, if there is such a folder when it is made."""
+        with_data, with_file, empty = map(
+            self.make_directory, ({"data/feed.xml": b""}, {"data": b""}, {})
+        )
+        self.change_directory(HERE)
+        for folder, arguments, directory in (
+            (with_data, (), with_data / "data"),
+            (with_data, (None,), with_data / "data"),
+            (with_data, ("data",), with_data / "data"),
+            (with_data, ("",), None),
+            (with_file, (), None),
+            (empty, (), None),
+        ):
+            os.chdir(folder)
+            server = FeedTestServer(*arguments)
+            os.chdir(HERE)
+            with self.subTest(folder=os.listdir(folder), arguments=arguments), server:
+                self.assertEqual(server.directory or None, directory and str(directory))
+                names = [fixture.name for fixture in server.fixtures()]
+                self.assertEqual(names, ["feed.xml"] if directory else [])
+                status = self.get(server, "/feed.xml").status
+                self.assertEqual(status, 200 if directory else 404)
+
+    def test_keywords_are_attributes(self):
+        for values in (
+            {"host": "127.0.0.1", "port": 0, "bind_timeout": 10.0, "stop_timeout": 5.0},
+            {"host": "0.0.0.0", "port": 1, "bind_timeout": 2.5, "stop_timeout": 0.5},
+        ):
+            server = FeedTestServer("", clock=lambda: NOW, **values)
+            self.assertEqual({name: getattr(server, name) for name in values}, values)
+            self.assertEqual(server.clock(), NOW)
+        self.assertEqual(
+            (FeedTestServer().host, FeedTestServer().port, FeedTestServer().bind_timeout),
+            ("127.0.0.1", 0, 10.0),
+        )
+        self.assertEqual((FeedTestServer().stop_timeout, FeedTestServer().clock), (5.0, time.time))
+        with FeedTestServer("", clock=lambda: NOW) as server:
+            self.assertEqual(self.get(server, "/").headers["Date"], NOW_DATE)
+            server.clock, server.stop_timeout = (lambda: NOW + 1), 2.5
+            self.assertEqual(
+                self.get(server, "/").headers["Date"], NOW_DATE.replace(":00 ", ":01 ")
+            )
+            self.assertEqual([request.time for request in server.requests], [NOW, NOW + 1])
+            self.assertEqual(server.stop_timeout, 2.5)
+
+    def test_where_it_is_and_what_it_serves_is_set_before_start(self):
+        settings = {"directory": str(HERE), "host": "0.0.0.0", "port": 1}
+
+        def check(moment):
+            before = {name: getattr(server, name) for name in settings}
+            for name, value in settings.items():
+                words = rf"(?s)(?=.*\b{name}\b).*start\(\)"
+                with self.subTest(moment, name=name):
+                    with self.assertRaisesRegex(RuntimeError, words):
+                        setattr(server, name, value)
+                    self.assertEqual(getattr(server, name), before[name])
+
+        server = FeedTestServer(self.make_directory() / "none", host="192.0.2.1")
+        self.addCleanup(server.stop)
+        with self.assertRaises(OSError):
+            server.start()
+        server.directory, server.host, server.port, server.bind_timeout = "", "127.0.0.1", 0, 2.0
+        server.start()
+        check("running")
+        with server.down():
+            check("down")
+        server.stop()
+        check("stopped")
+
     def test_directory_is_made_absolute_at_once(self):
         self.assertEqual(FeedTestServer("x").directory, os.path.join(os.getcwd(), "x"))
 
@@ -9357,7 +9427,7 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
         class Test(FeedTestServerMixin, unittest.TestCase):
             data_directory = "data/formats"
             server_class = Server
-            server_options = {"bind_timeout": 3.0}
+            server_options = {"bind_timeout": 3.0, "stop_timeout": 4.0, "clock": lambda: NOW}
 
             def test(self):
                 Test.used = self.server
@@ -9365,7 +9435,43 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
         self.assertTrue(run_test(Test).wasSuccessful())
         self.assertIsInstance(Test.used, Server)
         self.assertEqual(Test.used.directory, str(HERE / "data" / "formats"))
-        self.assertEqual(Test.used.bind_timeout, 3.0)
+        self.assertEqual((Test.used.bind_timeout, Test.used.stop_timeout), (3.0, 4.0))
+        self.assertEqual(Test.used.clock(), NOW)
+
+    def test_the_directory_by_default(self):
+        """It is data beside the file of the class, if there is such a folder, wherever it runs."""
+        with_data, with_file, empty = map(
+            self.make_directory, ({"data/feed.xml": b""}, {"data": b""}, {})
+        )
+
+        class Test(FeedTestServerMixin, unittest.TestCase):
+            __module__ = "elsewhere"
+
+            def test(self):
+                self.used = self.server.directory
+
+        self.assertIsNone(Test.data_directory)
+        self.change_directory(HERE)
+        for folder, name, found in (
+            (with_data, None, with_data / "data"),
+            (with_data, "data", with_data / "data"),
+            (with_data, "", None),
+            (with_file, None, None),
+            (empty, None, None),
+        ):
+            module = types.ModuleType("elsewhere")
+            module.__file__ = str(folder / "test_it.py")
+            for current in (with_data, empty):
+                os.chdir(current)
+                with (
+                    self.subTest(folder=os.listdir(folder), name=name, current=os.listdir(current)),
+                    mock.patch.dict(sys.modules, elsewhere=module),
+                    mock.patch.object(Test, "data_directory", name),
+                ):
+                    test = Test("test")
+                    result = test.run()
+                    self.assertEqual((result.errors, result.failures), ([], []))
+                    self.assertEqual(test.used or None, found and str(found))
 
     def test_a_missing_directory_is_an_error_of_the_test(self):
         class Test(FeedTestServerMixin, unittest.TestCase):
