@@ -5133,6 +5133,28 @@ class InterceptionTest(ServerTestCase):
                         self.assertEqual(self.fetch("http://a.example/x"), b"%d" % begun[-1])
             self.assertEqual(self.places(), before)
 
+    def test_a_server_that_is_down(self):
+        server, before = self.serve(self.FILES), self.places()
+        with server.intercept():
+            with server.down():
+                for fetch in (self.fetch, self.fetch_directly):
+                    with self.assertRaises(OSError) as caught:
+                        fetch(self.URL)
+                    reason = getattr(caught.exception, "reason", caught.exception)
+                    self.assertIsInstance(reason, ConnectionRefusedError)
+            for fetch in (self.fetch, self.fetch_directly):
+                self.assertIn(b"<rss/>", fetch(self.URL))
+        self.assertEqual(self.places(), before)
+
+    def test_the_end_while_the_server_is_down(self):
+        server, before = self.serve(self.FILES), self.places()
+        interception = server.intercept()
+        interception.__enter__()
+        with server.down():
+            interception.__exit__(None, None, None)
+            self.assertEqual(self.places(), before)
+        self.assertEqual(self.get(server, "/feed.xml").content, b"<own/>")
+
     def test_it_needs_a_server_that_is_running(self):
         before, server = self.places(), FeedTestServer(self.make_directory())
         words = r"intercept\(\) needs a server that is running: call start\(\) first"
@@ -5955,6 +5977,269 @@ class LifeCycleTest(ServerTestCase):
             server.start()
         self.assertEqual(caught.exception.errno, errno.EADDRNOTAVAIL)
 
+    def test_down_and_there_again(self):
+        server = self.serve({"feed.xml": b"<rss/>"})
+        server.respond("/x", 201, 202, 203)
+        self.assertEqual(self.get(server, "/x").status, 201)
+        cause_an_error(server)
+        where = server.base_url, server.port, server.ca_file, server.get_url("x", "https")
+        with connect(server) as idle, connect(server) as half, connect(server) as kept:
+            half.sendall(b"GET / HT")
+            kept.sendall(HEAD + b"\r\n")
+            self.assertTrue(kept.recv(65536).endswith(b"<rss/>"))
+            record, errors = server.requests, server.errors
+            with server.down():
+                self.assertEqual((server.ready, server.is_alive()), (False, True))
+                self.assert_refused(server)
+                for connection in (idle, half, kept):
+                    self.assertEqual(read_all(connection), b"")
+                self.assertEqual(
+                    (server.base_url, server.port, server.ca_file, server.get_url("x", "https")),
+                    where,
+                )
+                self.assertTrue(os.path.exists(server.ca_file))
+                self.assertEqual((server.requests, server.errors), (record, errors))
+        self.assertTrue(server.ready)
+        self.assertEqual(self.get(server, "/x").status, 202)
+        self.assertEqual((server.requests[:-1], server.errors), (record, errors))
+        numbers = [request.connection for request in server.requests]
+        self.assertEqual((len(set(numbers)), numbers[-1]), (4, max(numbers)))
+        self.assertEqual(
+            (server.base_url, server.port, server.ca_file, server.get_url("x", "https")), where
+        )
+        self.assertTrue(os.path.exists(server.ca_file))
+        with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as connection:
+            context = ssl.create_default_context(cafile=server.ca_file)
+            with context.wrap_socket(connection, server_hostname="localhost") as connection:
+                connection.sendall(LAST)
+                self.assertTrue(read_all(connection).endswith(b"<rss/>"))
+        server.stop()
+        self.assert_gone(server)
+        self.assertFalse(os.path.exists(where[2]))
+
+    def test_down_ends_whatever_takes_its_time(self):
+        server = self.serve({"a.bin": bytes(20_000_000)})
+        server.respond("/late", Response(delay=1000))
+        server.respond("/slow", Response(bytes(1000), rate=1))
+        server.respond("/stalled", Response(fault="stall at headers"))
+        paths = ("/a.bin", "/late", "/slow", "/stalled")
+        with contextlib.ExitStack() as opened:
+            connections = [opened.enter_context(connect(server)) for _ in paths]
+            for path, connection in zip(paths, connections):
+                connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                server.wait_for_request(path)
+            with server.down():
+                for connection in connections:
+                    with contextlib.suppress(ConnectionError):
+                        self.assertLess(len(read_all(connection)), 20_000_000)
+        self.assertEqual(self.get(server, "/none").status, 404)
+
+    def test_down_ten_times_in_a_row(self):
+        server = self.serve()
+        with server.down():
+            before = open_descriptors()
+        for _ in range(10):
+            self.assertEqual(self.get(server, "/").status, 404)
+            with server.down():
+                self.assert_refused(server)
+        with server.down():
+            self.assertEqual(open_descriptors(), before)
+            self.assertEqual(set(threading.enumerate()) - self.threads, {server})
+        server.stop()
+        self.assert_gone(server)
+        self.assertEqual(len({request.connection for request in server.requests}), 10)
+
+    def test_down_needs_a_server_that_is_running(self):
+        server = FeedTestServer("")
+        self.addCleanup(server.stop)
+        with self.assertRaises(RuntimeError), server.down():
+            self.fail("it was entered before start()")
+        server.start()
+        with server.down():
+            with self.assertRaises(RuntimeError), server.down():
+                self.fail("it was entered twice")
+            self.assertFalse(server.ready)
+            self.assert_refused(server)
+        self.assertEqual(self.get(server, "/").status, 404)
+        server.stop()
+        with self.assertRaises(RuntimeError), server.down():
+            self.fail("it was entered after stop()")
+        self.assert_gone(server)
+
+    def test_stop_while_it_is_down_is_final(self):
+        def in_the_block(server):
+            server.stop()
+            self.assert_gone(server)
+
+        def in_another_thread(server):
+            run_at_once([server.stop] * 3)
+
+        for stop in (in_the_block, in_another_thread):
+            server = self.serve()
+            path = server.ca_file
+            with self.subTest(stop.__name__):
+                with server.down():
+                    stop(server)
+                    self.assertFalse(os.path.exists(path))
+                self.assert_gone(server)
+                self.assertEqual(server.errors, [])
+        with FeedTestServer("") as server, server.down():
+            server.stop()
+        self.assert_gone(server)
+
+    def test_an_exception_while_it_is_down(self):
+        server = self.serve()
+        for error in (KeyError("mine"), KeyboardInterrupt(), GeneratorExit()):
+            with self.subTest(repr(error)):
+                with self.assertRaises(type(error)) as caught, server.down():
+                    raise error
+                self.assertIs(caught.exception, error)
+                self.assertIsNone(error.__context__)
+                self.assertEqual(self.get(server, "/").status, 404)
+
+    def test_the_port_is_taken_while_it_is_down(self):
+        for error in (None, KeyError("mine")):
+            server = self.serve(bind_timeout=0)
+            with self.subTest(error):
+                with self.assertRaises(OSError) as caught, server.down():
+                    try:
+                        taken = socket.create_server(("127.0.0.1", server.port))
+                    except OSError as in_use:
+                        self.skipTest(f"nobody else gets the port here: {in_use}")
+                    self.addCleanup(taken.close)
+                    if error:
+                        raise error
+                self.assertEqual(caught.exception.errno, errno.EADDRINUSE)
+                self.assertIn(f"cannot bind 127.0.0.1:{server.port}: ", str(caught.exception))
+                if error:
+                    self.assertIn("KeyError: 'mine'", shown(caught.exception))
+                self.assertFalse(server.ready)
+                taken.close()
+                server.stop()
+                self.assert_gone(server)
+
+    def test_down_waits_for_test_code(self):
+        server, entered, returned = self.serve(), threading.Event(), []
+
+        def step(request):
+            entered.set()
+            self.connect_until_refused(server)
+            returned.append(request)
+            return 204
+
+        server.respond("/", step)
+        server.stop_timeout = PATIENCE
+        with connect(server) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            self.assertTrue(entered.wait(PATIENCE))
+            with server.down():
+                self.assertEqual(len(returned), 1)
+        self.assertEqual(self.get(server, "/none").status, 404)
+        self.assertEqual(server.errors, [])
+
+    def test_down_names_the_test_code_that_runs(self):
+        server, entered, release = self.serve(), threading.Event(), threading.Event()
+        self.addCleanup(release.set)
+        words = r"waited 0.01 s for the test code that responds to GET /slow\?x=1; it has to return"
+        server.stop_timeout = 0.01
+        server.respond("/slow", lambda request: (entered.set(), release.wait(PATIENCE), 204)[-1])
+        with connect(server) as connection:
+            connection.sendall(b"GET /slow?x=1 HTTP/1.1\r\nHost: x\r\n\r\n")
+            self.assertTrue(entered.wait(PATIENCE))
+            with self.assertRaisesRegex(RuntimeError, words), server.down():
+                self.fail("it was entered")
+            self.assertTrue(server.ready)
+            self.assertEqual(self.get(server, "/none").status, 404)
+            release.set()
+            server.stop_timeout = PATIENCE
+            with server.down():
+                self.assert_refused(server)
+        self.assertEqual(self.get(server, "/none").status, 404)
+        server.stop()
+        self.assert_gone(server)
+        self.assertEqual(server.errors, [])
+
+    def test_test_code_that_outlives_a_down_that_fails_is_still_waited_for(self):
+        server, entered, release = self.serve(), threading.Event(), threading.Event()
+        self.addCleanup(release.set)
+        server.stop_timeout = 0.01
+        server.respond("/x", lambda request: (entered.set(), release.wait(PATIENCE), 204)[-1])
+        with connect(server) as connection:
+            connection.sendall(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
+            self.assertTrue(entered.wait(PATIENCE))
+            for _ in range(2):
+                with self.assertRaisesRegex(RuntimeError, "GET /x; it has to"), server.down():
+                    self.fail("it was entered")
+            with self.assertRaisesRegex(RuntimeError, "GET /x; it has to return by itself"):
+                server.stop()
+        self.assert_refused(server)
+        release.set()
+        server.stop_timeout = PATIENCE
+        server.stop()
+        self.assert_gone(server)
+
+    def test_down_from_inside_a_callable(self):
+        server, there_again = self.serve(), threading.Event()
+
+        def step(request):
+            with server.down():
+                self.assert_refused(server)
+            there_again.set()
+            return 204
+
+        server.respond("/", step)
+        server.stop_timeout = PATIENCE
+        with connect(server) as idle:
+            with contextlib.suppress(ConnectionError):
+                self.get(server, "/")
+            self.assertTrue(there_again.wait(PATIENCE))
+            self.assertEqual(read_all(idle), b"")
+        self.assertEqual(self.get(server, "/none").status, 404)
+        server.stop()
+        self.assert_gone(server)
+        self.assertEqual(server.errors, [])
+
+    def test_down_from_ten_threads(self):
+        server, seen = self.serve(), []
+
+        def go_down():
+            with contextlib.suppress(RuntimeError), server.down():  # another one may be inside
+                seen.append(server.ready)
+
+        run_at_once([go_down] * 10)
+        self.assertEqual(set(seen), {False})
+        self.assertEqual(self.get(server, "/").status, 404)
+        server.stop()
+        self.assert_gone(server)
+
+    def test_stop_while_it_goes_down_or_returns(self):
+        def go_down(server):
+            with contextlib.suppress(RuntimeError):  # it has stopped
+                for _ in range(3):
+                    with server.down():
+                        pass
+
+        for _ in range(20):
+            server = self.serve()
+            run_at_once([functools.partial(go_down, server), server.stop])
+            self.assert_gone(server)
+
+    def test_its_thread_lives_while_it_is_down(self):
+        server = self.serve()
+        joining = threading.Thread(target=server.join)
+        joining.start()
+        with server.down():
+            server.join(0.001)
+            self.assertTrue(server.is_alive())
+            with self.assertRaises(ConnectionRefusedError):
+                stop_server(server.port)
+        self.assertTrue(joining.is_alive())
+        stop_server(server.port)
+        joining.join(PATIENCE)
+        self.assertFalse(joining.is_alive())
+        server.stop()
+        self.assert_gone(server)
+
     def test_leaked_sockets_are_collected(self):
         class Leak:
             def __init__(self):
@@ -6674,11 +6959,18 @@ class LifeCycleTest(ServerTestCase):
         with feedtestserver.FeedTestServer(sys.argv[1]) as server:
             kept = connect(server)
             print(get(kept))
-            for child_does in "stop", "exit", "serve":
+            for child_does in "stop", "exit", "serve", "down":
                 child = os.fork()
                 if not child:
                     if child_does == "stop":
                         server.stop()
+                        os._exit(0)
+                    if child_does == "down":
+                        try:
+                            with server.down():
+                                pass
+                        except RuntimeError:
+                            pass
                         os._exit(0)
                     if child_does == "serve":
                         with feedtestserver.FeedTestServer(sys.argv[1]) as other:
@@ -6687,7 +6979,7 @@ class LifeCycleTest(ServerTestCase):
                 print(child_does, os.waitpid(child, 0)[1], get(kept), get(connect(server)))
         """
         done = run_script(script, self.make_directory({"feed.xml": b"<rss/>"}))
-        lines = [f"{does} 0 b'<rss/>' b'<rss/>'\n" for does in ("stop", "exit", "serve")]
+        lines = [f"{does} 0 b'<rss/>' b'<rss/>'\n" for does in ("stop", "exit", "serve", "down")]
         self.assertEqual((done.stdout, done.stderr), ("b'<rss/>'\n" + "".join(lines), ""))
 
     @unittest.skipUnless(hasattr(os, "fork"), "there is no fork() here")
