@@ -6179,12 +6179,16 @@ class LifeCycleTest(ServerTestCase):
         self.assert_gone(server)
 
     def test_down_from_inside_a_callable(self):
-        server, there_again = self.serve(), threading.Event()
+        """The server is there again at once, though the callable goes on."""
+        server, statuses, ended = self.serve(), [], threading.Event()
 
         def step(request):
-            with server.down():
-                self.assert_refused(server)
-            there_again.set()
+            try:
+                with server.down():
+                    self.assert_refused(server)
+                statuses.append(self.get(server, "/none").status)
+            finally:
+                ended.set()
             return 204
 
         server.respond("/", step)
@@ -6192,12 +6196,61 @@ class LifeCycleTest(ServerTestCase):
         with connect(server) as idle:
             with contextlib.suppress(ConnectionError):
                 self.get(server, "/")
-            self.assertTrue(there_again.wait(PATIENCE))
+            self.assertTrue(ended.wait(2 * PATIENCE))
             self.assertEqual(read_all(idle), b"")
+        self.assertEqual(statuses, [404])
         self.assertEqual(self.get(server, "/none").status, 404)
         server.stop()
         self.assert_gone(server)
         self.assertEqual(server.errors, [])
+
+    def test_test_code_that_goes_on_after_its_own_down_is_still_waited_for(self):
+        server, entered, release = self.serve(), threading.Event(), threading.Event()
+        self.addCleanup(release.set)
+
+        def step(request):
+            with server.down():
+                pass
+            entered.set()
+            release.wait(PATIENCE)
+            return 204
+
+        server.stop_timeout = 0.01
+        server.respond("/x", step)
+        with connect(server) as connection:
+            connection.sendall(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
+            self.assertTrue(entered.wait(PATIENCE))
+            with self.assertRaisesRegex(RuntimeError, "GET /x; it has to return by itself"):
+                server.stop()
+        release.set()
+        server.stop_timeout = PATIENCE
+        server.stop()
+        self.assert_gone(server)
+
+    def test_a_callable_that_stops_a_server_that_it_had_down(self):
+        def step_before(request):
+            with server.down():
+                pass
+            server.stop()
+            ended.set()
+            return 204
+
+        def step_meanwhile(request):
+            with server.down():
+                server.stop()
+            ended.set()
+            return 204
+
+        for step in (step_before, step_meanwhile):
+            server, ended = self.serve(), threading.Event()
+            server.respond("/", step)
+            with self.subTest(step.__name__):
+                with contextlib.suppress(ConnectionError):
+                    self.get(server, "/")
+                self.assertTrue(ended.wait(PATIENCE))
+                server.stop()
+                self.assert_gone(server)
+                self.assertEqual(server.errors, [])
 
     def test_down_from_ten_threads(self):
         server, seen = self.serve(), []
