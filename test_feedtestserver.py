@@ -305,6 +305,12 @@ class _Unclosed(io.BufferedIOBase):
         return self.stream.readline(size)
 
 
+def ask(server, target, method="GET"):
+    """The answer to a request for a target, which is sent as it stands."""
+    head = f"{method} {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+    return Answer(exchange(server, head.encode("utf-8", "surrogateescape")), method)
+
+
 class ServerTestCase(unittest.TestCase):
     """Makes directories and servers that go away with the test."""
 
@@ -2122,6 +2128,7 @@ class LookupTest(ServerTestCase):
             self.assertEqual(self.get(server, "/feed.xml").status, 200)
             self.assertEqual(self.get(server, "/link.xml").status, 404)
 
+<<<<<<< HEAD
     def test_without_a_directory_no_file_is_served(self):
         names = ("feed.xml", "index.html", "a.example/feed.xml", "data/feed.xml")
         folder = self.make_directory(dict.fromkeys(names, b"here"))
@@ -2165,14 +2172,77 @@ class LookupTest(ServerTestCase):
             text,
             f"'atom/fed.xml' was not found in {legible(server.directory)};"
             " the nearest name there is 'atom/feed.xml'\n",
+=======
+    def test_404_names_the_nearest_fixture_or_scripted_address(self):
+        server = self.serve(
+            {"atom/feed.xml": b"1", "rss/other.xml": b"2", "fed.HEADERS": b"", "v1.xml": b""}
+>>>>>>> 2aa25b6 (Test which step responds, unused steps and CONNECT before they are there)
         )
+        server.respond("search?q=caf\u00e9 au lait", 200)
+        server.respond("/api/v2/*", 200, method="POST")
+        server.respond("http://a.example", 200)
+        for target, found, nearest in (
+            ("/atom/fed.xml", "atom/fed.xml' was not found", "'atom/feed.xml'"),
+            ("/search?q=cafe", "/search?q=cafe", "'search?q=caf\u00e9 au lait'"),
+            ("/api/v2", "api/v2", "'/api/v2/*'"),
+            ("//v1.xml", "'//v1.xml' was not found", "'v1.xml'"),
+            ("http://a.example/x", "a.example/x", "'http://a.example'"),
+        ):
+            with self.subTest(target):
+                answer = ask(server, target)
+                text = answer.body.decode()
+                self.assertEqual(answer.status, 404)
+                self.assertIn(found, text)
+                self.assertIn(nearest, text)
+        self.assertNotIn("'v1.xml' was not found", ask(server, "//v1.xml").body.decode())
+        text = ask(server, "http://a.example/x").body.decode()
+        self.assertRegex(text, "'http://a[.]example' is its / ")
+
+    def test_404_names_nothing_that_is_not_served(self):
         server = self.serve({"a.xml.headers": b"", ".git/a.xml": b"", ".a.xml": b"", "z": b""})
         for path in ("/a.xml.header", "/.git/a.xm", "/.a.xm"):
-            self.assertIn(b"the nearest name there is 'z'\n", self.get(server, path).content)
+            self.assertRegex(ask(server, path).body, b"nearest .* 'z'\n")
         server = self.serve()
-        text = self.get(server, "/").content.decode()
-        expected = f"'/' was not found in {legible(server.directory)}; it has no fixtures\n"
-        self.assertEqual(text, expected)
+        text = ask(server, "/").body.decode()
+        self.assertIn(f"'/' was not found in {legible(server.directory)}", text)
+        self.assertNotIn("nearest", text)
+
+    def test_404_without_a_directory(self):
+        with FeedTestServer("") as server:
+            text = ask(server, "/fed.xml").body.decode()
+            self.assertIn("fed.xml", text)
+            self.assertNotIn("nearest", text)
+            self.assertNotIn("None", text)
+            with self.assertRaises(FileNotFoundError):
+                server.respond("/x", "v1.xml")
+            server.respond("/feed.xml", b"<rss/>")
+            self.assertEqual(ask(server, "/feed.xml").body, b"<rss/>")
+            self.assertIn("'/feed.xml'", ask(server, "/fed.xml").body.decode())
+
+    def test_404_looks_at_some_of_many_files_only(self):
+        server = self.serve({f"{number}.xml": b"" for number in range(2500)})
+        scandir, listdir, seen = os.scandir, os.listdir, []
+
+        class Scan(contextlib.ExitStack):
+            def __init__(self, *path):
+                super().__init__()
+                self.entries = self.enter_context(scandir(*path))
+
+            def __iter__(self):
+                return self
+
+            def __next__(self):
+                seen.append(next(self.entries))
+                return seen[-1]
+
+        def list_all(*path):
+            names = listdir(*path)
+            seen.extend(names)
+            return names
+
+        with mock.patch("os.scandir", Scan), mock.patch("os.listdir", list_all):
+            self.assertRegex(ask(server, "/none.xml").body, rb"nearest .* '\d+.xml'")
+        self.assertLess(len(seen), 2500)
 
 
 # Reading requests
@@ -2364,7 +2434,7 @@ class ReaderTest(ServerTestCase):
             ),
             (
                 405,
-                "CONNECT is not accepted here; inside of server.intercept() it is",
+                "CONNECT is accepted inside of server.intercept(), and for the hosts of https URLs",
                 b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n",
             ),
         ):
@@ -2539,6 +2609,7 @@ class ReaderTest(ServerTestCase):
                 "GET /feed.xml -> 400",
                 "GET /feed.xml -> 400",
                 "GET /x -> 400",
+                "CONNECT x:1 -> 405",
             ],
         )
         unreadable = requests[0]
@@ -4732,16 +4803,6 @@ class InterceptionTest(ServerTestCase):
         server.wait_for_request("https://example.com/feed.xml", times=2)
         server.wait_for_request("https://b\u00fccher.example/")
 
-    def test_urls_without_a_host(self):
-        for url in ("https://", "http:///x", "http://:80/", "http://exa mple/", "https://a:b/"):
-            with (
-                self.subTest(url),
-                self.assertRaisesRegex(
-                    ValueError, "found '.*' in a URL; it takes the name of a host there"
-                ),
-            ):
-                self.serve().respond(url, 200)
-
     def test_contexts_from_before_are_trusted_with_it_and_stay_as_they_are(self):
         server = self.serve(self.FILES)
         context = ssl.create_default_context()
@@ -5187,6 +5248,25 @@ class InterceptionTest(ServerTestCase):
                 self.assertEqual(server.errors[-1], words)
         self.assertEqual(len(server.errors), 4)
 
+    def test_a_host_that_a_pattern_matches_is_known(self):
+        server = self.serve()
+        server.respond("https://*.example/feed.xml", 204)
+        server.respond("http://only.example/*", 204, method="POST")
+        with server.intercept():
+            for url, status in (
+                ("https://a.example/feed.xml", 204),
+                ("https://a.example/other.xml", 404),
+                ("http://only.example/", 404),
+                ("http://a.example/feed.xml", 502),
+                ("https://a.example.org/feed.xml", 502),
+            ):
+                with self.subTest(url):
+                    self.assertEqual(ask(server, url).status, status)
+            self.assertEqual(len(server.errors), 2)
+            server.respond("*", lambda request: None)
+            self.assertEqual(ask(server, "https://a.example.org/feed.xml").status, 404)
+        self.assertEqual(len(server.errors), 2)
+
     def test_a_host_that_is_not_known_whatever_the_method(self):
         server = self.serve(self.FILES)
         with server.intercept():
@@ -5204,17 +5284,6 @@ class InterceptionTest(ServerTestCase):
             for host, body in ((f"192.0.2.1:{server.port}", b"ours"), ("192.0.2.1", b"theirs")):
                 request = f"GET /x HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
                 self.assertEqual(Answer(exchange(server, request.encode())).body, body)
-
-    def test_connect_is_a_405_outside(self):
-        server = self.serve(self.FILES)
-        for _ in range(2):
-            answer = Answer(exchange(server, b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n"))
-            self.assertEqual(answer.status, 405)
-            self.assertEqual(answer.headers["Allow"], "GET, HEAD, OPTIONS")
-            self.assertIn(b"inside of server.intercept() it is", answer.body)
-            with server.intercept():
-                pass
-        self.assertEqual(server.requests, [])
 
     def test_tunnels(self):
         server = self.serve(self.FILES)
@@ -5254,7 +5323,13 @@ class InterceptionTest(ServerTestCase):
             self.assertEqual((answer.status, Answer(answer.rest).status), (201, 200))
             answer = Answer(exchange(server, connect % b"example.net" + get))
             self.assertEqual((answer.status, Answer(answer.rest).status), (500, 502))
+<<<<<<< HEAD
         self.assertEqual(server.requests[0].url, "http://example.com/feed.xml")
+=======
+        request, refused, _ = server.requests
+        self.assertEqual(request.url, "http://example.com/feed.xml")
+        self.assertEqual((refused.method, refused.response.status), ("CONNECT", 500))
+>>>>>>> 2aa25b6 (Test which step responds, unused steps and CONNECT before they are there)
 
     def test_tls_in_tls(self):
         """As a client does that speaks TLS to the proxy as well."""
@@ -5296,9 +5371,11 @@ class InterceptionTest(ServerTestCase):
                 *("b\u00fccher.example:443", "a\0b:443"),
             ):
                 request = f"CONNECT {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+                server.clear()
                 with self.subTest(target):
                     self.assertEqual(Answer(exchange(server, request)).status, 400)
-        self.assertEqual(server.errors, [])
+                    self.assertEqual([each.response.status for each in server.requests], [400])
+                    self.assertEqual(server.errors, [])
 
     def test_odd_hosts_in_tunnels(self):
         server = self.serve({"secret.xml": b"", **self.FILES})
@@ -5395,6 +5472,166 @@ class InterceptionTest(ServerTestCase):
         )
         done = run("-W", "error", "-c", code, str(folder))
         self.assertEqual((done.returncode, done.stderr), (0, ""))
+
+
+class TunnelTest(ServerTestCase):
+    NOT_YET = Response(status=407, headers={"Proxy-Authenticate": 'Basic realm="x"'})
+    OPENED = [200, 204]
+
+    def fetch(self, server, to="a.example:443", fields="", times=1):
+        """Ask for a tunnel and, if it opens, for /x through it, in TLS; the status of each."""
+        with connect(server) as connection:
+            head = f"CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n{fields}Connection: close\r\n\r\n"
+            connection.sendall(head.encode())
+            received = connection.recv(65536)
+            if not received.startswith(b"HTTP/1.1 2"):
+                return [Answer(received + read_all(connection)).status]
+            self.assertTrue(received.endswith(b"\r\n\r\n"))  # there is no body (RFC 9110 9.3.6)
+            self.assertNotRegex(received.lower(), b"content-|transfer-")
+            name = to.rpartition(":")[0]
+            get = f"GET /x HTTP/1.1\r\nHost: {name}\r\n".encode()
+            with server.ssl_context().wrap_socket(connection, server_hostname=name) as tls:
+                tls.sendall((get + b"\r\n") * (times - 1) + get + b"Connection: close\r\n\r\n")
+                statuses = re.findall(rb"HTTP/1.1 (\d+) ", received + read_all(tls))
+                return [int(status) for status in statuses]
+
+    def within(self, server, inside):
+        return server.intercept() if inside else contextlib.nullcontext()
+
+    def test_it_is_refused_at_first(self):
+        for inside in (False, True):
+            server = self.serve()
+            server.respond("https://a.example/", self.NOT_YET, 200, method="CONNECT")
+            server.respond("https://a.example/x", 204)
+            with self.subTest(inside=inside), self.within(server, inside):
+                self.assertEqual(self.fetch(server), [407])
+                fields = "Proxy-Authorization: Basic eDp5\r\n"
+                self.assertEqual(self.fetch(server, fields=fields), self.OPENED)
+                refused, accepted, request = server.requests
+                self.assertIn(("Proxy-Authenticate", 'Basic realm="x"'), refused.response.headers)
+                self.assertEqual((refused.method, refused.target), ("CONNECT", "a.example:443"))
+                self.assertIsNone(refused.headers["Proxy-Authorization"])
+                self.assertEqual(accepted.headers["Proxy-Authorization"], "Basic eDp5")
+                self.assertEqual((refused.tunnel, accepted.tunnel), (None, None))
+                self.assertIs(request.tunnel, accepted)
+                self.assertEqual(request.url, "https://a.example/x")
+                self.assertEqual(server.errors + server.unused, [])
+
+    def test_one_that_just_opened_is_not_on_record_but_in_what_came_through_it(self):
+        server = self.serve()
+        server.respond("https://a.example/x", 204)
+        for inside in (True, False):
+            server.clear()
+            server.respond("https://a.example/x", 204)
+            with self.subTest(inside=inside), self.within(server, inside):
+                self.assertEqual(self.fetch(server, fields="N: 1\r\n", times=2), [200, 204, 204])
+                self.assertEqual(self.fetch(server, fields="N: 2\r\n"), self.OPENED)
+                ask(server, "/x")
+                first, second, third, direct = server.requests
+                self.assertIs(first.tunnel, second.tunnel)
+                for request, number in ((first, "1"), (third, "2")):
+                    self.assertEqual(request.method, "GET")
+                    self.assertEqual(request.tunnel.method, "CONNECT")
+                    self.assertEqual(request.tunnel.target, "a.example:443")
+                    self.assertEqual(request.tunnel.headers["N"], number)
+                    self.assertEqual(request.tunnel.response.status, 200)
+                self.assertIsNone(direct.tunnel)
+
+    def test_hosts_for_which_it_opens_outside_of_an_interception(self):
+        for address, method, opens, others in (
+            ("https://a.example/x", None, "a.example:443 A.example:443", "b.example:443"),
+            ("https://a.example/y", "POST", "a.example:443", "b.example:443"),
+            ("https://a.example:8443/x", None, "a.example:8443", "b.example:8443"),
+            ("https://*.example/x", None, "a.example:443", "a.example.org:443"),
+            ("https://*/*", None, "a.example:443 b.test:443", ""),
+            ("http://a.example/x", None, "", "a.example:443 a.example:80"),
+            ("/x", None, "", "a.example:443"),
+            ("*", None, "", "a.example:443"),
+            ("*", "CONNECT", "a.example:443", ""),
+        ):
+            server = self.serve()
+            server.respond(address, 204, method=method)
+            for to in (*opens.split(), *others.split()):
+                with self.subTest(address, to=to):
+                    status, *through = self.fetch(server, to)
+                    self.assertEqual(status // 100, 2 if to in opens else 4)
+                    self.assertNotEqual(through, [502])
+                    if not through:
+                        refused = server.requests[-1]
+                        self.assertEqual((refused.method, status), ("CONNECT", 405))
+                        self.assertIn(("Allow", "GET, HEAD, OPTIONS"), refused.response.headers)
+                        self.assertIn(b"respond(", refused.response.body)
+            server.clear()
+            self.assertEqual(self.fetch(server), [405])
+            with server.intercept():
+                pass
+            self.assertEqual(self.fetch(server), [405])
+
+    def test_what_is_scripted(self):
+        def check(request):
+            return 201 if request.headers["Proxy-Authorization"] else self.NOT_YET
+
+        def pass_on(request):
+            return None
+
+        signed = "Proxy-Authorization: x\r\n"
+        for address, step, fields, outside, inside in (
+            ("https://a.example/", 201, "", [201, 204], [201, 204]),
+            ("https://a.example", b"body", "", [200, 204], [200, 204]),
+            ("https://A.example:443/", 502, "", [502], [502]),
+            ("https://*.example", 407, "", [407], [407]),
+            ("*", 407, "", [407], [407]),
+            ("*", check, "", [407], [407]),
+            ("*", check, signed, [201, 204], [201, 204]),
+            ("*", pass_on, "", [405], [200, 204]),
+            ("https://*", pass_on, "", [200, 204], [200, 204]),
+            ("https://b.example/", 407, "", [405], [200, 204]),
+            ("https://a.example:8443/", 407, "", None, [200, 204]),
+        ):
+            for intercepting, statuses in ((False, outside), (True, inside)):
+                server = self.serve()
+                server.respond("*", 204)
+                server.respond(address, step, method="CONNECT")
+                with self.subTest(address, inside=intercepting), self.within(server, intercepting):
+                    if statuses:
+                        self.assertEqual(self.fetch(server, fields=fields), statuses)
+                        self.assertEqual(server.errors, [])
+
+    def test_a_step_without_a_method_takes_none(self):
+        server = self.serve()
+        for address, method in (("*", None), ("https://a.example/*", None), ("*", "GET")):
+            server.clear()
+            server.respond(address, 204, method=method)
+            with self.subTest(address, method=method), server.intercept():
+                self.assertEqual(self.fetch(server), self.OPENED)
+                self.assertEqual([request.method for request in server.requests], ["GET"])
+
+    def test_addresses_that_find_it(self):
+        server = self.serve()
+        server.respond("https://a.example/", 407, method="CONNECT")
+        for to in ("a.example:443", "b.example:80"):  # scripted, and refused
+            self.fetch(server, to)
+        scripted, refused = server.requests
+        for address, method, found in (
+            ("https://a.example/", "CONNECT", scripted),
+            ("https://A.example:443", "CONNECT", scripted),
+            ("https://a*", "CONNECT", scripted),
+            ("https://b.example:80/", "CONNECT", refused),
+            ("https://*:80/", "CONNECT", refused),
+            ("*", "CONNECT", refused),
+            (None, "CONNECT", refused),
+            ("https://b.example/", "CONNECT", None),
+            ("https://a.example/", None, None),
+            ("https://a*", None, None),
+            ("https://a.example/", "GET", None),
+        ):
+            with self.subTest(address, method=method):
+                if found:
+                    request = server.wait_for_request(address, method=method, timeout=0)
+                    self.assertIs(request, found)
+                else:
+                    with self.assertRaises(AssertionError):
+                        server.wait_for_request(address, method=method, timeout=0)
 
 
 # What nobody gets
@@ -7725,6 +7962,12 @@ class RequestTest(ServerTestCase):
 class RespondTest(ServerTestCase):
     FILES = {"v1.xml": b"<v1/>", "v2.xml": b"<!-- Status: 203 --><v2/>", "v3.json": b"{}"}
 
+    def transcript(self, server):
+        """What a failed assertion shows of the requests, line by line."""
+        with self.assertRaises(AssertionError) as caught:
+            server.wait_for_request("/nowhere", timeout=0)
+        return str(caught.exception).splitlines()[2:]
+
     def statuses(self, server, path, number):
         return [self.get(server, path).status for _ in range(number)]
 
@@ -7826,13 +8069,16 @@ class RespondTest(ServerTestCase):
         server = self.serve({"v1.xml": b"", "wrong.xml": b"<!-- Status: x -->"})
         for steps, error, words in (
             ((), ValueError, r"respond\('/x'\) needs at least one step"),
-            ((None,), TypeError, "found None as a step; it takes a fixture's name"),
+            *(
+                ((step,), TypeError, f"found {re.escape(repr(step))} as a step; it takes a fixture")
+                for step in (None, 1.5, [], ["v1.xml"], {"a": 1})
+            ),
             ((99,), ValueError, "Status: found '99'"),
             ((True,), ValueError, "Status: found 'True'"),
             (
                 ("v2.xml",),
                 FileNotFoundError,
-                "no such fixture in .*; the nearest name there is 'v1.xml'",
+                "no such fixture in .*; the nearest .*'v1.xml'",
             ),
             (("../v1.xml",), FileNotFoundError, "no such fixture"),
             (("wrong.xml",), DirectiveError, "line 1: Status: found 'x'"),
@@ -7856,7 +8102,7 @@ class RespondTest(ServerTestCase):
 
         for step, words in (
             (lambda request: 1 / 0, "GET /x: ZeroDivisionError('division by zero')"),
-            (lambda request: None, 'GET /x: TypeError("found None as a step;'),
+            (lambda request: 1.5, 'GET /x: TypeError("found 1.5 as a step;'),
             (lambda request: "none.xml", "no such fixture in"),
             # Like pytest's outcomes, these are no Exception, or mean something to a generator.
             (raising(KeyboardInterrupt()), "GET /x: KeyboardInterrupt("),
@@ -7889,21 +8135,34 @@ class RespondTest(ServerTestCase):
 
     def test_each_step_is_taken_once_by_ten_threads(self):
         server = self.serve()
-        server.respond("/x", *range(200, 250), 599)
+        for address in ("/x", "/*", "*"):
+            server.clear()
+            server.respond(address, *range(200, 250), 599)
+            statuses = []
+
+            def fetch(statuses=statuses):
+                statuses.extend(self.statuses(server, "/x", 5))
+
+            with self.subTest(address):
+                run_at_once([fetch] * 10)
+                self.assertEqual(sorted(statuses), list(range(200, 250)))
+                # The record pairs each with its own step.
+                transcript = "\n".join(self.transcript(server))
+                recorded = re.findall(r"GET /x -> (\d+) \(step (\d+) of 51", transcript)
+                self.assertEqual(len(recorded), 50)
+                for status, step in recorded:
+                    self.assertEqual(int(status) - 199, int(step))
+                self.assertEqual(len(server.unused), 1)
+
+    def test_steps_that_pass_are_taken_once_by_ten_threads(self):
+        server, passed = self.serve(), []
+        server.respond("*", *range(200, 250), 599)
+        server.respond("/x", *[passed.append] * 50, 598)
         statuses = []
-
-        def fetch():
-            statuses.extend(self.statuses(server, "/x", 5))
-
-        run_at_once([fetch] * 10)
+        run_at_once([lambda: statuses.extend(self.statuses(server, "/x", 5))] * 10)
         self.assertEqual(sorted(statuses), list(range(200, 250)))
-        with self.assertRaises(AssertionError) as caught:
-            server.wait_for_request("/y", timeout=0)
-        # The record pairs each with its own step.
-        recorded = re.findall(r"GET /x -> (\d+) \(step (\d+) of 51\)", f"{caught.exception}")
-        self.assertEqual(len(recorded), 50)
-        for status, step in recorded:
-            self.assertEqual(int(status) - 199, int(step))
+        self.assertEqual(len(passed), 50)
+        self.assertEqual(len(server.unused), 2)
 
     def test_sequences_are_each_for_one_url(self):
         server = self.serve(self.FILES)
@@ -7924,12 +8183,9 @@ class RespondTest(ServerTestCase):
         for path in ("/x", "/v1.xml", "/x", "/x", "/x", "/x"):
             with contextlib.suppress(http.client.IncompleteRead):
                 self.get(server, path)
-        with self.assertRaises(AssertionError) as caught:
-            server.wait_for_request("/y", timeout=0)
         self.assertEqual(
-            str(caught.exception).splitlines()[1:],
+            self.transcript(server),
             [
-                "The server got:",
                 "  GET /x -> 200 (step 1 of 4: v1.xml)",
                 "  GET /v1.xml -> 200",
                 "  GET /x -> 304 (step 2 of 4: not_modified)",
@@ -7938,6 +8194,455 @@ class RespondTest(ServerTestCase):
                 "  GET /x -> 410 (step 4 of 4)",
             ],
         )
+
+    def test_steps_for_one_method(self):
+        server = self.serve({"feed.xml": b"<rss/>"})
+        server.respond("/feed.xml", 201, method="POST")
+        server.respond("/new.xml", 202, method="PUT")
+        server.respond("/get", 203, method="GET")
+        server.respond("*", 299, method="brew")
+        for path, method, status in (
+            ("/feed.xml", "GET", 200),
+            ("/feed.xml", "HEAD", 200),
+            ("/feed.xml", "POST", 201),
+            ("/feed.xml", "PUT", 405),
+            ("/feed.xml", "OPTIONS", 204),
+            ("/feed.xml", "brew", 299),
+            ("/feed.xml", "BREW", 501),
+            ("/new.xml", "PUT", 202),
+            ("/new.xml", "POST", 405),
+            ("/new.xml", "GET", 404),
+            ("/get", "GET", 203),
+            ("/get", "HEAD", 404),
+        ):
+            with self.subTest(path, method=method):
+                self.assertEqual(ask(server, path, method).status, status)
+
+    def test_the_best_match_responds(self):
+        """In whatever order they were given."""
+        server = self.serve({"x": b"", "folder/x": b""})
+        for better, worse, target in (
+            (("/x", None), ("/*", None), "/x"),
+            (("/x", None), ("*", None), "/x"),
+            (("/x", None), ("/*", "GET"), "/x"),
+            (("/x", None), ("/*?a=1", "GET"), "/x?a=1"),
+            (("http://a.example/x", None), ("http://*/x", None), "http://a.example/x"),
+            (("/x?a=1", None), ("/x", None), "/x?a=1"),
+            (("/x?a=1", None), ("/x", "GET"), "/x?a=1"),
+            (("/x?", None), ("/x", None), "/x"),
+            (("/x?a=1", "GET"), ("/x?a=1", None), "/x?a=1"),
+            (("/x", "GET"), ("/x", None), "/x"),
+            (("/*?a=1", None), ("/*", None), "/x?a=1"),
+            (("/*?a=*", None), ("/*", "GET"), "/x?a=1"),
+            (("/*", "GET"), ("/*", None), "/x"),
+            (("/folder/*", "GET"), ("/*", None), "/folder/x"),
+        ):
+            for order in ((better, worse), (worse, better)):
+                server.clear()
+                for address, method in order:
+                    status = 201 if (address, method) == better else 202
+                    server.respond(address, status, method=method)
+                with self.subTest(order, target=target):
+                    self.assertEqual(ask(server, target).status, 201)
+
+    def test_of_two_patterns_the_one_given_last_responds(self):
+        server = self.serve({"ab": b""})
+        for addresses in itertools.permutations(("/a*", "/*b", "*", "/*")):
+            server.clear()
+            for address in (addresses[-1], *addresses):  # once more, and then it is the last
+                server.respond(address, 202 if address == addresses[-1] else 201)
+            with self.subTest(addresses):
+                self.assertEqual(ask(server, "/ab").status, 202)
+                self.assertEqual(len(server.unused), 3)
+
+    def test_a_step_that_passes(self):
+        def pass_on(request):
+            return None
+
+        def fallback(request):
+            return 203
+
+        server = self.serve({"feed.xml": b"<rss/>"})
+        for scripts, method, target, status, step in (
+            ([("/x", pass_on)], "GET", "/x", 404, ""),
+            ([("/x", pass_on)], "POST", "/x", 405, ""),
+            ([("/feed.xml", pass_on)], "GET", "/feed.xml", 200, ""),
+            ([("*", pass_on), ("/feed.*", pass_on)], "GET", "/feed.xml", 200, ""),
+            ([("*", pass_on)], "BREW", "/feed.xml", 501, ""),
+            ([("/x", fallback), ("/x?a", pass_on)], "GET", "/x?a", 203, "fallback"),
+            ([("/x?a", fallback), ("/*", pass_on)], "GET", "/x?a", 203, "fallback"),
+            ([("*", fallback), ("/*", pass_on), ("/x", pass_on)], "GET", "/x", 203, "fallback"),
+            ([("*", "feed.xml"), ("/x", lambda request: pass_on)], "GET", "/x", 200, "feed.xml"),
+        ):
+            server.clear()
+            for address, *steps in scripts:
+                server.respond(address, *steps)
+            with self.subTest(scripts):
+                self.assertEqual(ask(server, target, method).status, status)
+                [line] = self.transcript(server)
+                self.assertNotIn("pass_on", line)
+                self.assertEqual("step 1 of 1" in line, bool(step), line)
+                self.assertIn(step, line)
+                self.assertEqual(server.errors, [])
+
+    def test_a_step_that_passes_counts_as_taken(self):
+        server = self.serve()
+        server.respond("/x", lambda request: None, 201, lambda request: None)
+        server.respond("/*", 202, 203)
+        self.assertEqual(self.statuses(server, "/x", 4), [202, 201, 203, 203])
+        self.assertEqual(server.unused, [])
+
+    def test_coroutine_functions(self):
+        async def respond(request):
+            await asyncio.sleep(0)
+            return int(request.query["n"][0])
+
+        async def pass_on(request):
+            await asyncio.sleep(0)
+
+        async def fail(request):
+            await asyncio.sleep(0)
+            raise ZeroDivisionError("in a coroutine")
+
+        class Responder:
+            async def __call__(self, request):
+                return await respond(request)
+
+        server = self.serve()
+        for step, status in (
+            (respond, 203),
+            (functools.partial(respond), 203),
+            (Responder(), 203),
+            (Responder().__call__, 203),
+            (lambda request: respond, 203),
+            (lambda request: Responder(), 203),
+            (pass_on, 299),
+            (lambda request: pass_on, 299),
+            (fail, 500),
+        ):
+            server.clear()
+            server.respond("*", 299)
+            server.respond("/x", step)
+            with self.subTest(step):
+                self.assertEqual(ask(server, "/x?n=203").status, status)
+                self.assertEqual(len(server.errors), status == 500)
+        self.assertIn("GET /x?n=203: ZeroDivisionError('in a coroutine')", server.errors[0])
+
+    def test_unused(self):
+        def not_modified(request):
+            return 304
+
+        server = self.serve(self.FILES)
+        self.assertEqual(server.unused, [])
+        server.respond("HTTP://A.example/caf\u00e9/*", 410, "v1.xml", not_modified)
+        server.respond("feed.xml", 503, method="POST")
+        for sentence, words in zip(
+            server.unused,
+            (
+                ("HTTP://A.example/caf\u00e9/*", "410"),
+                ("HTTP://A.example/caf\u00e9/*", "v1.xml"),
+                ("HTTP://A.example/caf\u00e9/*", "not_modified"),
+                ("POST", "feed.xml", "503"),
+            ),
+        ):
+            for each in words:
+                self.assertIn(each, sentence)
+        sentences = server.unused
+        self.assertEqual(len(sentences), 4)
+        ask(server, "/feed.xml")  # by another method
+        self.assertEqual(server.unused, sentences)
+        for number in (1, 2, 3, 3):
+            ask(server, "http://a.example/caf%C3%A9/feed.xml")
+            self.assertEqual(server.unused, sentences[number:])
+        ask(server, "/feed.xml", "POST")
+        self.assertEqual(server.unused, [])
+
+    def test_unused_steps_are_forgotten_when_they_are_replaced_or_cleared(self):
+        server = self.serve()
+        server.respond("/caf\u00e9", 201, 202)
+        server.respond("/caf%c3%a9", 203)
+        server.respond("/caf%C3%A9", 203, method="GET")
+        server.respond("/*", 204)
+        server.respond("/*", 205, 206)
+        self.assertEqual(len(server.unused), 4)
+        server.clear()
+        self.assertEqual(server.unused, [])
+
+
+class AddressTest(ServerTestCase):
+    """What an address matches, in respond() and in the assertions."""
+
+    #: Spellings of one address.
+    EQUAL = [
+        "/~user /%7Euser /%7euser",
+        "/a-b.c_d~e9Z /%61%2D%62%2E%63%5F%64%7e%65%39%5a",
+        "/caf\u00e9 /caf%C3%A9 /caf%c3%a9",
+        "/caf%E9 /caf%e9 /caf\udce9",
+        "/a%2Fb /a%2fb",
+        "/a|b /a%7Cb /a%7cb",
+        '/"<>\\^`{} /%22%3C%3E%5C%5E%60%7B%7D',
+        "/100% /100%25",
+        "/%zz%2 /%25zz%252",
+        "/%%41 /%25A",
+        "/a/../b/. /a/%2E%2e/b/%2E",
+        "/x?q=a+b /x?q=a%20b",
+        "/x?a+b /x?a%20b=",
+        "/x?q=%41%54 /x?q=AT",
+        "/x?q=\u00fc /x?q=%C3%BC /x?q=%c3%bc",
+        "/x?q=1%2B1 /x?q=1%2b1",
+        "/x?q=100%|\\ /x?q=100%25%7c%5C",
+        "/x?b=%7e&a /x?a=&b=~",
+        "http://a.example/%7E http://A.EXAMPLE/~ HTTP://a.example:80/~",
+        "https://a.example/ https://a.example:443/ https://a.example./",
+    ]
+    #: Different addresses.
+    DIFFERENT = [
+        "/a%2Fb.xml /a/b.xml",
+        "/a%3Fb /a?b",
+        "/a%3Bb /a;b",
+        "/a+b /a%20b",
+        "/a+b /a%2Bb",
+        "/a%2541 /a%41",
+        "/a%2525 /a%25",
+        "/a/./b /a/b",
+        "/a/../b /b",
+        "/a//b /a/b",
+        "/a/ /a",
+        "/A /a",
+        "/caf%E9 /caf%C3%A9",
+        "/x?q=AT%26T /x?q=AT&T",
+        "/x?q=1%2B1 /x?q=1+1",
+        "/x?u=a/b /x?u=a%2Fb",
+        "/x?u=a?b /x?u=a%3Fb",
+        "/x?a%3D1 /x?a=1",
+        "/x?a=1;b=2 /x?a=1&b=2",
+        "/x?A=1 /x?a=1",
+        "/x?q=%2526 /x?q=%26",
+        "http://a.example/x https://a.example/x",
+        "http://a.example/x http://a.example:8080/x",
+        "http://a.example/x /x",
+    ]
+
+    def matches(self, server, address, target):
+        server.clear()
+        server.respond(address, 299)
+        status = ask(server, target).status
+        if status == 299:
+            server.wait_for_request(address, times=1, timeout=0)
+        else:
+            with self.assertRaises(AssertionError):
+                server.wait_for_request(address, timeout=0)
+        return status == 299
+
+    def check(self, *rows):
+        """Rows of an address, the targets that it matches, and others that it does not."""
+        server = self.serve()
+        with server.intercept():
+            for row in rows:
+                address, matching, others = (text.replace("{own}", server.base_url) for text in row)
+                for target in (*matching.split(), *others.split()):
+                    with self.subTest(address, target=target):
+                        expected = target in matching.split()
+                        self.assertEqual(self.matches(server, address, target), expected)
+
+    def test_paths(self):
+        self.check(
+            ("/feed.xml", "/feed.xml /feed.xml?a", "/feed.xml/ /feed http://127.0.0.1:9/feed.xml"),
+            ("feed.xml", "/feed.xml", "/x/feed.xml http://a.example/feed.xml"),
+            ("{own}/feed.xml", "/feed.xml {own}/feed.xml", "/x http://a.example/feed.xml"),
+            ("", "/ /?a", "/x"),
+            ("?a=1", "/?a=1", "/ /x?a=1"),
+            ("go/ftp://a.example/x", "/go/ftp://a.example/x", "/x"),
+            ("/?u=http://a.example/", "/?u=http://a.example/", "/ http://a.example/"),
+            ("/my feed.xml", "/my%20feed.xml", "/my+feed.xml /my%2520feed.xml /my"),
+            ("/\r\n\x7f", "/%0D%0A%7F", "/"),
+            ("//feed.xml", "//feed.xml", "/feed.xml"),
+        )
+
+    def test_patterns_of_paths(self):
+        self.check(
+            (
+                "/api/*",
+                "/api/ /api/a /api/a/b /api//?x=1",
+                "/api /apix /x/api/ http://a.example/api/",
+            ),
+            ("api/*", "/api/a", "/x/api/a"),
+            ("/*.xml", "/.xml /a.xml /a/b.xml?x", "/a.xmlx /xml /a.xml/ /?a.xml"),
+            ("*.xml", "/a.xml /a/b.xml", "/a.json http://a.example/a.xml"),
+            ("/a*b*c", "/abc /a/b/c /abbbc?d /acbc", "/ab /acb /abcd /xabc"),
+            ("/*", "/ /x /x/y?z", "http://a.example/ https://a.example/x"),
+            ("/a**b", "/ab /axb", "/a"),
+            ("/caf\u00e9 *", "/caf%c3%a9%20 /caf\u00e9%20/x", "/caf\u00e9"),
+            ("/%7Euser/*", "/~user/x /%7euser/", "/user/"),
+            ("/a%2f*", "/a%2Fb /a%2f/b", "/a/b"),
+            ("/a%2Ab", "/a%2Ab /a%2ab", "/a*b /aXb"),
+            ("/a%2*", "/a%252 /a%252F", "/a%2F /a%20"),
+            ("{own}/api/*", "/api/a {own}/api/a", "/apx http://a.example/api/a"),
+            ("/[a-z].x?", "/[a-z].x", "/b.x /[a-z].xy"),
+            ("/(a|b)+*", "/(a|b)+ /(a%7cb)+c", "/a /aa"),
+        )
+
+    def test_patterns_of_hosts(self):
+        self.check(
+            ("*", "/ /x/y?z http://a.example/ http://a.example:8080/x?y https://a.example/", ""),
+            (
+                "http://*.example.com/*",
+                "http://a.example.com/ http://A.b.example.com./x/y?z http://a.example.com:80/",
+                "/ http://example.com/ https://a.example.com/ http://a.example.com:8080/",
+            ),
+            (
+                "http://*.example.com/",
+                "http://a.example.com/ http://A.b.example.com./",
+                "http://a.example.com.b.example/ http://b.example/.example.com/",
+            ),
+            ("HTTP://A*.EXAMPLE/x", "http://a.example/x http://ab.example/x", "http://b.example/x"),
+            (
+                "http://*/x",
+                "http://a.example/x http://192.0.2.1/x http://[::2]/x",
+                "http://a.example:8080/x http://[::2]:8080/x http://a.example/x/x",
+            ),
+            (
+                "http://*:8080/x",
+                "http://a.example:8080/x http://[::2]:8080/x",
+                "http://a.example/x http://a.example:808/x http://a.example:18080/x",
+            ),
+            ("http://a.example*/x", "http://a.example/x", "http://a.example:8080/x"),
+            ("https://*:443/*", "https://a.example/x", "https://a.example:8443/x"),
+            (
+                "http://*.b\u00fccher.example/",
+                "http://a.xn--bcher-kva.example/",
+                "http://a.example/",
+            ),
+            ("http://a.example/*", "http://a.example/ http://a.example/x", "/ http://b.example/x"),
+        )
+
+    def test_a_host_alone_is_its_root(self):
+        self.check(
+            ("http://a.example", "http://a.example/ http://a.example/?q", "http://a.example/x /"),
+            ("http://a.example?q=1", "http://a.example/?q=1", "http://a.example/"),
+            ("http://me:secret@a.example", "http://a.example/", "http://secret/ http://me/"),
+            ("https://*", "https://a.example/ https://b.example/?q", "https://a.example/x"),
+            ("http://*?q=*", "http://a.example/?q=1", "http://a.example/ http://a.example/x?q=1"),
+        )
+
+    def test_queries(self):
+        one = "/x?a=1&b=2"
+        self.check(
+            ("/x", "/x /x? /x?a=1 /x?&", "/y"),
+            ("/x?", "/x /x? /x?&&", "/x?a /x?a= /y"),
+            ("/x?&", "/x /x?", "/x?a"),
+            (one, f"{one} /x?b=2&a=1 /x?&b=2&&a=1&", f"/x /x?a=1 {one}&c=3 {one}&b=2 /x?a=2&b=1"),
+            ("/x?b=2&&a=1&", f"{one} /x?b=2&a=1", "/x?a=1"),
+            ("/x?a=1&a=2", "/x?a=2&a=1", "/x?a=1 /x?a=1&a=1 /x?a=1&a=1&a=2 /x?a=1&a=2&a=2"),
+            ("/x?a=1&a=1", "/x?a=1&a=1", "/x?a=1 /x?a=1&a=1&a=1"),
+            ("/x?a", "/x?a /x?a=", "/x /x?a=a /x?a&a= /x?a=="),
+            ("/x?a=", "/x?a /x?a=", "/x /x?b"),
+            ("/x?a=b=c", "/x?a=b=c", "/x?a=b /x?a=b%3Dc"),
+            ("/x?q=a b", "/x?q=a+b /x?q=a%20b", "/x?q=a%2Bb /x?q=ab"),
+        )
+
+    def test_patterns_of_queries(self):
+        self.check(
+            (
+                "/x?q=*",
+                "/x?q /x?q= /x?q=1 /x?q=a/b=c /x?q=AT%26T /x?&q=1&",
+                "/x /x? /x?q=1&r=2 /x?q=1&q=2 /x?qq=1 /x?r=1 /y?q=1",
+            ),
+            ("/x?*=1", "/x?a=1 /x?b%26=1", "/x /x?a=2 /x?a=11 /x?a=1&b=1 /x?a=0&b=1"),
+            ("/x?*", "/x?a /x?a=1", "/x?a&b /x?a=1&b=2"),
+            ("/x?a*", "/x?a /x?a=1 /x?ab=1", "/x?b /x?a&a"),
+            ("/*?a=1&b=2", "/x?b=2&a=1", "/x?a=1 /x?b=1&a=2"),
+            ("/x?a=*&b=*", "/x?a=1&b=2 /x?b&a", "/x?a=1 /x?a=1&a=2 /x?a=1&b=2&c=3"),
+            # Not the first match that comes, but one for each.
+            ("/x?*=1&a=*", "/x?a=1&b=1 /x?b=1&a=1 /x?a=1&a=2 /x?a=2&b=1", "/x?b=1&c=1 /x?a=2&b=2"),
+            ("/x?q=caf%c3%a9*", "/x?q=caf\u00e9+au+lait", "/x?q=cafe"),
+            ("/x?q=%2A", "/x?q=%2a", "/x?q=a /x?q=*"),
+            ("/*?q=1", "/?q=1 /a/b?q=1", "/ /?q=2"),
+            (
+                "http://*/?q=*",
+                "http://a.example/?q=1",
+                "http://a.example/ http://a.example:81/?q=1",
+            ),
+        )
+
+    def test_the_normal_form(self):
+        server = self.serve()
+        with server.intercept():
+            for spellings in self.EQUAL:
+                for one, other in itertools.permutations(spellings.split(), 2):
+                    with self.subTest(one, other=other):
+                        self.assertTrue(self.matches(server, one, other))
+                        server.respond(other, 201)
+                        server.respond(one, 202)
+                        self.assertEqual(ask(server, other).status, 202)
+                        self.assertEqual(server.unused, [])
+            for spellings in self.DIFFERENT:
+                for one, other in itertools.permutations(spellings.split(), 2):
+                    with self.subTest(one, other=other):
+                        self.assertFalse(self.matches(server, one, other))
+                        server.respond(one, 201)
+                        server.respond(other, 202)
+                        self.assertEqual(ask(server, one).status, 201)
+                        self.assertEqual(ask(server, other).status, 202)
+
+    def refuses(self, error, words, function, *args, **kwargs):
+        with self.subTest(args, **kwargs), self.assertRaisesRegex(error, words):
+            function(*args, **kwargs)
+
+    def test_what_cannot_be_matched(self):
+        server = self.serve()
+        for address, words in (
+            ("https://", "(?i)host"),
+            ("http:///x", "(?i)host"),
+            ("http://:80/", ":80"),
+            ("http://exa mple/", "exa mple"),
+            ("http://exa mple*/", r"exa mple\*"),
+            ("https://a:b/", "a:b"),
+            ("http://a.example:99999/", "99999"),
+            ("http://a.example:*/", r"(?i)\*.*port|port.*\*"),
+            ("http://a.example:80*/", r"(?i)80\*.*port|port.*80\*"),
+            ("https://*:*/x", r"(?i)\*.*port|port.*\*"),
+            ("*://a.example/", r"\*.*scheme|scheme.*\*|\*://.*http"),
+            ("http*://a.example/", r"http\*"),
+            ("ftp://a.example/x", "ftp.*http|http.*ftp"),
+            ("feed://*/x", "feed.*http|http.*feed"),
+        ):
+            self.refuses(ValueError, words, server.respond, address, 200)
+            self.refuses(ValueError, words, server.wait_for_request, address, timeout=0)
+        for address in (
+            "http://a.example",
+            "https://a.example/x",
+            "https://a.example?q",
+            "/x",
+            "x",
+        ):
+            words = f"(?s){re.escape(address)}.*https|https.*{re.escape(address)}"
+            self.refuses(ValueError, words, server.respond, address, 200, method="CONNECT")
+            self.refuses(
+                ValueError, words, server.wait_for_request, address, method="CONNECT", timeout=0
+            )
+        for path in (b"/x", 1, pathlib.PurePosixPath("/x"), ["/x"]):
+            words = re.escape(repr(path))
+            self.refuses(TypeError, words, server.respond, path, 200)
+            self.refuses(TypeError, words, server.wait_for_request, path, timeout=0)
+        self.refuses(TypeError, "None", server.respond, None, 200)
+        self.assertEqual(server.unused, [])
+
+    def test_methods_that_are_none(self):
+        server = self.serve()
+        for method, words in (
+            ("post", "'post'.*'?POST"),
+            ("Get", "'Get'.*'?GET"),
+            ("connect", "'connect'.*'?CONNECT"),
+            ("QUIT", "'QUIT'"),
+            ("", "''"),
+            ("GET ", "'GET '"),
+            ("GET/POST", "'GET/POST'"),
+            ("caf\u00e9", "'caf\u00e9'"),
+        ):
+            self.refuses(ValueError, words, server.respond, "/x", 200, method=method)
+            self.refuses(ValueError, words, server.wait_for_request, "/x", method=method, timeout=0)
+        self.assertEqual(server.unused, [])
 
 
 class WaitTest(ServerTestCase):
@@ -7972,7 +8677,10 @@ class WaitTest(ServerTestCase):
             ({}, True),
             ({"path": "x"}, True),
             ({"path": "/y"}, False),
-            ({"path": "/x?"}, False),
+            ({"path": "/x?"}, True),
+            ({"path": "/x?a"}, False),
+            ({"path": "/*", "method": "POST"}, True),
+            ({"path": "http://*/x"}, False),
             ({"method": "POST"}, True),
             ({"method": "GET"}, False),
             ({"headers": {"x": "1"}}, True),
@@ -9521,6 +10229,27 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
         with self.assertRaises(ValueError):
             self.assertRequested("/y", times=0)
 
+    def test_addresses_are_those_of_respond(self):
+        ask(self.server, "/caf\u00e9?b&a=1")
+        for address in ("/caf%c3%a9", "caf%C3%A9?a=1&b=", "/c*?b&*=1", "*"):
+            with self.subTest(address):
+                self.assertRequested(address, times=1)
+                self.assertIn(address, self.failure(self.assertNotRequested, address))
+        for address in ("/caf%c3%a9?", "/c*?a=1", "http://*/caf%C3%A9"):
+            with self.subTest(address):
+                self.assertNotRequested(address)
+                self.assertIn(address, self.failure(self.assertRequested, address))
+        for address in ("http:///x", "ftp://a.example/x", "http://a.example:*/"):
+            for function in (self.assertRequested, self.assertNotRequested):
+                with self.subTest(address), self.assertRaises(ValueError):
+                    function(address)
+
+    def test_a_connect_is_found_by_its_method_only(self):
+        ask(self.server, "a.example:443", "CONNECT")
+        self.assertRequested("https://a.example/", method="CONNECT", times=1)
+        self.assertNotRequested("https://a.example/")
+        self.assertNotRequested("https://b.example/", method="CONNECT")
+
     def test_failures_show_what_did_arrive(self):
         self.assertEqual(
             self.failure(self.assertRequested, "/x"),
@@ -9652,6 +10381,83 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
         self.assertEqual((len(result.failures), result.errors), (1, []))
         self.assertIn("the server found errors:\nGET /x: ZeroDivisionError", result.failures[0][1])
         self.assertTrue(run_test(Test, "test_cleared").wasSuccessful())
+
+    def test_strict(self):
+        class Test(FeedTestServerMixin, unittest.TestCase):
+            strict = True
+
+            def test_left(self):
+                self.server.respond("/caf\u00e9/*", 201, 202)
+                self.server.respond("/x", 203, method="POST")
+                ask(self.server, "/caf%C3%A9/x")
+                Test.sentences = self.server.unused
+
+            def test_left_beside_an_error(self):
+                self.test_left()
+                cause_an_error(self.server)
+
+            def test_taken(self):
+                self.server.respond("/x", 201, 202)
+                for _ in range(3):
+                    ask(self.server, "/x")
+
+            def test_cleared(self):
+                self.test_left()
+                self.server.clear()
+
+            def test_nothing(self):
+                pass
+
+        class Lenient(Test):
+            strict = False
+
+        for name in ("test_taken", "test_cleared", "test_nothing"):
+            with self.subTest(name):
+                self.assertTrue(run_test(Test, name).wasSuccessful())
+        self.assertTrue(run_test(Lenient, "test_left").wasSuccessful())
+        for name in ("test_left", "test_left_beside_an_error"):
+            with self.subTest(name):
+                result = run_test(Test, name)
+                words = "".join(words for _, words in result.failures)
+                self.assertEqual((len(Test.sentences), result.errors), (2, []))
+                for sentence in Test.sentences:
+                    self.assertEqual(words.count(sentence), 1)
+                self.assertEqual("GET /wrong: ZeroDivisionError" in words, "error" in name)
+
+    def test_strict_with_a_server_that_the_class_shares(self):
+        class Test(FeedTestServerMixin, unittest.TestCase):
+            __module__ = __name__
+            strict = True
+
+            @classmethod
+            def setUpClass(cls):
+                cls.server = FeedTestServer(HERE / "data")
+                cls.server.start()
+                cls.addClassCleanup(cls.server.stop)
+
+            def test_1(self):
+                self.server.respond("/left", 201)
+
+            def test_2(self):
+                ask(self.server, "/")
+
+            def test_3(self):
+                self.server.respond("/taken", 201, 202)
+                ask(self.server, "/taken")
+
+            def test_4(self):
+                self.server.respond("/x", 201)
+                for path in ("/x", "/left", "/taken"):
+                    ask(self.server, path)
+
+        result = unittest.TestResult()
+        unittest.defaultTestLoader.loadTestsFromTestCase(Test).run(result)
+        self.assertEqual((result.testsRun, result.errors), (4, []))
+        failed = [(test.id().rpartition(".")[2], words) for test, words in result.failures]
+        self.assertEqual([name for name, _ in failed], ["test_1", "test_3"])
+        for (_, words), address in zip(failed, ("/left", "/taken")):
+            self.assertIn(address, words.splitlines()[-1])
+        self.assertNotIn("/left", failed[1][1])
 
     def test_tracebacks_of_failures_end_in_the_test(self):
         class Test(FeedTestServerMixin, unittest.TestCase):
