@@ -827,9 +827,8 @@ class _Site:
             if request.origin and given.count("/") == 2 and script.address.is_at(request):
                 hints.append(f"; {given!r} is its / alone, and {given + '/*'!r} all of it")
         where = f" in {self.directory}" if self.directory else ""
-        wanted = folder + request.path.removeprefix("/") or "/"
-        nearest = self._nearest(wanted, names)
-        words = f"{wanted!r} was not found{where}{nearest}{''.join(hints[:1])}"
+        nearest = self._nearest(folder + request.path.removeprefix("/"), names)
+        words = f"{request.shown!r:.200} was not found{where}{nearest}{''.join(hints[:1])}"
         return _text_response(404, words)
 
     def knows(self, request: Request) -> bool:

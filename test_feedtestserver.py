@@ -307,7 +307,8 @@ class _Unclosed(io.BufferedIOBase):
 
 def ask(server, target, method="GET"):
     """The answer to a request for a target, which is sent as it stands."""
-    head = f"{method} {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+    host = f"127.0.0.1:{server.port}"
+    head = f"{method} {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
     return Answer(exchange(server, head.encode("utf-8", "surrogateescape")), method)
 
 
@@ -2128,7 +2129,6 @@ class LookupTest(ServerTestCase):
             self.assertEqual(self.get(server, "/feed.xml").status, 200)
             self.assertEqual(self.get(server, "/link.xml").status, 404)
 
-<<<<<<< HEAD
     def test_without_a_directory_no_file_is_served(self):
         names = ("feed.xml", "index.html", "a.example/feed.xml", "data/feed.xml")
         folder = self.make_directory(dict.fromkeys(names, b"here"))
@@ -2165,27 +2165,18 @@ class LookupTest(ServerTestCase):
             self.assertIn("no directory", error)
             server.clear()
 
-    def test_404_names_the_nearest_fixture(self):
-        server = self.serve({"atom/feed.xml": b"1", "rss/other.xml": b"2", "fed.HEADERS": b""})
-        text = self.get(server, "/atom/fed.xml").content.decode()
-        self.assertEqual(
-            text,
-            f"'atom/fed.xml' was not found in {legible(server.directory)};"
-            " the nearest name there is 'atom/feed.xml'\n",
-=======
     def test_404_names_the_nearest_fixture_or_scripted_address(self):
         server = self.serve(
             {"atom/feed.xml": b"1", "rss/other.xml": b"2", "fed.HEADERS": b"", "v1.xml": b""}
->>>>>>> 2aa25b6 (Test which step responds, unused steps and CONNECT before they are there)
         )
         server.respond("search?q=caf\u00e9 au lait", 200)
         server.respond("/api/v2/*", 200, method="POST")
         server.respond("http://a.example", 200)
         for target, found, nearest in (
             ("/atom/fed.xml", "atom/fed.xml' was not found", "'atom/feed.xml'"),
-            ("/search?q=cafe", "/search?q=cafe", "'search?q=caf\u00e9 au lait'"),
+            ("/search?q=cafe", "'search", "'search?q=caf\u00e9 au lait'"),
             ("/api/v2", "api/v2", "'/api/v2/*'"),
-            ("//v1.xml", "'//v1.xml' was not found", "'v1.xml'"),
+            ("//v1.xml", "/v1.xml' was not found", "'v1.xml'"),
             ("http://a.example/x", "a.example/x", "'http://a.example'"),
         ):
             with self.subTest(target):
@@ -2194,6 +2185,7 @@ class LookupTest(ServerTestCase):
                 self.assertEqual(answer.status, 404)
                 self.assertIn(found, text)
                 self.assertIn(nearest, text)
+        self.assertIn("POST", ask(server, "/api/v2/x").body.decode())
         self.assertNotIn("'v1.xml' was not found", ask(server, "//v1.xml").body.decode())
         text = ask(server, "http://a.example/x").body.decode()
         self.assertRegex(text, "'http://a[.]example' is its / ")
@@ -2434,7 +2426,7 @@ class ReaderTest(ServerTestCase):
             ),
             (
                 405,
-                "CONNECT is accepted inside of server.intercept(), and for the hosts of https URLs",
+                "CONNECT is not accepted here; inside of server.intercept() it is, and for",
                 b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n",
             ),
         ):
@@ -5323,13 +5315,9 @@ class InterceptionTest(ServerTestCase):
             self.assertEqual((answer.status, Answer(answer.rest).status), (201, 200))
             answer = Answer(exchange(server, connect % b"example.net" + get))
             self.assertEqual((answer.status, Answer(answer.rest).status), (500, 502))
-<<<<<<< HEAD
-        self.assertEqual(server.requests[0].url, "http://example.com/feed.xml")
-=======
         request, refused, _ = server.requests
         self.assertEqual(request.url, "http://example.com/feed.xml")
         self.assertEqual((refused.method, refused.response.status), ("CONNECT", 500))
->>>>>>> 2aa25b6 (Test which step responds, unused steps and CONNECT before they are there)
 
     def test_tls_in_tls(self):
         """As a client does that speaks TLS to the proxy as well."""
@@ -5537,6 +5525,19 @@ class TunnelTest(ServerTestCase):
                     self.assertEqual(request.tunnel.response.status, 200)
                 self.assertIsNone(direct.tunnel)
 
+    def test_a_tunnel_in_a_tunnel(self):
+        server = self.serve()
+        server.respond("https://*/x", 204)
+        tunnels = [
+            b"CONNECT %s.example:443 HTTP/1.1\r\nHost: x\r\n\r\n" % name for name in (b"a", b"b")
+        ]
+        exchange(server, *tunnels, b"GET /x HTTP/1.1\r\nbad line\r\n\r\n")
+        [refused] = server.requests
+        self.assertEqual(refused.response.status, 400)
+        self.assertEqual(refused.tunnel.target, "b.example:443")
+        self.assertEqual(refused.tunnel.tunnel.target, "a.example:443")
+        self.assertIsNone(refused.tunnel.tunnel.tunnel)
+
     def test_hosts_for_which_it_opens_outside_of_an_interception(self):
         for address, method, opens, others in (
             ("https://a.example/x", None, "a.example:443 A.example:443", "b.example:443"),
@@ -5554,7 +5555,7 @@ class TunnelTest(ServerTestCase):
             for to in (*opens.split(), *others.split()):
                 with self.subTest(address, to=to):
                     status, *through = self.fetch(server, to)
-                    self.assertEqual(status // 100, 2 if to in opens else 4)
+                    self.assertEqual(status // 100, 2 if to in opens.split() else 4)
                     self.assertNotEqual(through, [502])
                     if not through:
                         refused = server.requests[-1]
@@ -8002,6 +8003,10 @@ class RespondTest(ServerTestCase):
         for method in ("GET", "HEAD", "POST", "OPTIONS", "BREW"):
             with self.subTest(method):
                 self.assertEqual(self.get(server, "/feed.xml", method).status, 200)
+        server.respond("/*", 202)
+        self.assertEqual(ask(server, "*", "OPTIONS").status, 204)
+        server.respond("*", 203)
+        self.assertEqual(ask(server, "*", "OPTIONS").status, 203)
 
     def test_a_response_on_record_can_be_given_again(self):
         server = self.serve({"feed.xml": b"<rss/>"})
@@ -8286,11 +8291,17 @@ class RespondTest(ServerTestCase):
                 self.assertEqual(server.errors, [])
 
     def test_a_step_that_passes_counts_as_taken(self):
-        server = self.serve()
-        server.respond("/x", lambda request: None, 201, lambda request: None)
+        server, passed = self.serve(), []
+        server.respond("/x", lambda request: None, 201, passed.append)
         server.respond("/*", 202, 203)
-        self.assertEqual(self.statuses(server, "/x", 4), [202, 201, 203, 203])
+        self.assertEqual(self.statuses(server, "/x", 5), [202, 201, 203, 203, 203])
+        self.assertEqual(passed, server.requests[2:])  # the last one stays
         self.assertEqual(server.unused, [])
+
+    def test_a_step_may_script_others(self):
+        server = self.serve()
+        server.respond("/x", lambda request: server.respond("/x", 201))
+        self.assertEqual(self.statuses(server, "/x", 2), [404, 201])
 
     def test_coroutine_functions(self):
         async def respond(request):
@@ -8339,10 +8350,10 @@ class RespondTest(ServerTestCase):
         for sentence, words in zip(
             server.unused,
             (
-                ("HTTP://A.example/caf\u00e9/*", "410"),
+                ("HTTP://A.example/caf\u00e9/*", "step 1 of 3"),
                 ("HTTP://A.example/caf\u00e9/*", "v1.xml"),
                 ("HTTP://A.example/caf\u00e9/*", "not_modified"),
-                ("POST", "feed.xml", "503"),
+                ("POST", "feed.xml", "step 1 of 1"),
             ),
         ):
             for each in words:
@@ -8389,6 +8400,8 @@ class AddressTest(ServerTestCase):
         "/x?a+b /x?a%20b=",
         "/x?q=%41%54 /x?q=AT",
         "/x?q=\u00fc /x?q=%C3%BC /x?q=%c3%bc",
+        "/x?q=%E9 /x?q=\udce9",
+        "/x? /x?& /x?&&",
         "/x?q=1%2B1 /x?q=1%2b1",
         "/x?q=100%|\\ /x?q=100%25%7c%5C",
         "/x?b=%7e&a /x?a=&b=~",
@@ -8427,6 +8440,8 @@ class AddressTest(ServerTestCase):
         server.clear()
         server.respond(address, 299)
         status = ask(server, target).status
+        [request] = server.requests
+        self.assertIs(server.wait_for_request(request.url, timeout=0), request)
         if status == 299:
             server.wait_for_request(address, times=1, timeout=0)
         else:
@@ -8472,6 +8487,7 @@ class AddressTest(ServerTestCase):
             ("/a*b*c", "/abc /a/b/c /abbbc?d /acbc", "/ab /acb /abcd /xabc"),
             ("/*", "/ /x /x/y?z", "http://a.example/ https://a.example/x"),
             ("/a**b", "/ab /axb", "/a"),
+            (f"/{'*a' * 120}", f"/{'ba' * 120} /{'a' * 120}", f"/{'a' * 119} /{'ba' * 120}b"),
             ("/caf\u00e9 *", "/caf%c3%a9%20 /caf\u00e9%20/x", "/caf\u00e9"),
             ("/%7Euser/*", "/~user/x /%7euser/", "/user/"),
             ("/a%2f*", "/a%2Fb /a%2f/b", "/a/b"),
@@ -8548,7 +8564,7 @@ class AddressTest(ServerTestCase):
                 "/x?q /x?q= /x?q=1 /x?q=a/b=c /x?q=AT%26T /x?&q=1&",
                 "/x /x? /x?q=1&r=2 /x?q=1&q=2 /x?qq=1 /x?r=1 /y?q=1",
             ),
-            ("/x?*=1", "/x?a=1 /x?b%26=1", "/x /x?a=2 /x?a=11 /x?a=1&b=1 /x?a=0&b=1"),
+            ("/x?*=1", "/x?a=1 /x?b%26=1 /x?=1", "/x /x?a=2 /x?a=11 /x?a=1&b=1 /x?a=0&b=1"),
             ("/x?*", "/x?a /x?a=1", "/x?a&b /x?a=1&b=2"),
             ("/x?a*", "/x?a /x?a=1 /x?ab=1", "/x?b /x?a&a"),
             ("/*?a=1&b=2", "/x?b=2&a=1", "/x?a=1 /x?b=1&a=2"),
@@ -10396,33 +10412,48 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
                 self.test_left()
                 cause_an_error(self.server)
 
+            def test_left_beside_a_failure(self):
+                self.test_left()
+                self.fail("in its own words")
+
+        for name, others in (
+            ("test_left", ()),
+            ("test_left_beside_an_error", ["GET /wrong: ZeroDivisionError"]),
+            ("test_left_beside_a_failure", ["AssertionError: in its own words"]),
+        ):
+            with self.subTest(name):
+                result = run_test(Test, name)
+                words = "".join(words for _, words in result.failures)
+                self.assertEqual((len(Test.sentences), result.errors), (2, []))
+                for sentence in (*Test.sentences, *others):
+                    self.assertEqual(words.count(sentence), 1, words)
+        Test.strict = False
+        self.assertTrue(run_test(Test, "test_left").wasSuccessful())
+
+    def test_strict_where_no_step_is_left(self):
+        class Test(FeedTestServerMixin, unittest.TestCase):
+            strict = True
+
             def test_taken(self):
                 self.server.respond("/x", 201, 202)
                 for _ in range(3):
                     ask(self.server, "/x")
 
             def test_cleared(self):
-                self.test_left()
+                self.server.respond("/x", 201)
                 self.server.clear()
+
+            def test_replaced(self):
+                self.server.respond("/x", 201, 202)
+                self.server.respond("/x", 203)
+                ask(self.server, "/x")
 
             def test_nothing(self):
                 pass
 
-        class Lenient(Test):
-            strict = False
-
-        for name in ("test_taken", "test_cleared", "test_nothing"):
+        for name in ("test_taken", "test_cleared", "test_replaced", "test_nothing"):
             with self.subTest(name):
                 self.assertTrue(run_test(Test, name).wasSuccessful())
-        self.assertTrue(run_test(Lenient, "test_left").wasSuccessful())
-        for name in ("test_left", "test_left_beside_an_error"):
-            with self.subTest(name):
-                result = run_test(Test, name)
-                words = "".join(words for _, words in result.failures)
-                self.assertEqual((len(Test.sentences), result.errors), (2, []))
-                for sentence in Test.sentences:
-                    self.assertEqual(words.count(sentence), 1)
-                self.assertEqual("GET /wrong: ZeroDivisionError" in words, "error" in name)
 
     def test_strict_with_a_server_that_the_class_shares(self):
         class Test(FeedTestServerMixin, unittest.TestCase):
