@@ -15,6 +15,7 @@ import hashlib
 import html.parser
 import http.client
 import importlib.util
+import inspect
 import io
 import itertools
 import json
@@ -415,7 +416,34 @@ def known_directives():
 
 
 class ExampleTest(ServerTestCase):
+    #: What stands in for pytest, as no test needs more than Python: it runs each function with the
+    #: fixture around it, which is resumed as pytest does it, without the exception of the test.
+    AS_PYTEST = {
+        "pytest.py": "def fixture(function): return function",
+        "test_as_pytest.py": textwrap.dedent("""
+            import functools, unittest, conftest, test_with_pytest
+
+            def with_fixture(test):
+                @functools.wraps(test)
+                def run():
+                    fixture = conftest.server()
+                    try:
+                        test(server=next(fixture))
+                    finally:
+                        next(fixture, None)
+                return run
+
+            def load_tests(loader, tests, pattern):
+                for name, test in vars(test_with_pytest).items():
+                    if name.startswith("test_"):
+                        tests.addTest(unittest.FunctionTestCase(with_fixture(test)))
+                return tests
+        """),
+    }
+
     def run_tests(self, files):
+        if "conftest.py" in files:
+            files = {**files, **self.AS_PYTEST}
         folder = self.make_directory({name: text.encode() for name, text in files.items()})
         module = (HERE / "feedtestserver.py").read_bytes()
         (folder / "feedtestserver.py").write_bytes(module)
@@ -437,6 +465,33 @@ class ExampleTest(ServerTestCase):
                 tests -= int(re.search(r"Ran (\d+) tests?", done.stderr).group(1))
         self.assertEqual(tests, 0)
 
+    def test_examples_for_pytest_fail_for_a_wrong_fixture_and_a_wrong_assertion(self):
+        [files] = [files for files in readme_examples() if "conftest.py" in files]
+        fetching = "def test_fetch(server):\n"
+        self.assertIn(fetching, files["test_with_pytest.py"])
+        for more, said in (
+            ('fetch(server.get_url("typo.xml"))', "typo.xml, line 1: found the key 'Stauts'"),
+            ('server.assert_requested("/feed.xml")', "The server got no request"),
+        ):
+            test = files["test_with_pytest.py"].replace(fetching, f"{fetching}    {more}\n")
+            typo = {"data/typo.xml": "<!-- Stauts: 404 -->"}
+            with self.subTest(more):
+                done = self.run_tests({**files, **typo, "test_with_pytest.py": test})
+                self.assertRegex(done.stderr, r"\nFAILED \(failures=1\)\n$")
+                self.assertIn(said, done.stderr)
+
+    def test_asynchronous_tests_wait_as_the_readme_says(self):
+        [said] = re.findall(r"``await (asyncio\..*?)``", (HERE / "README.rst").read_text("utf-8"))
+
+        async def fetch_and_wait():
+            fetching = asyncio.to_thread(self.get, server, "/feed.xml")
+            waiting = eval(said, {"asyncio": asyncio, "server": server})
+            return await asyncio.gather(waiting, fetching)
+
+        server = self.serve({"feed.xml": b"<rss/>"})
+        request, response = asyncio.run(fetch_and_wait())
+        self.assertEqual((request.path, response.status), ("/feed.xml", 200))
+
     def test_it_can_be_copied_into_a_package_of_tests(self):
         [first] = [files for files in readme_examples() if "test_fetch.py" in files]
         said = "from .feedtestserver import FeedTestServerMixin"
@@ -454,6 +509,14 @@ class ExampleTest(ServerTestCase):
         listed = re.search(r"The directives:\n\n(.*?)\n\n", DOCSTRING, re.DOTALL)
         self.assertEqual(re.findall(r"^    (\w+): ", listed.group(1), re.MULTILINE), readme)
         self.assertEqual(sorted(readme), sorted(known_directives()))
+
+    def test_readme_lists_the_arguments_of_the_server_which_are_attributes(self):
+        readme = (HERE / "README.rst").read_text("utf-8")
+        [listed] = re.findall(r"``FeedTestServer\(([^()]*=[^()]*)\)``", readme)
+        listed = re.findall(r"(\w+)=", listed)
+        self.assertEqual(listed, list(inspect.signature(FeedTestServer).parameters))
+        server = FeedTestServer(self.make_directory())
+        self.assertEqual([name for name in listed if not hasattr(server, name)], [])
 
     def test_readme_lists_the_rules_of_politeness_that_are_known(self):
         [section] = re.findall(
