@@ -216,7 +216,6 @@ class FeedTestServer(threading.Thread):
         self._connection_numbers = itertools.count(1)
         self._files: dict[str, str] = {}  # the paths of temporary files, by name
         self._httpd: Optional[_FixtureServer] = None
-        self._up: Optional[threading.Event] = None  # set when down() ends
         self._starting = threading.RLock()  # held by start(), and by whoever changes _files
         self._joining = threading.RLock()  # Thread.join() may fail where several call it at once
         self._pid = os.getpid()
@@ -251,12 +250,15 @@ class FeedTestServer(threading.Thread):
                 raise
 
     def _bind(self) -> _FixtureServer:
-        """Bind the port; try again after 20 ms while it is in use."""
-        deadline = time.perf_counter() + self.bind_timeout
         handler = functools.partial(self.handler_class, self)
+        return self._when_free(lambda: _FixtureServer((self.host, self.port), handler))
+
+    def _when_free(self, bind: Callable[[], _T]) -> _T:
+        """Call what binds the port; try again after 20 ms while it is in use."""
+        deadline = time.perf_counter() + self.bind_timeout
         while True:
             try:
-                return _FixtureServer((self.host, self.port), handler)
+                return bind()
             except OverflowError as error:
                 raise OSError(errno.EINVAL, f"there is no port {self.port}: {error}") from error
             except OSError as error:
@@ -268,13 +270,9 @@ class FeedTestServer(threading.Thread):
 
     def run(self) -> None:
         """Serve until told to stop; start() calls this in the new thread."""
-        served = None
+        assert self._httpd is not None
         try:
-            while self._httpd is not served and self._httpd:  # after down() it is another one
-                served = self._httpd
-                served.serve_forever()
-                if up := self._up:
-                    up.wait()
+            self._httpd.serve_forever()
         finally:
             self._record.end()
 
@@ -289,14 +287,16 @@ class FeedTestServer(threading.Thread):
             return
         with self._starting:
             httpd = self._httpd
-            if self._up:  # there will be no other one
-                self._up.set()
-                self._up = None
         if httpd is None:
             return
+        httpd.request_shutdown()
         is_own = httpd.is_own_thread(threading.current_thread())
         try:
-            self._end(httpd, "stop()", None if is_own else self)
+            deadline = time.perf_counter() + self.stop_timeout
+            if self.ident is not None and not is_own:
+                with self._joining:
+                    self.join(self.stop_timeout)
+            self._join_workers(httpd, "stop()", deadline)
         finally:
             with self._starting:  # once it is not ready any more, no other files are made
                 _remove(self._files, self._pid)
@@ -304,16 +304,8 @@ class FeedTestServer(threading.Thread):
             # The handler class refers to this server; without the cycle it is freed at once.
             httpd.RequestHandlerClass = socketserver.BaseRequestHandler
 
-    def _end(self, httpd: _FixtureServer, name: str, thread: Optional[threading.Thread]) -> None:
-        """End all connections, and wait for the test code, and maybe for the thread."""
-        deadline = time.perf_counter() + self.stop_timeout
-        httpd.request_shutdown()
-        ended = httpd.join(self.stop_timeout)
-        if ended and thread:
-            with self._joining:
-                thread.join(max(0.0, deadline - time.perf_counter()))
-            ended = not thread.is_alive()
-        if not ended:
+    def _join_workers(self, httpd: _FixtureServer, name: str, deadline: float) -> None:
+        if not httpd.join(max(0.0, deadline - time.perf_counter())):
             names = ", ".join(httpd.running()) or "all requests, maybe the clock"
             raise RuntimeError(
                 f"{name} waited {self.stop_timeout:g} s for the test code that responds to {names};"
@@ -326,35 +318,24 @@ class FeedTestServer(threading.Thread):
 
         Afterwards the server is there again on the same port, with its script and its record as
         they were. A ``stop()`` inside is final. Waits for test code as ``stop()`` does, and raises
-        the same RuntimeError; also one if the server is not running, or down already, and OSError
-        if somebody else has taken the port.
+        the same RuntimeError; also one if the server is not running, or is down already, and
+        OSError if somebody else has taken the port.
         """
         with self._starting:
-            before = self._running("down()")
-            up = self._up = threading.Event()
+            httpd = self._running("down()")
+            httpd.close_port()
         try:
-            with StoppableHttpServer(
-                (self.host, self.port), socketserver.BaseRequestHandler, False
-            ) as keeper:
-                self._end(before, "down()", None)
-                # Nobody else gets the port now, and clients are refused, as it does not listen.
-                with contextlib.suppress(OSError):
-                    keeper.server_bind()
-                yield self
+            self._join_workers(httpd, "down()", time.perf_counter() + self.stop_timeout)
+            self._when_free(lambda: httpd.call(httpd.bind_again))  # nobody else gets the port
+            yield self
         finally:
-            with self._starting:
-                self._up = None
-                try:
-                    if not up.is_set():
-                        self._httpd = self._bind()
-                        self._httpd.turn = before.turn + 1
-                finally:
-                    up.set()
+            self._when_free(lambda: httpd.call(httpd.open_port))
 
     def _running(self, name: str) -> _FixtureServer:
         """What serves; raises RuntimeError if nothing does."""
         if self._httpd is None or not self.ready:
-            right = "it is down" if self._up else "call start() first"
+            is_down = self._httpd and not self._httpd.stopping
+            right = "it is down" if is_down else "call start() first"
             raise RuntimeError(f"{name} needs a server that is running: {right}")
         return self._httpd
 
@@ -363,12 +344,15 @@ class FeedTestServer(threading.Thread):
         return self
 
     def __exit__(self, kind: object, error: Optional[BaseException], traceback: object) -> None:
-        self.stop()
-        if words := _told(self.errors):
-            if error is None:
+        try:
+            self.stop()
+        finally:
+            words = _told(self.errors)
+            if words and error is None:
                 raise AssertionError(words)
-            if sys.version_info >= (3, 11):
-                error.add_note(words)
+            if words and error and sys.version_info >= (3, 11):
+                with contextlib.suppress(Exception):  # it may be frozen
+                    error.add_note(words)
 
     # Where it is, and what it serves
 
@@ -411,7 +395,7 @@ class FeedTestServer(threading.Thread):
     @property
     def ready(self) -> bool:
         """Whether connections are accepted."""
-        return self._httpd is not None and not self._httpd.stopping
+        return self._httpd is not None and not self._httpd.closed
 
     @property
     def base_url(self) -> str:
@@ -485,7 +469,7 @@ class FeedTestServer(threading.Thread):
     def _temporary(self, name: str, text: str) -> str:
         """The path of a temporary file of this server, which is made on first use."""
         with self._starting:
-            if not (self.ready or self._up):
+            if self._httpd is None or self._httpd.stopping:
                 raise RuntimeError(f"{name} is there only while the server is running")
             if not self._files:  # if stop() is forgotten, they go with the process
                 weakref.finalize(self, _remove, self._files, self._pid)
@@ -519,7 +503,6 @@ class FeedTestServer(threading.Thread):
                 interception.end()
                 # Clients would keep these connections, and come back for hosts that are elsewhere.
                 if self._site.count_interceptions(-1) == 0:
-                    httpd = self._httpd or httpd  # after down() it is another one
                     httpd.call(httpd.close_intercepted)
 
     # The record, and the script
@@ -823,7 +806,7 @@ class _Site:
         hints = []
         for script in self.scripts()[:_SOME_NAMES]:
             given = script.address.given
-            names[re.sub("^https?://|^/", "", given)] = given
+            names[re.sub("^https?://|^/", "", given)] = str(script.address)
             if request.origin and given.count("/") == 2 and script.address.is_at(request):
                 hints.append(f"; {given!r} is its / alone, and {given + '/*'!r} all of it")
         where = f" in {self.directory}" if self.directory else ""
@@ -857,10 +840,10 @@ class _Site:
     def _some_names(self) -> dict[str, str]:
         """Some names of fixtures: in a large directory, looking at all would take long."""
         names = itertools.islice(_names_below(self.directory), _SOME_NAMES)
-        return {name: name for name in names}
+        return {name: repr(name) for name in names}
 
     def _nearest(self, wanted: str, names: Mapping[str, str]) -> str:
-        """What to say of the nearest of these names, which are given as they are to be shown."""
+        """What to say of the nearest of these names, given with how they are shown."""
         letters = set(wanted)
 
         def difference(name: str) -> int:  # cheaper than difflib's
@@ -869,7 +852,7 @@ class _Site:
         some = heapq.nsmallest(_FEW_NAMES, names, difference)
         nearest = difflib.get_close_matches(wanted[:200], some, 1, 0.0)
         return (
-            f"; the nearest name there is {names[nearest[0]]!r}"
+            f"; the nearest name there is {names[nearest[0]]}"
             if nearest
             else "; it has no fixtures"
         )
@@ -949,18 +932,6 @@ class _Script:
         step = self.steps[number - 1]
         name = step if isinstance(step, str) else getattr(step, "__name__", "")
         return f"step {number} of {len(self.steps)}{of}{name and f': {name}'}"
-
-
-def _performed(step: Callable[[Request], Any], request: Request) -> Any:
-    """What a callable makes of a request; it may return another one, or a coroutine."""
-    result: Any = step
-    while callable(result):
-        result = result(request)
-        if isinstance(result, Coroutine):
-            import asyncio  # for coroutine functions only
-
-            result = asyncio.run(result)
-    return result
 
 
 # The record: what has arrived, and waiting for it
@@ -1114,8 +1085,8 @@ class StoppableHttpServer(http.server.HTTPServer):
         RequestHandlerClass: Callable[..., Any],
         bind_and_activate: bool = True,
     ) -> None:
-        #: Whether the server has been told to stop.
-        self.stopping = False
+        #: Whether the server has been told to stop, and whether the port is closed.
+        self.stopping = self.closed = False
         #: Counts the turns of the loop. What is received in a turn was sent before it began.
         self.turn = 0
         # For all threads, guarded by the Condition: the one that serves; functions that it is to
@@ -1155,7 +1126,8 @@ class StoppableHttpServer(http.server.HTTPServer):
         """Listen, and have the selector watch for connections."""
         super().server_activate()
         self.socket.setblocking(False)
-        self._open_selector()
+        if not self._opened:
+            self._open_selector()
 
     def _open_selector(self) -> None:
         self.selector = selectors.DefaultSelector()
@@ -1213,7 +1185,7 @@ class StoppableHttpServer(http.server.HTTPServer):
             self.socket.do_handshake_on_connect = False
         # More at a time when many are open, so that a new one does not wait for all of them.
         for _ in range(min(1 + len(self.connections), _ACCEPTED_AT_ONCE)):
-            if self.stopping:  # an earlier event of this turn may have stopped the server
+            if self.closed:  # by an earlier event of this turn
                 return
             try:
                 if len(self.connections) >= _MAX_CONNECTIONS:
@@ -1232,8 +1204,9 @@ class StoppableHttpServer(http.server.HTTPServer):
             begun.resume()  # it has often sent its request already
 
     def _go_on_accepting(self) -> None:
-        if not self.stopping:
-            self.selector.register(self.socket, _READ, self._accept)
+        if not self.closed:
+            with contextlib.suppress(KeyError):  # after open_port() it is accepting
+                self.selector.register(self.socket, _READ, self._accept)
 
     def conversation(self, request: socket.socket, client_address: Any) -> _Conversation:
         """What happens on a connection: the blocking handler, in a worker thread."""
@@ -1295,9 +1268,6 @@ class StoppableHttpServer(http.server.HTTPServer):
             error: Optional[BaseException] = None
             try:
                 result = call.function()
-            except (GeneratorExit, StopIteration) as exception:  # they would end a generator
-                error = RuntimeError(repr(exception))
-                error.__cause__ = exception
             except BaseException as exception:
                 error = exception
             self.post(functools.partial(connection.resume, result, error))
@@ -1331,17 +1301,25 @@ class StoppableHttpServer(http.server.HTTPServer):
         function()
 
     def call(self, function: Callable[[], object]) -> None:
-        """Have a function called by the thread that serves, and wait until that is done."""
+        """Have a function called by the thread that serves, and wait until that is done.
+
+        Raises the OSError that it raises.
+        """
         done = threading.Event()
+        errors: list[OSError] = []
 
         def run() -> None:
             try:
                 function()
+            except OSError as error:
+                errors.append(error)
             finally:
                 done.set()
 
         self.post(run)
         done.wait()
+        if errors:
+            raise errors.pop()
 
     def _run_calls(self) -> None:
         """Call the functions that have been posted so far; others are served before the next."""
@@ -1371,21 +1349,48 @@ class StoppableHttpServer(http.server.HTTPServer):
 
         This does not wait; join() does.
         """
+        self.post(functools.partial(self._shut_down, self._own_connection()))
+
+    def close_port(self) -> None:
+        """Do the same until open_port(), and serve on; join() waits for the workers then."""
+        self.closed = True
+        self.post(functools.partial(self._close_port, self._own_connection()))
+
+    def bind_again(self) -> None:
+        """Bind the port after close_port(); clients are refused, as this does not listen."""
+        if not self.stopping:
+            self.socket.close()
+            self.socket = socket.socket(self.address_family, self.socket_type)
+            self.server_bind()
+
+    def open_port(self) -> None:
+        """Accept connections again after close_port()."""
+        if not self.stopping:
+            self.bind_again()
+            self.server_activate()
+            self.closed = False
+            self._go_on_accepting()
+
+    def _own_connection(self) -> Optional[_Connection]:
+        """The connection that this thread works for."""
         this = threading.current_thread()
         with self._lock:
-            spared = self.current if this is self._thread else self._running.get(this, [None])[0]
-        self.post(functools.partial(self._shut_down, spared))
+            return self.current if this is self._thread else self._running.get(this, [None])[0]
 
     def _shut_down(self, spared: Optional[_Connection]) -> None:
-        if not self.stopping:
-            self.stopping = True
-            with contextlib.suppress(KeyError, ValueError):  # it is not accepting, or closed
-                if self._opened:
-                    self.selector.unregister(self.socket)
-            self.socket.close()
+        self.stopping = self.closed = True
+        self._close_port(spared)
+
+    def _close_port(self, spared: Optional[_Connection]) -> None:
+        with contextlib.suppress(KeyError, ValueError):  # it is not accepting, or closed
+            if self._opened:
+                self.selector.unregister(self.socket)
+        self.socket.close()
         for connection in list(self.connections.values()):
             if connection is not spared:
                 connection.end()
+        with self._lock:
+            self._changed.notify_all()
 
     def join(self, timeout: Optional[float] = None) -> bool:
         """Wait until all threads have ended, after request_shutdown(); tell whether they have.
@@ -1399,8 +1404,9 @@ class StoppableHttpServer(http.server.HTTPServer):
             self.call(lambda: None)  # after this the port is closed
 
         def has_ended() -> bool:
-            if is_own:
-                return self._running.keys() <= self._joining
+            if is_own or (self.closed and not self.stopping):
+                is_closed = self.socket.fileno() < 0
+                return is_closed and self._running.keys() <= self._joining
             return not (self._thread or self._running)
 
         with self._lock:
@@ -1928,10 +1934,7 @@ class FeedTestRequestHandler:
                 plan = functools.partial(self.plan, request, response)
                 return (yield from self.work(plan, request))
             return self.plan(request, response)
-        except GeneratorExit:
-            raise
-        except BaseException as error:  # pytest.fail() in a callable raises no Exception
-            yield from self.look()
+        except Exception as error:
             return self.plan(request, self.fail(_explain(error, request)))
 
     def work(self, function: Callable[[], _T], request: Request) -> _Part[_T]:
@@ -1953,24 +1956,47 @@ class FeedTestRequestHandler:
         """The response: of the best match that does not pass, else of a do_ method."""
         for step in self.site.steps_for(request):
             if callable(step):
-                step = yield from self.work(functools.partial(_performed, step, request), request)
-            if step is not None:
-                return self.site.response(step)
+                perform = functools.partial(self.perform, step, request)
+                response = yield from self.work(perform, request)
+            else:
+                response = self.site.response(step)
+            if response is not None:
+                return response
         request.step = ""
         if request.origin and request.method != "CONNECT" and not self.site.knows(request):
             return _with(self.fail(self.site.unknown_host(request)), status=502)
-        self.received, self.response = request, None
         if type(self) is FeedTestRequestHandler:
-            return self.dispatch()
+            return self.dispatch(request)
         # In a subclass it may be a test's own method, which may take its time.
-        return (yield from self.work(self.dispatch, request))
+        perform = functools.partial(self.perform, self.dispatch, request)
+        response = yield from self.work(perform, request)
+        assert response is not None
+        return response
 
-    def dispatch(self) -> Response:
+    def perform(self, step: Callable[[Request], Any], request: Request) -> Optional[Response]:
+        """What test code responds, None if it passes; a callable may return another one.
+
+        What it raises is on record even if the connection ends before.
+        """
+        result: Any = step
+        try:
+            while callable(result):
+                result = result(request)
+                if isinstance(result, Coroutine):
+                    import asyncio  # for coroutine functions only
+
+                    result = asyncio.run(result)
+            return None if result is None else self.site.response(result)
+        except BaseException as error:  # pytest.fail() raises no Exception
+            return self.fail(_explain(error, request))
+
+    def dispatch(self, request: Request) -> Response:
         """Call the do_ method of the request's method, and return what it replied."""
-        name = f"do_{self.received.method}"
+        self.received, self.response = request, None
+        name = f"do_{request.method}"
         method = getattr(self, name, None)
         if method is None:
-            return self.not_allowed(self.received.method)
+            return self.not_allowed(request.method)
         method()
         if self.response is None:
             raise RuntimeError(f"{name}() did not call self.reply()")
@@ -2497,7 +2523,7 @@ def _glob(origin: str, path: str) -> Callable[[str], object]:
     expression = first
     for number, (star, piece) in enumerate(zip(stars, others), 1):
         if number < len(stars):
-            expression += rf"(?=({star}*?{piece}))\{number}"
+            expression += f"(?=(?P<p{number}>{star}*?{piece}))(?P=p{number})"
         else:
             expression += f"{star}*{piece}"
     return re.compile(rf"(?s:{expression})\Z").match
@@ -2527,7 +2553,9 @@ def _parted(url: str) -> tuple[str, str]:
     with contextlib.suppress(UnicodeError):
         host = host if host.isascii() else host.encode("idna").decode()
     if not _is_authority(host) or not host.partition(":")[0]:
-        raise ValueError(f"found {authority!r:.80} in a URL; it takes the name of a host there")
+        raise ValueError(
+            f"found {authority!r:.80} in a URL; it takes the name of a host, and maybe a port"
+        )
     return _origin(scheme, host), rest
 
 
@@ -4963,7 +4991,7 @@ def _checked_method(method: Optional[str]) -> Optional[str]:
 
 def _canonical(value: object) -> bytes:
     """JSON in the one form that is compared; raises TypeError for what JSON cannot say."""
-    return json.dumps(value, sort_keys=True).encode()
+    return json.dumps(value, sort_keys=True, allow_nan=False).encode()
 
 
 def _transcript(requests: Iterable[Request], fields: Iterable[str] = (), body: bool = False) -> str:
