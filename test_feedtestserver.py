@@ -8630,6 +8630,7 @@ class AddressTest(ServerTestCase):
             ),
             ("/x?*=1", "/x?a=1 /x?b%26=1 /x?=1", "/x /x?a=2 /x?a=11 /x?a=1&b=1 /x?a=0&b=1"),
             ("/x?*", "/x?a /x?a=1", "/x?a&b /x?a=1&b=2"),
+            ("/x?*=", "/x?a /x?a= /x?*", "/x?a=1 /x?a&b"),
             ("/x?a*", "/x?a /x?a=1 /x?ab=1", "/x?b /x?a&a"),
             ("/*?a=1&b=2", "/x?b=2&a=1", "/x?a=1 /x?b=1&a=2"),
             ("/x?a=*&b=*", "/x?a=1&b=2 /x?b&a", "/x?a=1 /x?a=1&a=2 /x?a=1&b=2&c=3"),
