@@ -2265,39 +2265,30 @@ class LookupTest(ServerTestCase):
     def test_404_without_a_directory(self):
         with FeedTestServer("") as server:
             text = ask(server, "/fed.xml").body.decode()
-            self.assertIn("fed.xml", text)
+            self.assertRegex(text, "fed.xml' was not found(?!.* in )")
             self.assertNotIn("nearest", text)
-            self.assertNotIn("None", text)
-            with self.assertRaises(FileNotFoundError):
-                server.respond("/x", "v1.xml")
             server.respond("/feed.xml", b"<rss/>")
-            self.assertEqual(ask(server, "/feed.xml").body, b"<rss/>")
             self.assertIn("'/feed.xml'", ask(server, "/fed.xml").body.decode())
 
     def test_404_looks_at_some_of_many_files_only(self):
-        server = self.serve({f"{number}.xml": b"" for number in range(2500)})
-        scandir, listdir, seen = os.scandir, os.listdir, []
+        server = self.serve({f"{number}.xml": b"" for number in range(10)})
+        scan, seen = os.scandir, []
 
         class Scan(contextlib.ExitStack):
-            def __init__(self, *path):
+            """The files of a directory, as if there were a thousand times as many."""
+
+            def __init__(self, path):
                 super().__init__()
-                self.entries = self.enter_context(scandir(*path))
+                self.entries = itertools.cycle(self.enter_context(scan(path)))
 
             def __iter__(self):
-                return self
+                for entry in itertools.islice(self.entries, 10_000):
+                    seen.append(entry)
+                    yield entry
 
-            def __next__(self):
-                seen.append(next(self.entries))
-                return seen[-1]
-
-        def list_all(*path):
-            names = listdir(*path)
-            seen.extend(names)
-            return names
-
-        with mock.patch("os.scandir", Scan), mock.patch("os.listdir", list_all):
-            self.assertRegex(ask(server, "/none.xml").body, rb"nearest .* '\d+.xml'")
-        self.assertLess(len(seen), 2500)
+        with mock.patch("os.scandir", Scan):
+            self.assertRegex(ask(server, "/none.xml").body, rb"nearest .* '\d.xml'")
+        self.assertTrue(0 < len(seen) < 10_000, len(seen))
 
 
 # Reading requests
