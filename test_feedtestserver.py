@@ -6334,8 +6334,9 @@ class LifeCycleTest(ServerTestCase):
         for _ in range(10):
             self.assertEqual(self.get(server, "/").status, 404)
             with server.down():
-                self.assert_refused(server)
+                self.assertFalse(server.ready)
         with server.down():
+            self.assert_refused(server)
             self.assertEqual(open_descriptors(), before)
             self.assertEqual(set(threading.enumerate()) - self.threads, {server})
         server.stop()
@@ -6568,7 +6569,8 @@ class LifeCycleTest(ServerTestCase):
         for _ in range(20):
             server = self.serve()
             run_at_once([functools.partial(go_down, server), server.stop])
-            self.assert_gone(server)
+            self.assertEqual((server.ready, server.is_alive()), (False, False))
+        self.assert_gone(server)
 
     def test_its_thread_lives_while_it_is_down(self):
         server = self.serve()
