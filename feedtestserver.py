@@ -2442,7 +2442,7 @@ class _Address:
             path = f"/{path}"
         self.given, self.origin, self.method = given, origin, method
         self.place = f"{origin}{_normal(path)}"
-        self.query = _parameters(query) if mark else None
+        self.query = _parameters(query, r"=|\*\Z") if mark else None
         self.key = self.place, self.query, method
         self.is_https = given.lower().startswith("https:")
         self.is_pattern = "*" in f"{origin}{path}{query}"
@@ -2488,10 +2488,10 @@ def _normal(text: str) -> str:
     return _NOT_NORMAL.sub(normal, text)
 
 
-def _parameters(query: str) -> tuple[str, ...]:
-    """The parameters of a query, sorted; ``a`` is ``a=``, unless it ends in a ``*``."""
+def _parameters(query: str, complete: str = "=") -> tuple[str, ...]:
+    """The parameters of a query, sorted; one that is not ``complete`` gets a ``=``."""
     parameters = (each for each in _normal(query.replace("+", "%20")).split("&") if each)
-    return tuple(sorted(each if re.search(r"=|\*\Z", each) else f"{each}=" for each in parameters))
+    return tuple(sorted(each if re.search(complete, each) else f"{each}=" for each in parameters))
 
 
 def _can_pair(patterns: Sequence[str], texts: Sequence[str]) -> bool:
