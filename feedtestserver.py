@@ -60,6 +60,7 @@ The life of a request, in the order of this file:
     StoppableHttpServer      one thread, one selector, one conversation for each connection
     FeedTestRequestHandler   the conversation: read, find the response, plan, record, send
     _parse_head              what a request may look like
+    _Address                 what respond() and the assertions are about: a URL or a pattern
     _load                    from a URL to a fixture
     parse_directives         from a fixture's comments to what they ask for
     Response, _plan          the response as a value, decided before its first byte
@@ -329,7 +330,8 @@ class FeedTestServer(threading.Thread):
             self._when_free(lambda: httpd.call(httpd.bind_again))  # nobody else gets the port
             yield self
         finally:
-            self._when_free(lambda: httpd.call(httpd.open_port))
+            if not self._at_end():
+                self._when_free(lambda: httpd.call(httpd.open_port))
 
     def _running(self, name: str) -> _FixtureServer:
         """What serves; raises RuntimeError if nothing does."""
@@ -746,11 +748,11 @@ class _Site:
         """
         if not self._scripts:
             return
-        place = request.place
+        subject = request.subject
         with self._lock:
-            scripts = [*self._scripts.get(place, {}).values()]
+            scripts = [*self._scripts.get(request.place, {}).values()]
             patterns = reversed(self._scripts.get(None, {}).values())
-            scripts += [each for each in patterns if each.address.has_place(place)]
+            scripts += [each for each in patterns if each.address.may_cover(subject)]
         found = [script for script in scripts if script.address.covers(request)]
         for script in sorted(found, key=lambda script: script.address.rank, reverse=True):
             with self._lock:
@@ -808,7 +810,7 @@ class _Site:
             given = script.address.given
             names[re.sub("^https?://|^/", "", given)] = str(script.address)
             if request.origin and given.count("/") == 2 and script.address.is_at(request):
-                hints.append(f"; {given!r} is its / alone, and {given + '/*'!r} all of it")
+                hints.append(f"; {given!r} is its / only, and {given + '/*'!r} all of it")
         where = f" in {self.directory}" if self.directory else ""
         nearest = self._nearest(folder + request.path.removeprefix("/"), names)
         words = f"{request.shown!r:.200} was not found{where}{nearest}{''.join(hints[:1])}"
@@ -816,8 +818,9 @@ class _Site:
 
     def knows(self, request: Request) -> bool:
         """Whether the other host that was asked has a folder or scripted steps."""
-        scripted = any(script.address.is_at(request) for script in self.scripts())
-        return scripted or os.path.isdir(self._folder_of(request.host))
+        if os.path.isdir(self._folder_of(request.host)):
+            return True
+        return any(script.address.is_at(request) for script in self.scripts())
 
     def has_tunnel_to(self, request: Request) -> bool:
         """Whether a CONNECT is for the host of an https URL that respond() was given."""
@@ -839,8 +842,8 @@ class _Site:
 
     def _some_names(self) -> dict[str, str]:
         """Some names of fixtures: in a large directory, looking at all would take long."""
-        names = itertools.islice(_names_below(self.directory), _SOME_NAMES)
-        return {name: repr(name) for name in names}
+        with contextlib.closing(_names_below(self.directory)) as names:
+            return {name: repr(name) for name in itertools.islice(names, _SOME_NAMES)}
 
     def _nearest(self, wanted: str, names: Mapping[str, str]) -> str:
         """What to say of the nearest of these names, given with how they are shown."""
@@ -851,11 +854,9 @@ class _Site:
 
         some = heapq.nsmallest(_FEW_NAMES, names, difference)
         nearest = difflib.get_close_matches(wanted[:200], some, 1, 0.0)
-        return (
-            f"; the nearest name there is {names[nearest[0]]}"
-            if nearest
-            else "; it has no fixtures"
-        )
+        if not nearest:
+            return "; there are no fixtures"
+        return f"; the nearest name there is {names[nearest[0]]}"
 
     # Addresses: whose they are
 
@@ -871,7 +872,7 @@ class _Site:
         origin, rest = _parted(given)
         if self._is_own(origin):
             origin = ""
-        return _Address(given, "*" if given == "*" else origin, rest, method)
+        return _Address(given, *(("*", "") if given == "*" else (origin, rest)), method)
 
     def origin_of(self, head: _Head, scheme: str, tunnel: Optional[Request]) -> str:
         """The origin that a request is for; "" if it is the server itself.
@@ -1085,18 +1086,20 @@ class StoppableHttpServer(http.server.HTTPServer):
         RequestHandlerClass: Callable[..., Any],
         bind_and_activate: bool = True,
     ) -> None:
-        #: Whether the server has been told to stop, and whether the port is closed.
+        #: Whether the server has been told to stop, and to close the port.
         self.stopping = self.closed = False
         #: Counts the turns of the loop. What is received in a turn was sent before it began.
         self.turn = 0
         # For all threads, guarded by the Condition: the one that serves; functions that it is to
-        # call; what the workers are doing; which of these wait in join(), and which have ended.
+        # call; what the workers are doing; which of these wait in join(), and which have ended; and
+        # whether the port is closed and all connections have ended but the one that is spared.
         self._make_lock()
         self._thread: Optional[threading.Thread] = None
         self._calls: collections.deque[Callable[[], object]] = collections.deque()
         self._running: dict[threading.Thread, tuple[_Connection, str]] = {}
         self._joining: set[threading.Thread] = set()
         self._ended: list[threading.Thread] = []
+        self._quiet = False
         # Used by the thread that serves only; `current` is the connection that it is busy with.
         self.connections: dict[socket.socket, _Connection] = {}
         self.current: Optional[_Connection] = None
@@ -1352,7 +1355,7 @@ class StoppableHttpServer(http.server.HTTPServer):
         self.post(functools.partial(self._shut_down, self._own_connection()))
 
     def close_port(self) -> None:
-        """Do the same until open_port(), and serve on; join() waits for the workers then."""
+        """Do the same until open_port(), but serve on; join() waits for the workers only."""
         self.closed = True
         self.post(functools.partial(self._close_port, self._own_connection()))
 
@@ -1368,7 +1371,7 @@ class StoppableHttpServer(http.server.HTTPServer):
         if not self.stopping:
             self.bind_again()
             self.server_activate()
-            self.closed = False
+            self.closed = self._quiet = False
             self._go_on_accepting()
 
     def _own_connection(self) -> Optional[_Connection]:
@@ -1382,14 +1385,16 @@ class StoppableHttpServer(http.server.HTTPServer):
         self._close_port(spared)
 
     def _close_port(self, spared: Optional[_Connection]) -> None:
-        with contextlib.suppress(KeyError, ValueError):  # it is not accepting, or closed
-            if self._opened:
-                self.selector.unregister(self.socket)
-        self.socket.close()
+        if self.socket.fileno() >= 0:
+            with contextlib.suppress(KeyError):  # it is not accepting
+                if self._opened:
+                    self.selector.unregister(self.socket)
+            self.socket.close()
         for connection in list(self.connections.values()):
             if connection is not spared:
                 connection.end()
         with self._lock:
+            self._quiet = True
             self._changed.notify_all()
 
     def join(self, timeout: Optional[float] = None) -> bool:
@@ -1400,13 +1405,10 @@ class StoppableHttpServer(http.server.HTTPServer):
         """
         this = threading.current_thread()
         is_own = self.is_own_thread(this)
-        if is_own:
-            self.call(lambda: None)  # after this the port is closed
 
         def has_ended() -> bool:
-            if is_own or (self.closed and not self.stopping):
-                is_closed = self.socket.fileno() < 0
-                return is_closed and self._running.keys() <= self._joining
+            if is_own or not self.stopping:
+                return self._quiet and self._running.keys() <= self._joining
             return not (self._thread or self._running)
 
         with self._lock:
@@ -1963,7 +1965,8 @@ class FeedTestRequestHandler:
             if response is not None:
                 return response
         request.step = ""
-        if request.origin and request.method != "CONNECT" and not self.site.knows(request):
+        is_for_host = request.origin and request.method not in _FOR_THE_SERVER
+        if is_for_host and not self.site.knows(request):
             return _with(self.fail(self.site.unknown_host(request)), status=502)
         if type(self) is FeedTestRequestHandler:
             return self.dispatch(request)
@@ -2234,7 +2237,7 @@ class _Head:
         if absolute and _is_authority(absolute.group(2)) and absolute.group(2)[0] != ":":
             self.origin, self.path = _origin(*absolute.group(1, 2)), absolute.group(3) or "/"
         self.is_for_https = self.origin.startswith("https:")
-        if method == "CONNECT":  # the https URL of the host
+        if method == "CONNECT" and _is_authority(target):  # the https URL of the host
             self.origin, self.path = _origin("https", target), "/"
         self.is_conditional = not _SELECTING.isdisjoint(self.values)
         expected = _members(self.values.get("expect", ""))
@@ -2423,9 +2426,11 @@ def _chunk_size(line: str) -> int:
 
 # Addresses: URLs and patterns of them, as they are compared
 
-#: What the normal form of a URL decodes, writes in upper case, or encodes (RFC 3986 2, 6.2.2): an
-#: encoded byte, and whatever no URI may hold.
-_IN_HOST = r"(?:\[[0-9a-f:.]*\]|[^/:\[])"
+#: What a ``*`` is in a host, in a path, in a parameter, and anywhere, as an expression.
+_IN_HOST, _IN_PATH = r"(?:\[[^/]*\]|[^/:\[]*?)", r"[^?]*?"
+_IN_PARAMETER, _ANYWHERE = r"[^&]*?", r".*?"
+#: What may not be in the normal form of a URL (RFC 3986 2 and 6.2.2): an encoded byte, and whatever
+#: no URI may hold.
 _NOT_NORMAL = re.compile(r"%[0-9A-Fa-f]{2}|[^!#$&-;=?@A-Z\[\]_a-z~]")
 
 
@@ -2438,21 +2443,23 @@ class _Address:
 
     def __init__(self, given: str, origin: str, rest: str, method: Optional[str]) -> None:
         path, mark, query = rest.partition("#")[0].partition("?")
-        if given != "*" and not path.startswith("/"):
-            path = f"/{path}"
+        path = _normal(path if path.startswith("/") or origin == "*" else f"/{path}")
         self.given, self.origin, self.method = given, origin, method
-        self.place = f"{origin}{_normal(path)}"
+        self.place = f"{origin}{path}"
         self.query = _parameters(query, r"=|\*\Z") if mark else None
         self.key = self.place, self.query, method
         self.is_https = given.lower().startswith("https:")
-        self.is_pattern = "*" in f"{origin}{path}{query}"
+        self.is_pattern = "*" in f"{self.place}{query}"
         #: Of those that match, the one with the highest responds.
         self.rank = not self.is_pattern, self.query is not None, method is not None
-        #: Whether the place of a request fits.
-        self.has_place: Callable[[str], object] = self.place.__eq__
         if self.is_pattern:
-            self.has_place = _glob("" if given == "*" else origin, _normal(path))
-        is_host = self.is_https and self.query is None and _glob("", path)("/")
+            host = _ANYWHERE if origin == "*" else _IN_HOST
+            parameter = ("*", _ANYWHERE)
+            if self.query is not None and len(self.query) < 2:
+                parameter = ("".join(self.query), _IN_PARAMETER)
+            #: Tells whether a request fits, or may fit if there are several parameters.
+            self.may_cover = _glob((origin, host), (path, _IN_PATH), ("?", ""), parameter)
+        is_host = self.is_https and self.query is None and path.replace("*", "") == "/"
         if method == "CONNECT" and not (is_host or given == "*"):
             words = "the https URL of a host, such as 'https://a.example'"
             raise ValueError(f"found {given!r:.80} with the method CONNECT; it takes {words}")
@@ -2464,18 +2471,17 @@ class _Address:
         """Whether a request matches; without a method, one that asks for a resource."""
         if self.method != request.method and (self.method or request.method in _FOR_THE_SERVER):
             return False
-        if not self.has_place(request.place):
-            return False
         parameters = request.head.parameters
-        if self.query is None or self.query == parameters:
-            return True
-        return self.is_pattern and _can_pair(self.query, parameters)
+        if not self.is_pattern:
+            return self.place == request.place and self.query in (None, parameters)
+        fits = bool(self.may_cover(request.subject))
+        return fits and (self.query is None or _can_pair(self.query, parameters))
 
     def is_at(self, request: Request) -> bool:
         """Whether this is at the host of a request, or at any."""
         if self.origin in ("*", request.origin):
             return True
-        return "*" in self.origin and bool(_glob(self.origin, "")(request.origin))
+        return "*" in self.origin and bool(_glob((self.origin, _IN_HOST))(request.origin))
 
 
 def _normal(text: str) -> str:
@@ -2501,7 +2507,7 @@ def _can_pair(patterns: Sequence[str], texts: Sequence[str]) -> bool:
     def find(pattern: int, tried: set[int]) -> bool:
         """Find one for a pattern; another pattern may have to take another text."""
         for text in range(len(texts)):
-            if text not in tried and _glob("", patterns[pattern])(texts[text]):
+            if text not in tried and _glob((patterns[pattern], _IN_PARAMETER))(texts[text]):
                 tried.add(text)
                 if text not in taken or find(taken[text], tried):
                     taken[text] = pattern
@@ -2512,21 +2518,19 @@ def _can_pair(patterns: Sequence[str], texts: Sequence[str]) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _glob(origin: str, path: str) -> Callable[[str], object]:
-    """A function that tells whether a text fits a pattern, which may have an origin before a path.
+def _glob(*parts: tuple[str, str]) -> Callable[[str], object]:
+    """A function that tells whether a text fits a pattern: its parts, and what a ``*`` in each is.
 
-    A ``*`` is any characters, or none; in an origin those of a host. As the first place where what
-    comes after it fits is as good as any, it is not looked for another one, so that time is linear.
+    The first place where what comes after a ``*`` fits is as good as any. So no other one is looked
+    for, and the time is linear.
     """
-    stars = [_IN_HOST] * origin.count("*") + ["."] * path.count("*")
-    first, *others = map(re.escape, f"{origin}{path}".split("*"))
-    expression = first
-    for number, (star, piece) in enumerate(zip(stars, others), 1):
-        if number < len(stars):
-            expression += f"(?=(?P<p{number}>{star}*?{piece}))(?P=p{number})"
-        else:
-            expression += f"{star}*{piece}"
-    return re.compile(rf"(?s:{expression})\Z").match
+    stars = [star for part, star in parts for _ in range(part.count("*"))]
+    pieces = [re.escape(piece) for piece in "".join(part for part, _ in parts).split("*")]
+    pieces[-1] += r"\Z"
+    expression = pieces[0]
+    for number, (star, piece) in enumerate(zip(stars, pieces[1:])):
+        expression += f"(?=(?P<p{number}>{star}{piece}))(?P=p{number})"
+    return re.compile(f"(?s){expression}").match
 
 
 def _origin(scheme: str, authority: str) -> str:
@@ -2598,7 +2602,7 @@ _MUCH = 1_000_000
 #: Larger files are read in such blocks, for each client anew.
 _BLOCK = 256 * 1024
 #: Names of fixtures that are looked at for the nearest one, and those of them that are compared.
-_SOME_NAMES, _FEW_NAMES = 1000, 50
+_SOME_NAMES, _FEW_NAMES = 500, 50
 #: Fixtures whose responses are kept.
 _MAX_LOADED = 16384
 
@@ -2631,8 +2635,9 @@ def _path_of(directory: str, name: str) -> str:
     return f"{directory}{os.sep}{name.replace('/', os.sep)}"
 
 
-def _names_below(directory: str) -> Iterator[str]:
+def _names_below(directory: str) -> Generator[str, None, None]:
     """The names of the fixtures below a directory, by a quick look that reads no link."""
+    root = os.path.join(directory, "")
     folders = [directory] if directory else []
     for folder in folders:  # as those below are added
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
@@ -2642,7 +2647,7 @@ def _names_below(directory: str) -> Iterator[str]:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
                 else:
-                    yield os.path.relpath(entry.path, directory).replace(os.sep, "/")
+                    yield entry.path[len(root) :].replace(os.sep, "/")
 
 
 def _is_hidden(name: str) -> bool:
@@ -3677,6 +3682,11 @@ class Request:
     def place(self) -> str:
         """The origin, if another host was asked, and the path, as addresses compare them."""
         return f"{self.origin}{self.head.normal_path}"
+
+    @property
+    def subject(self) -> str:
+        """What patterns are matched with: that, and the parameters of the query."""
+        return f"{self.place}?{'&'.join(self.head.parameters)}"
 
     @property
     def shown(self) -> str:
@@ -4912,8 +4922,8 @@ class _Wanted:
         times: Optional[int] = None,
     ) -> None:
         if times is not None and times < 1:
-            raise ValueError(f"times: found {times}; it takes 1 or more, else assertNotRequested()")
-        self.path, self.method, self.fields = path, _checked_method(method), headers or {}
+            raise ValueError(f"times: found {times}; it takes 1 or more, or assert_not_requested()")
+        self.path, self.method, self.fields = path, _checked_method(method), dict(headers or {})
         for name, value in self.fields.items():
             if not (value is None or isinstance(value, str)):
                 raise TypeError(f"headers: found {value!r:.80} for {name}; it takes a str or None")
@@ -4982,7 +4992,7 @@ def _checked_method(method: Optional[str]) -> Optional[str]:
     """A method; raises ValueError for one that is on no request that is scripted or on record."""
     if method is None:
         return None
-    if not _TOKEN.fullmatch(method) or method == "QUIT":
+    if not (isinstance(method, str) and _TOKEN.fullmatch(method)) or method == "QUIT":
         raise ValueError(f"method: found {method!r:.80}; it takes one such as 'GET'")
     if method not in _METHODS and method.upper() in _METHODS:
         raise ValueError(f"method: found {method!r}; it takes {method.upper()!r} (RFC 9110 9.1)")
