@@ -7353,6 +7353,34 @@ class LifeCycleTest(ServerTestCase):
         self.assertEqual((done.stdout, done.stderr), ("b'0'\n" * 4 + "4 []\n", ""))
 
     @unittest.skipUnless(hasattr(os, "fork"), "there is no fork() here")
+    def test_a_child_forked_while_the_server_is_down_leaves_it_alone(self):
+        """Whether it leaves the block, or keeps what it has when the server comes back."""
+        script = """
+        import http.client, os, sys
+        import feedtestserver
+        with feedtestserver.FeedTestServer("", bind_timeout=1) as server:
+            for child_does in "leave", "stay":
+                from_parent, to_child = os.pipe()
+                with server.down():
+                    child = os.fork()
+                    if not child and child_does == "leave":
+                        sys.exit()
+                    if not child:
+                        os.close(to_child)
+                        os._exit(len(os.read(from_parent, 1)))
+                    if child_does == "leave":
+                        print(os.waitpid(child, 0)[1])
+                connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+                connection.request("GET", "/")
+                print(child_does, connection.getresponse().status)
+                connection.close()
+                os.close(to_child)
+            print(os.waitpid(child, 0)[1])
+        """
+        done = run_script(script)
+        self.assertEqual((done.stdout, done.stderr), ("0\nleave 404\nstay 404\n0\n", ""))
+
+    @unittest.skipUnless(hasattr(os, "fork"), "there is no fork() here")
     def test_a_forked_child_does_not_keep_the_port(self):
         script = """
         import os, socket, sys
@@ -7970,6 +7998,7 @@ class RequestTest(ServerTestCase):
             (b"{'a': 1}", ValueError),
             (b'"\xff"', ValueError),
             (b"", ValueError),
+            (b"[" * 100_000, ValueError),
             (b"[1, 2" + b" " * 1_000_000, ValueError),
         ):
             self.get(server, "/x", "POST", body)
