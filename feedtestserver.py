@@ -3702,7 +3702,7 @@ class Request:
         """The body, read as JSON; raises ValueError if it is none."""
         try:
             return json.loads(self.body)
-        except ValueError as error:
+        except (RecursionError, ValueError) as error:
             raise ValueError(f"{self}: the body {self.body!r:.80} is no JSON: {error}") from None
 
 

@@ -75,6 +75,9 @@ class ServerTest(unittest.TestCase):
             server.respond("/feed.xml", b"<rss/>")
             fetch(server.get_url("feed.xml"))
             request = server.wait_for_request("/feed.xml", times=1, timeout=5)
+            server.assert_requested("/feed.xml", headers={"Cookie": None}, times=1)
+            server.assert_not_requested("/other.xml", body={"a": [1]})
+            server.assert_polite(ignore=["no-validator"])
             self.assertEqual((request.time, server.requests), (1e9, [request]))
             findings: list[Finding] = audit(server.requests)
             self.assertEqual([finding.rule for finding in findings], [])
@@ -98,6 +101,10 @@ def what_mypy_must_refuse(test: MixinTest, server: Server) -> None:  # it is nev
     none = server.requests  # type: ignore[assignment]
     none = server.fixtures()[0].path  # type: ignore[assignment]
     none = server.intercept().__enter__().base_url  # type: ignore[assignment]
+    none = server.assert_requested("/feed.xml").url  # type: ignore[assignment]
+    none = server.down().__enter__().base_url  # type: ignore[assignment]
+    none = server.unused  # type: ignore[assignment]
+    server.assert_not_requested("/feed.xml", headers={"Cookie": 1})  # type: ignore[dict-item]
     none = test.server  # type: ignore[assignment]
     none = test.assertRequested("/feed.xml").url  # type: ignore[assignment]
     none = answer(server.requests[0]).status  # type: ignore[assignment]
