@@ -46,7 +46,9 @@ can say, ``Response`` can say, in the same words, and a test can say when::
 
     self.server.respond("/feed.xml", "v1.xml", 503, Response(delay=2, fault="reset at 50%"))
 
-``self.assertPolite()`` tells what the client did wrong, as the owner of a feed would see it.
+``self.assertPolite()`` tells what the client did wrong, as the owner of a feed would see it. Under
+any other test runner, ``with FeedTestServer("data") as server:`` has all of this, with
+``server.assert_requested()`` and so on.
 
 HTTPS is spoken on the same port, ``self.get_url("feed.xml", "https")``, with certificates that are
 made when they are needed. Inside ``with self.server.intercept():`` the server is the whole Web:
