@@ -195,6 +195,7 @@ def fuzz_the_server(seed: int) -> list[str]:
             settle(server)
             left = state()["descriptors"] - before["descriptors"]
             wrong += [error for error in server.errors if "no such host here" not in error]
+            server.clear()
             if not is_alive(server):
                 wrong.append("it does not answer any more")
     after = state()

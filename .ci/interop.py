@@ -709,6 +709,7 @@ def see_each_way(folder: pathlib.Path, here: Sequence[str]) -> dict[str, dict[st
             found["intercepted"] = see_all(by_proxy, HOST, None)
         # Whatever it is told, a browser asks its maker's hosts as well.
         errors = [error for error in server.errors if "no such host here" not in error]
+        server.clear()
     if errors:
         found["intercepted"]["the server"] = dict(enumerate(errors))
     return found
