@@ -1,4 +1,4 @@
-"""Packaging; the one module is all there is to install, and copying it will do as well."""
+"""Packaging: the one module and its types; to copy the module will do as well."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def read_version() -> str:
 
 
 class BuildWithTypes(build_py):
-    """The module, and a copy of it as its stub, so that type checkers see its types.
+    """Build the module and, as its stub package, a copy of it.
 
-    They ignore those of an installed module without a stub or py.typed; the latter is for packages
-    only (PEP 561).
+    Type checkers ignore the annotations of an installed module that has neither a stub nor a
+    py.typed file, and only packages can have the latter (PEP 561).
     """
 
     def find_modules(self) -> list[tuple[str, str, str]]:

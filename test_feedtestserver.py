@@ -5540,7 +5540,7 @@ class TunnelTest(ServerTestCase):
     def within(self, server, inside):
         return server.intercept() if inside else contextlib.nullcontext()
 
-    def test_it_is_refused_at_first(self):
+    def test_a_407_and_then_a_tunnel(self):
         for inside in (False, True):
             server = self.serve()
             server.respond("https://a.example/", self.NOT_YET, 200, method="CONNECT")
@@ -5622,7 +5622,7 @@ class TunnelTest(ServerTestCase):
                 pass
             self.assertEqual(self.fetch(server), [405])
 
-    def test_what_is_scripted(self):
+    def test_a_scripted_2xx_opens_the_tunnel(self):
         def check(request):
             return 201 if request.headers["Proxy-Authorization"] else self.NOT_YET
 
@@ -5652,7 +5652,7 @@ class TunnelTest(ServerTestCase):
                         self.assertEqual(self.fetch(server, fields=fields), statuses)
                         self.assertEqual(server.errors, [])
 
-    def test_a_step_without_a_method_takes_none(self):
+    def test_a_step_without_a_method_takes_no_connect(self):
         server = self.serve()
         for address, method in (("*", None), ("https://a.example/*", None), ("*", "GET")):
             server.clear()
@@ -5661,7 +5661,7 @@ class TunnelTest(ServerTestCase):
                 self.assertEqual(self.fetch(server), self.OPENED)
                 self.assertEqual([request.method for request in server.requests], ["GET"])
 
-    def test_addresses_that_find_it(self):
+    def test_addresses_that_match_a_connect(self):
         server = self.serve()
         server.respond("https://a.example/", 407, method="CONNECT")
         for to in ("a.example:443", "b.example:80"):  # scripted, and refused
@@ -6270,7 +6270,7 @@ class LifeCycleTest(ServerTestCase):
             server.start()
         self.assertEqual(caught.exception.errno, errno.EADDRNOTAVAIL)
 
-    def test_down_and_there_again(self):
+    def test_down_keeps_port_script_and_record(self):
         server = self.serve({"feed.xml": b"<rss/>"})
         server.respond("/x", 201, 202, 203)
         self.assertEqual(self.get(server, "/x").status, 201)
@@ -7988,7 +7988,7 @@ class RequestTest(ServerTestCase):
                 self.assertTrue(read_all(tls).endswith(b"<rss/>"))
                 self.assertEqual(server.requests[-1].url, f"https://{host}/feed.xml?x")
 
-    def test_json(self):
+    def test_json_reads_the_body(self):
         server = self.serve()
         for body, value in (
             (b'{"a": [1, 2.5, true, null, "\\u00fc"]}', {"a": [1, 2.5, True, None, "\u00fc"]}),
@@ -8425,7 +8425,7 @@ class RespondTest(ServerTestCase):
                 self.assertEqual(len(server.errors), status == 500)
         self.assertIn("GET /x?n=203: ZeroDivisionError('in a coroutine')", server.errors[0])
 
-    def test_unused(self):
+    def test_unused_has_a_sentence_for_each_step_left(self):
         def not_modified(request):
             return 304
 
@@ -8731,7 +8731,7 @@ class AddressTest(ServerTestCase):
         self.refuses(TypeError, "None", server.respond, None, 200)
         self.assertEqual(server.unused, [])
 
-    def test_methods_that_are_none(self):
+    def test_methods_that_no_request_has(self):
         server = self.serve()
         for method, words in (
             ("post", "'post'.*'?POST"),
@@ -10485,7 +10485,7 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
         self.assertIn("the server found errors:\nGET /x: ZeroDivisionError", result.failures[0][1])
         self.assertTrue(run_test(Test, "test_cleared").wasSuccessful())
 
-    def test_strict(self):
+    def test_strict_fails_a_test_that_leaves_steps(self):
         class Test(FeedTestServerMixin, unittest.TestCase):
             strict = True
 

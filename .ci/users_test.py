@@ -1,7 +1,7 @@
 """A user's tests, which must run, and pass mypy --strict, where feedtestserver is installed.
 
-mypy --strict also reports a ``type: ignore`` that it has no use for. So each of those below proves
-that mypy knows the type of what stands there, which without the installed types would be Any.
+mypy --strict reports a ``type: ignore`` that is not needed, so each one below proves that mypy knows
+the type there; without the installed types it would be Any.
 """
 
 from __future__ import annotations
