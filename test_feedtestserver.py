@@ -6346,17 +6346,18 @@ class LifeCycleTest(ServerTestCase):
     def test_down_needs_a_server_that_is_running(self):
         server = FeedTestServer("")
         self.addCleanup(server.stop)
-        with self.assertRaises(RuntimeError), server.down():
+        words = r"down\(\) needs a server that is running: "
+        with self.assertRaisesRegex(RuntimeError, words + r"call start\(\) f"), server.down():
             self.fail("it was entered before start()")
         server.start()
         with server.down():
-            with self.assertRaises(RuntimeError), server.down():
+            with self.assertRaisesRegex(RuntimeError, words + "it is down"), server.down():
                 self.fail("it was entered twice")
             self.assertFalse(server.ready)
             self.assert_refused(server)
         self.assertEqual(self.get(server, "/").status, 404)
         server.stop()
-        with self.assertRaises(RuntimeError), server.down():
+        with self.assertRaisesRegex(RuntimeError, words + "it has stopped"), server.down():
             self.fail("it was entered after stop()")
         self.assert_gone(server)
 

@@ -117,9 +117,10 @@ def start(name: str, checkout: Checkout, tests: list[str]) -> Any:
     with tempfile.TemporaryDirectory() as directory:
         report = pathlib.Path(directory, "report.json")
         environment |= {"TMPDIR": directory}  # where Scrapy's tests leave files
+        command = [checkout.python, os.path.abspath(__file__), "--run", name, report, *tests]
         try:
             process = subprocess.run(
-                [str(checkout.python), os.path.abspath(__file__), "--run", name, str(report), *tests],
+                [*map(str, command)],
                 cwd=checkout.source, env=environment, timeout=TIME_LIMIT, check=False,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         except subprocess.TimeoutExpired as error:

@@ -1,7 +1,7 @@
 """A user's tests, which must run, and pass mypy --strict, where feedtestserver is installed.
 
-mypy --strict reports a ``type: ignore`` that is not needed, so each one below proves that mypy knows
-the type there; without the installed types it would be Any.
+mypy --strict reports a ``type: ignore`` that is not needed. So each one below proves that mypy
+knows the type there; without the installed types it would be Any.
 """
 
 from __future__ import annotations
