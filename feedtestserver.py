@@ -430,8 +430,8 @@ class FeedTestServer(threading.Thread):
         files = filter(os.path.isfile, sorted(pathlib.Path(self.directory).glob(pattern)))
         names = [file.relative_to(self.directory).as_posix() for file in files]
         root = _root(self.directory)
-        served = [name for name in names if not _is_hidden(name) and _may_be_served(root, name)]
-        return [Fixture(self, name) for name in served]
+        listed = [name for name in names if "/." not in f"/{name}" and _may_be_served(root, name)]
+        return [Fixture(self, name) for name in listed]
 
     # HTTPS
 
@@ -1664,10 +1664,12 @@ class _FixtureServer(StoppableHttpServer):
 class _Refusal(Exception):
     """A request that cannot be understood: the status and the reason that the client gets."""
 
-    def __init__(self, status: int, words: str, head: Optional[_Head] = None) -> None:
+    #: What could be read of its head, if it is the head that is wrong.
+    head: Optional[_Head] = None
+
+    def __init__(self, status: int, words: str) -> None:
         super().__init__(words)
         self.status = status
-        self.head = head
 
 
 class FeedTestRequestHandler:
@@ -1686,6 +1688,7 @@ class FeedTestRequestHandler:
     tunnel: Optional[Request] = None
     base_url = ""
     tls: Optional[_Tls] = None
+    head: Optional[_Head] = None
     client_left = False
     closing = False
     lingering = False
@@ -1735,7 +1738,7 @@ class FeedTestRequestHandler:
             request = yield from self.read()
             plan = yield from self.respond(request)
         except _Refusal as refusal:
-            request = self.request(refusal.head or _Head())
+            request = self.request(refusal.head or self.head or _Head())
             request.refused = True
             plan = self.plan(request, _refuse(refusal.status, str(refusal)))
         request.response, began = plan.response, time.perf_counter()
@@ -1776,9 +1779,8 @@ class FeedTestRequestHandler:
             if name and not re.fullmatch(_SERVER_NAME, name):
                 yield from self.send(_UNRECOGNIZED_NAME)
                 raise ValueError("that is no name of a host (RFC 6066 3)")
-            context = yield _Call(
-                functools.partial(self.certified, name), f"a handshake for {name}"
-            )
+            certified = functools.partial(self.certified, name)
+            context = yield _Call(certified, f"a handshake for {name}")
             self.tls = _Tls(context, self.tls, bytes(self.buffer))
             self.buffer.clear()
             yield from self.decipher(b"")
@@ -1809,20 +1811,17 @@ class FeedTestRequestHandler:
 
         Raises EOFError if the client is done, _Refusal if the request cannot be understood.
         """
-        head, body = None, b""
+        self.head, body = None, b""
         try:
-            head = yield from self.read_head()
+            self.head = head = yield from self.read_head()
             if self.scheme == "http" and head.is_for_https and not self.site.intercepting:
                 raise _Refusal(400, "an https URL was asked for without TLS (RFC 9110 7.4)")
             if head.body_size != 0:
                 body = yield from self.read_body(head)
         except EOFError:
-            if not (head or self.buffer):
+            if not (self.head or self.buffer):
                 raise
-            raise _Refusal(400, "the connection ended before the request did", head) from None
-        except _Refusal as refusal:
-            refusal.head = refusal.head or head
-            raise
+            raise _Refusal(400, "the connection ended before the request did") from None
         return self.request(head, body)
 
     def request(self, head: _Head, body: bytes = b"") -> Request:
@@ -1831,10 +1830,8 @@ class FeedTestRequestHandler:
         if origin and self.site.intercepting:
             self.server.intercepted.add(self.connection)
         request = Request(head, self.base_url, origin)
-        request.body = body
+        request.body, request.tunnel, request.time = body, self.tunnel, self.time()
         request.connection, request.heard_at = self.connection_number, self.heard_at
-        request.tunnel = self.tunnel
-        request.time = self.time()
         return request
 
     def receive(self, wait: _Wait = _RECEIVE) -> _Part[None]:
@@ -1867,18 +1864,14 @@ class FeedTestRequestHandler:
 
     def read_head(self) -> _Part[_Head]:
         """Read the request line and the field lines, up to the empty line that ends them."""
-        while not self.buffer or self.buffer[0] == _CR:
-            if self.buffer.startswith(b"\r\n"):  # RFC 9112 2.2: before a request line, ignored
-                del self.buffer[:2]
-            elif len(self.buffer) < 2:
+        while not self.buffer or self.buffer == b"\r" or self.buffer.startswith(b"\r\n"):
+            if len(self.buffer) < 2:
                 yield from self.receive()
-            else:
-                break
+            else:  # RFC 9112 2.2: an empty line before a request line is ignored
+                del self.buffer[:2]
         end = self.buffer.find(b"\r\n\r\n", 0, _SMALL_HEAD) + 4
         if end > 4:
-            data = bytes(self.buffer[:end])
-            del self.buffer[:end]
-            return _parse_head(data)
+            return _parse_head((yield from self.take(end)))
         reader = _HeadReader()
         while (head := reader.read(self.buffer)) is None:
             yield from self.receive()
@@ -1904,8 +1897,7 @@ class FeedTestRequestHandler:
         """A body in the chunked transfer coding (RFC 9112 7.1), decoded."""
         body = bytearray()
         while size := _chunk_size((yield from self.read_line())):
-            if len(body) + size > _MAX_BODY:
-                raise _body_too_large()
+            _check_size(len(body) + size)
             body += yield from self.take(size)
             if (yield from self.take(2)) != b"\r\n":
                 raise _Refusal(400, "the data of a chunk is longer than its size says")
@@ -1935,15 +1927,14 @@ class FeedTestRequestHandler:
         try:
             response = yield from self.find(request)
             if len(response.content) > _MUCH and (response.compress or response.template):
-                plan = functools.partial(self.plan, request, response)
-                return (yield from self.work(plan, request))
+                return (yield from self.work(self.plan, request, response))
             return self.plan(request, response)
         except Exception as error:
             return self.plan(request, self.fail(_explain(error, request)))
 
-    def work(self, function: Callable[[], _T], request: Request) -> _Part[_T]:
-        """Call a function that may block."""
-        result: _T = yield _Call(function, request)
+    def work(self, function: Callable[..., _T], request: Request, argument: object) -> _Part[_T]:
+        """Call a function of a request, and of something else, that may block."""
+        result: _T = yield _Call(functools.partial(function, request, argument), request)
         yield from self.look()
         return result
 
@@ -1960,8 +1951,7 @@ class FeedTestRequestHandler:
         """The response: of the best match that does not pass, else of a do_ method."""
         for step in self.site.steps_for(request):
             if callable(step):
-                perform = functools.partial(self.perform, step, request)
-                response = yield from self.work(perform, request)
+                response = yield from self.work(self.perform, request, step)
             else:
                 response = self.site.response(step)
             if response is not None:
@@ -1973,12 +1963,11 @@ class FeedTestRequestHandler:
         if type(self) is FeedTestRequestHandler:
             return self.dispatch(request)
         # In a subclass it may be a test's own method, which may take its time.
-        perform = functools.partial(self.perform, self.dispatch, request)
-        response = yield from self.work(perform, request)
+        response = yield from self.work(self.perform, request, self.dispatch)
         assert response is not None
         return response
 
-    def perform(self, step: Callable[[Request], Any], request: Request) -> Optional[Response]:
+    def perform(self, request: Request, step: Callable[[Request], Any]) -> Optional[Response]:
         """What test code responds, None if it passes; a callable may return another one.
 
         What it raises is on record even if the connection ends before.
@@ -2190,7 +2179,6 @@ _MAX_FIELDS = 256
 _MAX_LINE, _MAX_HEAD, _MAX_BODY = 16 * 1024, 1024 * 1024, 64 * 1024 * 1024  # in bytes
 #: Heads up to this size are kept, as clients that keep a connection send the same ones again.
 _SMALL_HEAD = 2048
-_CR = 13
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_LINE = re.compile(rf"({_TOKEN.pattern}):([^\x00-\x08\x0a-\x1f\x7f]*)")
@@ -2378,8 +2366,9 @@ def _is_target(head: _Head) -> bool:
     return (head.target.startswith("/") or bool(head.origin)) and "#" not in head.target
 
 
-def _body_too_large() -> _Refusal:
-    return _Refusal(413, f"the body is larger than {_MAX_BODY} bytes")
+def _check_size(size: int) -> None:
+    if size > _MAX_BODY:
+        raise _Refusal(413, f"the body is larger than {_MAX_BODY} bytes")
 
 
 def _body_size(head: _Head) -> Optional[int]:
@@ -2396,8 +2385,7 @@ def _body_size(head: _Head) -> Optional[int]:
     if not re.fullmatch("[0-9]+", digits):
         raise _Refusal(400, f"the Content-Length {digits[:80]!r} is not a number (RFC 9110 8.6)")
     size = _number(digits)
-    if size > _MAX_BODY:
-        raise _body_too_large()
+    _check_size(size)
     return size
 
 
@@ -2576,24 +2564,17 @@ def _host_and_port(origin: str) -> tuple[str, int]:
 
 # Fixture lookup: from a URL to a file, safely, and to its response
 
-# In the first ones the ending is the subtype itself.
+#: The endings of names by their type, each with its subtype where that is not the ending itself.
+_ENDINGS = {
+    "application": "atom=atom+xml json rdf=rdf+xml rss=rss+xml xml",
+    "audio": "aac flac m4a=mp4 mp3=mpeg oga=ogg ogg opus=ogg wav",
+    "image": "avif gif ico=vnd.microsoft.icon jpeg jpg=jpeg png svg=svg+xml webp",
+    "text": "html opml=x-opml txt=plain",
+}
 _CONTENT_TYPES = {
-    **{f".{name}": f"application/{name}" for name in ("json", "xml")},
-    **{f".{name}": f"audio/{name}" for name in ("aac", "flac", "ogg", "wav")},
-    **{f".{name}": f"image/{name}" for name in ("avif", "gif", "jpeg", "png", "webp")},
-    ".atom": "application/atom+xml",
-    ".html": "text/html",
-    ".ico": "image/vnd.microsoft.icon",
-    ".jpg": "image/jpeg",
-    ".m4a": "audio/mp4",
-    ".mp3": "audio/mpeg",
-    ".oga": "audio/ogg",
-    ".opml": "text/x-opml",
-    ".opus": "audio/ogg",
-    ".rdf": "application/rdf+xml",
-    ".rss": "application/rss+xml",
-    ".svg": "image/svg+xml",
-    ".txt": "text/plain",
+    f".{ending}": f"{kind}/{subtype or ending}"
+    for kind, endings in _ENDINGS.items()
+    for ending, _, subtype in (each.partition("=") for each in endings.split())
 }
 _SIDECAR = ".headers"
 _HOST_FOLDER = re.compile(r"\.*[A-Za-z0-9-][A-Za-z0-9.-]*")
@@ -2615,10 +2596,7 @@ def _quote(path: str) -> str:
 
 def _unquote(path: str) -> str:
     """Percent-decoded; what is not UTF-8 stays as it is in the names of files."""
-    if "%" not in path:
-        return path
-    encoded = path.encode("utf-8", "surrogateescape")
-    return urllib.parse.unquote_to_bytes(encoded).decode("utf-8", "surrogateescape")
+    return urllib.parse.unquote(path, errors="surrogateescape")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -2650,11 +2628,6 @@ def _names_below(directory: str) -> Generator[str, None, None]:
                     folders.append(entry.path)
                 else:
                     yield entry.path[len(root) :].replace(os.sep, "/")
-
-
-def _is_hidden(name: str) -> bool:
-    """Whether a fixture is served but not listed."""
-    return any(segment.startswith(".") for segment in name.split("/"))
 
 
 def _is_sidecar(name: str) -> bool:
@@ -2742,7 +2715,7 @@ def _directives_of(path: str, data: bytes) -> Directives:
     sidecar = path + _SIDECAR
     if not os.path.isfile(sidecar):
         return parse_directives(data, path)
-    return Directives(sidecar, _sidecar_lines(pathlib.Path(sidecar).read_bytes()))
+    return Directives(sidecar, _sidecar_lines(pathlib.Path(sidecar).read_bytes())).checked()
 
 
 def _media_type(name: str) -> str:
@@ -2808,33 +2781,27 @@ class Directives(Headers):
     """What the comments of a fixture say, read like wsgiref.headers.Headers: ``d["Expect"]``.
 
     Known and free keys are all there, in order, as they are spelled. ``arguments`` are the keyword
-    arguments for ``Response`` that the known ones amount to.
+    arguments for ``Response`` that the known ones amount to. ``errors`` tell what is wrong.
     """
 
-    def __init__(
-        self,
-        source: str = "",
-        lines: Iterable[tuple[int, str]] = (),
-        *,
-        prose: bool = False,
-        errors: Optional[list[DirectiveError]] = None,
-    ) -> None:
-        """Read numbered lines, among which there may be ``prose``, as in a comment.
-
-        Raises DirectiveError for the first that is wrong, unless ``errors`` collects them.
-        """
+    def __init__(self, source: str, lines: Iterable[tuple[int, str]], prose: bool = False) -> None:
+        """Read numbered lines, among which there may be ``prose``, as in a comment."""
         self.source = source
         self.arguments: dict[str, Any] = {}
+        self.errors: list[DirectiveError] = []
         self._lines: list[tuple[str, str]] = []
         super().__init__(self._lines)
         for number, line in lines:
             try:
                 self._read(line, prose)
             except ValueError as error:
-                found = DirectiveError(source, number, str(error))
-                if errors is None:
-                    raise found from None
-                errors.append(found)
+                self.errors.append(DirectiveError(source, number, str(error)))
+
+    def checked(self) -> Directives:
+        """These directives; raises the first of ``errors``, if there are any."""
+        if self.errors:
+            raise self.errors[0]
+        return self
 
     def _read(self, line: str, prose: bool) -> None:
         match = _DIRECTIVE.fullmatch(line)
@@ -2853,7 +2820,7 @@ def parse_directives(data: bytes, source: str = "") -> Directives:
     value for what can have one only, a key that looks like a typo of a known one, and a key that is
     the name of a common response field.
     """
-    return Directives(source, _comment_lines(data), prose=True)
+    return Directives(source, _comment_lines(data), prose=True).checked()
 
 
 # Directives: the grammar
@@ -3090,8 +3057,7 @@ def _check_free_key(key: str, value: object) -> None:
 def _meant(name: str) -> Optional[str]:
     """The directive that an unknown key looks like a typo of, if there is one."""
     # Beyond these lengths the ratio is less, and difflib need not be imported.
-    alike = [each for each in _RULES if 2 / 3 <= len(name) / len(each) <= 3 / 2]
-    alike = [each for each in alike if each[0] == name[0]]
+    alike = [key for key in _RULES if key[0] == name[0] and 2 / 3 <= len(name) / len(key) <= 3 / 2]
     return next(iter(difflib.get_close_matches(name, alike, 1, 0.8) if alike else ()), None)
 
 
@@ -3417,11 +3383,9 @@ def _has_tag(tags: str, etag: Optional[str], *, weakly: bool) -> bool:
         return True
     if etag is None or (etag.startswith("W/") and not weakly):
         return False
-    if tags == etag:  # also one that is malformed, as servers do send them
-        return True
-    named = _ENTITY_TAG.findall(tags)
+    named = [tags, *_ENTITY_TAG.findall(tags)]  # all of it, as servers send malformed ones, too
     if weakly:
-        return etag.removeprefix("W/") in [tag.removeprefix("W/") for tag in named]
+        etag, named = etag.removeprefix("W/"), [tag.removeprefix("W/") for tag in named]
     return etag in named
 
 
@@ -3480,10 +3444,8 @@ def _in_range(head: _Head, response: Response) -> Response:
 def _is_still(head: _Head, response: Response) -> bool:
     """Whether If-Range, where it is sent, names what the response is now: strongly (13.1.5)."""
     validator = head.values.get("if-range")
-    if validator is None:
-        return True
     named = (response.value("etag"), response.value("last-modified"))
-    return validator in named and not validator.startswith("W/")
+    return validator is None or (validator in named and not validator.startswith("W/"))
 
 
 def _part(asked: str, size: int) -> Optional[range]:
@@ -3750,24 +3712,16 @@ def _timeline(plan: _Plan) -> Iterator[Union[bytes, memoryview, float, str]]:
 
 def _body(plan: _Plan, end: int) -> Iterator[Union[bytes, memoryview, float]]:
     """The bytes of the body up to an end, at their rate and in chunks if that is planned."""
-    rate, chunked = plan.response.rate, plan.response.chunked
-    position = 0
-    for block in _blocks(plan.content, _step_size(plan.response), end):
+    rate, chunked, position = plan.response.rate, plan.response.chunked, 0
+    # At a rate, a block takes a tenth of a second, unless that would be less than a byte. There are
+    # a thousand chunks in it at most, which are made in a millisecond.
+    a_step = max(1, rate // 10) if rate else _BLOCK
+    chunks = chunked * 1000 if chunked else _BLOCK
+    for block in _blocks(plan.content, min(_BLOCK, a_step, chunks), end):
         if rate:
             yield plan.response.delay + (position + len(block)) / rate
         yield _in_chunks(block, position, chunked, len(plan.content)) if chunked else block
         position += len(block)
-
-
-def _step_size(response: Response) -> int:
-    """How many bytes to send at a time: a block at most.
-
-    At a rate, they take a tenth of a second, unless that would be less than a byte. Of chunks there
-    are a thousand, which are made in a millisecond.
-    """
-    a_step = max(1, response.rate // 10) if response.rate else _BLOCK
-    chunks = response.chunked * 1000 if response.chunked else _BLOCK
-    return min(_BLOCK, a_step, chunks)
 
 
 def _fault_of(response: Response, size: int) -> tuple[Optional[str], Optional[int]]:
@@ -4588,7 +4542,10 @@ def _certificate(
     subject: _Key, issuer: _Key, extensions: Mapping[int, bytes], begins_in: int = -_ONE_DAY
 ) -> str:
     """A certificate in PEM (RFC 5280 4.1), with the extensions that every one has."""
-    begin = _system_time() + begins_in
+    with tempfile.TemporaryFile() as file:
+        # The time of a new file is that of the clock that the clients' TLS uses. A test may have
+        # replaced time.time(), but OpenSSL does not call that.
+        begin = os.fstat(file.fileno()).st_mtime + begins_in
     algorithm = _sequence(_ECDSA_WITH_SHA256)
     extensions = {
         **extensions,
@@ -4632,15 +4589,6 @@ def _time_of(seconds: float) -> bytes:
     text = time.strftime("%Y%m%d%H%M%SZ", time.gmtime(seconds))
     tag, digits = (_UTC_TIME, text[2:]) if text < "2050" else (_GENERALIZED_TIME, text)
     return _der(tag, digits.encode())
-
-
-def _system_time() -> float:
-    """Seconds since the epoch by the clock that the clients' TLS uses.
-
-    It is that of a new file: a test may have replaced time.time(), but OpenSSL does not use that.
-    """
-    with tempfile.TemporaryFile() as file:
-        return os.fstat(file.fileno()).st_mtime
 
 
 def _der(tag: int, *contents: bytes) -> bytes:
@@ -4751,23 +4699,16 @@ class _Interception:
 
     # What is called instead of the original of that name, which is the first argument
 
-    def getaddrinfo(
-        self,
-        original: _Function,
-        host: Any,
-        port: Any,
-        family: int = 0,
-        type: int = 0,
-        proto: int = 0,
-        flags: int = 0,
-    ) -> Any:
+    def getaddrinfo(self, original: _Function, host: Any, port: Any, *args: int, **how: int) -> Any:
         """Find the server, with its port, for each name but localhost."""
+        how.update(zip(("family", "type", "proto", "flags"), args))
+        flags = how.pop("flags", 0)
         is_numeric = flags & socket.AI_NUMERICHOST
         if flags & socket.AI_PASSIVE and _is_elsewhere(host) and not is_numeric:  # to listen at
-            return original(self.address[0], port, family, type, proto)
+            return original(self.address[0], port, **how)
         if is_numeric or not self.expects(host, port):
-            return original(host, port, family, type, proto, flags)
-        return original(*self.address, family, type, proto)
+            return original(host, port, flags=flags, **how)
+        return original(*self.address, **how)
 
     def gethostbyname(self, original: _Function, host: Any) -> Any:
         return self.address[0] if self.expects(host) else original(host)
@@ -5411,19 +5352,17 @@ def _check(directory: str) -> int:
 
 def _errors_in(path: str) -> Iterator[object]:
     """What is wrong with a file: a sidecar, or a fixture with its directives in comments."""
-    errors: list[DirectiveError] = []
     try:
         if _is_sidecar(path):
             fixture = path[: -len(_SIDECAR)]
             if not os.path.isfile(fixture):
                 yield f"{path}: there is no {fixture} beside it"
-            Directives(path, _sidecar_lines(pathlib.Path(path).read_bytes()), errors=errors)
+            yield from Directives(path, _sidecar_lines(pathlib.Path(path).read_bytes())).errors
         elif not os.path.isfile(path + _SIDECAR):
             lines = _comment_lines(_read_beginning(path)[0])
-            Directives(path, lines, prose=True, errors=errors)
+            yield from Directives(path, lines, prose=True).errors
     except OSError as error:
         yield error
-    yield from errors
 
 
 # What a response says to one client or one connection only (RFC 9110 7.6.1, RFC 6265).
@@ -5481,7 +5420,7 @@ def _recorded_lines(response: Any) -> bytes:
             value = re.sub("\r?\n[ \t]+", " ", value).strip(" \t")  # what was folded
             lines.append(f"Header: {name}: {value}".rstrip(" "))
     sidecar = ("\n".join(lines) + "\n").encode("latin-1")
-    Directives("the response", _sidecar_lines(sidecar))  # raises what is wrong
+    Directives("the response", _sidecar_lines(sidecar)).checked()
     return sidecar
 
 
