@@ -1662,14 +1662,10 @@ class _FixtureServer(StoppableHttpServer):
 
 
 class _Refusal(Exception):
-    """A request that cannot be understood: the status and the reason that the client gets."""
+    """A request that cannot be understood; of the status, and the reason that the client gets."""
 
     #: What could be read of its head, if it is the head that is wrong.
     head: Optional[_Head] = None
-
-    def __init__(self, status: int, words: str) -> None:
-        super().__init__(words)
-        self.status = status
 
 
 class FeedTestRequestHandler:
@@ -1689,9 +1685,7 @@ class FeedTestRequestHandler:
     base_url = ""
     tls: Optional[_Tls] = None
     head: Optional[_Head] = None
-    client_left = False
-    closing = False
-    lingering = False
+    client_left = closing = lingering = False
     #: Why the connection ends without a proper end: the kind of the fault, or an error.
     broken_off = ""
     heard_at = 0.0
@@ -1707,9 +1701,7 @@ class FeedTestRequestHandler:
     ) -> None:
         self.test_server = test_server
         self.site, self.record = test_server._site, test_server._record
-        self.connection = connection
-        self.client_address = client_address
-        self.server = server
+        self.connection, self.client_address, self.server = connection, client_address, server
         self.connection_number = next(test_server._connection_numbers)
         self.buffer = bytearray()
 
@@ -1740,7 +1732,7 @@ class FeedTestRequestHandler:
         except _Refusal as refusal:
             request = self.request(refusal.head or self.head or _Head())
             request.refused = True
-            plan = self.plan(request, _refuse(refusal.status, str(refusal)))
+            plan = self.plan(request, _refuse(*refusal.args))
         request.response, began = plan.response, time.perf_counter()
         is_plain_tunnel = self.tunnel is request and not request.step
         if request.method != "QUIT" and not is_plain_tunnel:
@@ -1933,19 +1925,18 @@ class FeedTestRequestHandler:
             return self.plan(request, self.fail(_explain(error, request)))
 
     def work(self, function: Callable[..., _T], request: Request, argument: object) -> _Part[_T]:
-        """Call a function of a request, and of something else, that may block."""
-        result: _T = yield _Call(functools.partial(function, request, argument), request)
-        yield from self.look()
-        return result
+        """Call a function of a request, and of something else, that may block.
 
-    def look(self) -> _Part[None]:
-        """Look at the clock, and whether the client has left, while a function was at work."""
+        Then look at the clock, and whether the client has left meanwhile.
+        """
+        result: _T = yield _Call(functools.partial(function, request, argument), request)
         self.time()
         try:
             if not self.client_left and len(self.buffer) <= _A_TURN:
                 yield from self.receive(_LOOK)
         except OSError:  # no error of the function
             self.client_left = True
+        return result
 
     def find(self, request: Request) -> _Part[Response]:
         """The response: of the best match that does not pass, else of a do_ method."""
@@ -2186,7 +2177,7 @@ _REQUEST_LINE = re.compile(rf"({_TOKEN.pattern}) ([\x21-\x7e\x80-\xff]+) HTTP/([
 _PORT = "[0-9]{0,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _NAME = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*"
-_AUTHORITY = re.compile(rf"(?:\[([0-9A-Fa-f:.]+)\]|{_NAME})(?::(?:{_PORT}))?")
+_AUTHORITY = re.compile(rf"(?:\[([0-9A-Fa-f]*:[0-9A-Fa-f:.]*)\]|{_NAME})(?::(?:{_PORT}))?")
 _ABSOLUTE_FORM = re.compile(r"(?i)(https?)://([^/?]+)(/.*)?")
 # A pattern that most tests do not need is a string: re compiles it when it is first used.
 _CHUNK_SIZE = (
@@ -2335,9 +2326,7 @@ def _parse_head(data: bytes) -> _Head:
 def _is_authority(text: str) -> bool:
     """Whether a text is one host, maybe with a port (RFC 9110 7.2, RFC 3986 3.2.2)."""
     match = _AUTHORITY.fullmatch(text)
-    if match is None:
-        return False
-    return match.group(1) is None or _packed(match.group(1), [socket.AF_INET6]) is not None
+    return match is not None and (not match.group(1) or _packed(match.group(1)) is not None)
 
 
 def _checked(head: _Head) -> _Head:
@@ -2663,9 +2652,8 @@ def _stamp(path: str) -> Optional[_Stamp]:
         found = os.stat(path)
     except (OSError, ValueError):  # not there, or a name that no file can have
         return None
-    if not stat.S_ISREG(found.st_mode):
-        return None
-    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev
+    stamp = found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev
+    return stamp if stat.S_ISREG(found.st_mode) else None
 
 
 def _load(directory: str, name: str) -> Optional[Response]:
@@ -4496,8 +4484,7 @@ class _Key:
     def pem(self) -> str:
         """The private key, as a file has it (SEC 1, C.4; RFC 7468)."""
         secret = _der(_OCTET_STRING, self.secret.to_bytes(32, "big"))
-        public = _der(0xA1, _bit_string(self.point))
-        der = _sequence(_integer(1), secret, _der(0xA0, _PRIME256V1), public)
+        der = _sequence(_integer(1), secret, _der(0xA0, _PRIME256V1))
         return ssl.DER_cert_to_PEM_cert(der).replace("CERTIFICATE-----", "EC PRIVATE KEY-----")
 
     def sign(self, message: bytes) -> bytes:
@@ -4542,10 +4529,7 @@ def _certificate(
     subject: _Key, issuer: _Key, extensions: Mapping[int, bytes], begins_in: int = -_ONE_DAY
 ) -> str:
     """A certificate in PEM (RFC 5280 4.1), with the extensions that every one has."""
-    with tempfile.TemporaryFile() as file:
-        # The time of a new file is that of the clock that the clients' TLS uses. A test may have
-        # replaced time.time(), but OpenSSL does not call that.
-        begin = os.fstat(file.fileno()).st_mtime + begins_in
+    begin = _system_time() + begins_in
     algorithm = _sequence(_ECDSA_WITH_SHA256)
     extensions = {
         **extensions,
@@ -4591,6 +4575,15 @@ def _time_of(seconds: float) -> bytes:
     return _der(tag, digits.encode())
 
 
+def _system_time() -> float:
+    """Seconds since the epoch by the clock that the clients' TLS uses.
+
+    It is that of a new file: a test may have replaced time.time(), but OpenSSL does not use that.
+    """
+    with tempfile.TemporaryFile() as file:
+        return os.fstat(file.fileno()).st_mtime
+
+
 def _der(tag: int, *contents: bytes) -> bytes:
     """A value in DER: its tag, its length, its contents (X.690 8.1 and 10.1)."""
     content = b"".join(contents)
@@ -4629,9 +4622,9 @@ def _temporary_file(text: str, name: str) -> str:
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
 
 
-def _packed(host: str, families: Sequence[int] = _INTERNET) -> Optional[bytes]:
-    """An IP address of one of these families in bytes; None for a name."""
-    for family in families:
+def _packed(host: str) -> Optional[bytes]:
+    """An IP address in bytes; None for a name."""
+    for family in _INTERNET:
         with contextlib.suppress(OSError, ValueError):
             return socket.inet_pton(family, host)
     return None
@@ -4737,10 +4730,9 @@ class _Interception:
         """Whether a name leads to the server; if so, remember the port, or those of the Web."""
         if not _is_elsewhere(host):
             return False
-        try:
-            self.ports |= {int(port)} if port else {80, 443}
-        except (TypeError, ValueError):  # the name of a service
-            self.ports |= {80, 443}
+        with contextlib.suppress(TypeError, ValueError):  # None, or the name of a service
+            port = int(port)
+        self.ports |= {port} if port and isinstance(port, int) else {80, 443}
         return True
 
     def is_meant(self, connection: socket.socket, address: tuple[Any, ...]) -> bool:
