@@ -2780,8 +2780,14 @@ class Directives(Headers):
         self._lines: list[tuple[str, str]] = []
         super().__init__(self._lines)
         for number, line in lines:
+            match = _DIRECTIVE.fullmatch(line)
             try:
-                self._read(line, prose)
+                if match:
+                    _apply(self.arguments, *match.groups())
+                    self._lines.append((match.group(1).rstrip(" \t"), match.group(2)))
+                elif line and not prose:
+                    right = "KEY: VALUE, such as 'Status: 404' or 'Header: Age: 60'"
+                    raise ValueError(f"found {_shown_text(line)}; a line of a sidecar is {right}")
             except ValueError as error:
                 self.errors.append(DirectiveError(source, number, str(error)))
 
@@ -2790,15 +2796,6 @@ class Directives(Headers):
         if self.errors:
             raise self.errors[0]
         return self
-
-    def _read(self, line: str, prose: bool) -> None:
-        match = _DIRECTIVE.fullmatch(line)
-        if match:
-            _apply(self.arguments, *match.groups())
-            self._lines.append((match.group(1).rstrip(" \t"), match.group(2)))
-        elif line and not prose:
-            right = "KEY: VALUE, such as 'Status: 404' or 'Header: Age: 60'"
-            raise ValueError(f"found {_shown_text(line)}; a line of a sidecar is {right}")
 
 
 def parse_directives(data: bytes, source: str = "") -> Directives:
@@ -3084,9 +3081,8 @@ class Response:
     content: _Content
     media_type: Optional[str] = None
     unsaid: Optional[tuple[tuple[str, str], ...]] = None
-    # Made from these: the names of the fields that are set, and suppressed, in lower case.
+    # Made from these: the names of the fields that are set, in lower case.
     given: frozenset[str]
-    left_out: frozenset[str]
     has_expressions: bool
 
     def __init__(
@@ -3185,7 +3181,6 @@ def _set(response: Response, **fields: Any) -> Response:
         fields[name] = tuple(fields[name])
     texts = (fields["reason"] or "", *(value for _, value in fields["headers"]))
     fields["given"] = frozenset(name.lower() for name, _ in fields["headers"])
-    fields["left_out"] = frozenset(name.lower() for name in fields["without"])
     fields["has_expressions"] = fields["template"] or any("{{" in text for text in texts)
     vars(response).update(fields)
     return response
@@ -3354,8 +3349,7 @@ def _is_same(head: _Head, response: Response, by_tag: str, by_date: str) -> Opti
     None where neither is sent, or the dates cannot be compared.
     """
     if by_tag in head.values:
-        weakly = by_tag == "if-none-match"
-        return _has_tag(head.values[by_tag], response.value("etag"), weakly=weakly)
+        return _has_tag(head.values[by_tag], response.value("etag"), by_tag == "if-none-match")
     modified, date = response.value("last-modified"), head.values.get(by_date)
     if modified is None or date is None:
         return None
@@ -3365,7 +3359,7 @@ def _is_same(head: _Head, response: Response, by_tag: str, by_date: str) -> Opti
     return None if then is None or since is None else then <= since
 
 
-def _has_tag(tags: str, etag: Optional[str], *, weakly: bool) -> bool:
+def _has_tag(tags: str, etag: Optional[str], weakly: bool) -> bool:
     """Whether the list of a condition names an entity tag (8.8.3.2); ``*`` names any."""
     if tags == "*":
         return True
@@ -3507,9 +3501,8 @@ def _about_content(head: _Head, response: Response, size: int) -> Iterator[tuple
 
 def _unset(response: Response, fields: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """The default fields that the response neither sets nor suppresses."""
-    for name, value in fields:
-        if name.lower() not in response.given and name.lower() not in response.left_out:
-            yield name, value
+    settled = response.given.union(name.lower() for name in response.without)
+    return (field for field in fields if field[0].lower() not in settled)
 
 
 def _is_framed(head: _Head, headers: _Fields, added: _Fields) -> bool:
@@ -4398,10 +4391,8 @@ _WRONG_HOST = "wrong-host.invalid"
 # The curve P-256, y**2 = x**3 - 3*x + b: the prime of its field, its base point and the order of
 # that (SEC 2, 2.4.2, where it is called secp256r1).
 _P = 2**256 - 2**224 + 2**192 + 2**96 - 1
-_BASE = (
-    0x6B17D1F2E12C4247F8BCE6E563A440F277037D812DEB33A0F4A13945D898C296,
-    0x4FE342E2FE1A7F9B8EE7EB4A7C0F9E162BCE33576B315ECECBB6406837BF51F5,
-)
+_BASE_X = 0x6B17D1F2E12C4247F8BCE6E563A440F277037D812DEB33A0F4A13945D898C296
+_BASE_Y = 0x4FE342E2FE1A7F9B8EE7EB4A7C0F9E162BCE33576B315ECECBB6406837BF51F5
 _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 # Tags of ASN.1 (X.690 8).
@@ -4452,7 +4443,7 @@ class _Authority:
         constraints = _sequence(_TRUE, _integer(0))  # a CA that may sign no other one
         extensions = {_BASIC_CONSTRAINTS: constraints, _KEY_USAGE: _KEY_CERT_SIGN}
         #: The certificate of the CA, in PEM.
-        self.pem = _certificate(self.key, self.key, extensions)
+        self.pem = _certificate(self.key, self.key, extensions, -_ONE_DAY)
 
     def certify(self, host: str, kind: str) -> str:
         """A certificate for a server, in PEM, of one of the kinds that _CERTIFICATE_KINDS names."""
@@ -4503,15 +4494,14 @@ def _times_base(scalar: int) -> tuple[int, int]:
     base is added to an even multiple of itself, so never to itself, and never to its opposite, as
     the sum is no multiple of the order: either would take another formula.
     """
-    base_x, base_y = _BASE
-    x, y, z = base_x, base_y, 1
+    x, y, z = _BASE_X, _BASE_Y, 1
     for bit in f"{scalar:b}"[1:]:
         slope, square = 3 * (x - z * z) * (x + z * z) % _P, y * y % _P
         middle = 4 * x * square % _P
         x, z = (slope * slope - 2 * middle) % _P, 2 * y * z % _P
         y = (slope * (middle - x) - 8 * square * square) % _P
         if bit == "1":
-            width, height = (base_x * z * z - x) % _P, (base_y * z * z * z - y) % _P
+            width, height = (_BASE_X * z * z - x) % _P, (_BASE_Y * z * z * z - y) % _P
             square = width * width % _P
             cube, middle = width * square % _P, x * square % _P
             x, z = (height * height - cube - 2 * middle) % _P, width * z % _P
@@ -4525,11 +4515,12 @@ def _random_below(limit: int) -> int:
     return int.from_bytes(os.urandom(32 + 8), "big") % (limit - 1) + 1
 
 
-def _certificate(
-    subject: _Key, issuer: _Key, extensions: Mapping[int, bytes], begins_in: int = -_ONE_DAY
-) -> str:
-    """A certificate in PEM (RFC 5280 4.1), with the extensions that every one has."""
-    begin = _system_time() + begins_in
+def _certificate(subject: _Key, issuer: _Key, extensions: Mapping[int, bytes], start: int) -> str:
+    """A certificate in PEM (RFC 5280 4.1), with the extensions that every one has.
+
+    It begins to be valid ``start`` seconds from now.
+    """
+    begin = _system_time() + start
     algorithm = _sequence(_ECDSA_WITH_SHA256)
     extensions = {
         **extensions,
