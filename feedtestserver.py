@@ -1693,15 +1693,11 @@ class FeedTestRequestHandler:
     date = ""
 
     def __init__(
-        self,
-        test_server: FeedTestServer,
-        connection: socket.socket,
-        client_address: Any,
-        server: _FixtureServer,
+        self, test_server: FeedTestServer, sock: socket.socket, client: Any, server: _FixtureServer
     ) -> None:
-        self.test_server = test_server
+        self.test_server, self.server = test_server, server
         self.site, self.record = test_server._site, test_server._record
-        self.connection, self.client_address, self.server = connection, client_address, server
+        self.connection, self.client_address = sock, client
         self.connection_number = next(test_server._connection_numbers)
         self.buffer = bytearray()
 
@@ -2016,22 +2012,21 @@ class FeedTestRequestHandler:
 
     def do_CONNECT(self) -> None:
         """Begin a tunnel to the host that was asked for, if that is here (RFC 9110 9.3.6)."""
+        response = Response(status=200, reason="Connection established")
         if not (self.site.intercepting or self.site.has_tunnel_to(self.received)):
             words = "CONNECT is not accepted here; inside of server.intercept() it is"
             words += ", and for the hosts of https URLs that respond() was given"
-            self.reply(_refuse(405, words, [("Allow", self.allowed())]))
-            return
-        self.reply(Response(status=200, reason="Connection established"))
+            response = _refuse(405, words, [("Allow", self.allowed())])
+        self.reply(response)
 
     def do_QUIT(self) -> None:
         """Stop the server: the port is closed before the response is sent."""
-        address = self.client_address[0]
-        if not (address.startswith(("127.", "::ffff:127.")) or address == "::1"):
-            self.reply(_refuse(403, "QUIT is for clients on this machine only"))
-            return
-        self.server.request_shutdown()
-        self.server.call(lambda: None)  # when it returns, the port is closed
-        self.reply(_text_response(200, "the server has stopped"))
+        response = _refuse(403, "QUIT is for clients on this machine only")
+        if re.match(r"(?:::ffff:)?127\.|::1\Z", self.client_address[0]):
+            self.server.request_shutdown()
+            self.server.call(lambda: None)  # when it returns, the port is closed
+            response = _text_response(200, "the server has stopped")
+        self.reply(response)
 
     def allowed(self) -> str:
         """The methods that there are do_ methods for, as the Allow field lists them."""
@@ -2906,7 +2901,7 @@ _HEADER = re.compile(rf"({_TOKEN.pattern}):({_SENDABLE})")
 _STATUS = rf"([2-5][0-9][0-9])(?:[ \t]+(?![ \t])({_SENDABLE}))?"
 _PLACE = "(?P<place>start|headers)|(?P<percent>100|[1-9]?[0-9])%|(?P<bytes>0|[1-9][0-9]{0,11})"
 _FAULT = f"(?P<kind>close|reset|stall)(?: at (?:{_PLACE}))?"
-_PLACES = "at start, at headers, at a number of bytes, at 0% to 100%"
+_PLACES = "a place: at start, at headers, at a number of bytes, at 0% to 100%"
 _FROM_1 = "a whole number from 1 to 999999999999"
 
 # Each of these reads the text of a directive, or a value given to ``Response``. It returns the
@@ -2968,10 +2963,7 @@ _RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "Chunked": (_whole_number, f"the size of a chunk in bytes, {_FROM_1}"),
     "Delay": (_duration, "a number of seconds from 0 to 999999999, such as 0.5"),
     "Rate": (_whole_number, f"bytes a second, {_FROM_1}"),
-    "Fault": (
-        functools.partial(_words, _FAULT),
-        f"close, reset or stall, and maybe a place: {_PLACES}",
-    ),
+    "Fault": (functools.partial(_words, _FAULT), f"close, reset or stall, and maybe {_PLACES}"),
     "Template": (_yes, "yes"),
 }
 
