@@ -1767,8 +1767,7 @@ class FeedTestRequestHandler:
             if name and not re.fullmatch(_SERVER_NAME, name):
                 yield from self.send(_UNRECOGNIZED_NAME)
                 raise ValueError("that is no name of a host (RFC 6066 3)")
-            certified = functools.partial(self.certified, name)
-            context = yield _Call(certified, f"a handshake for {name}")
+            context = yield _Call(lambda: self.certified(name), f"a handshake for {name}")
             self.tls = _Tls(context, self.tls, bytes(self.buffer))
             self.buffer.clear()
             yield from self.decipher(b"")
@@ -3409,8 +3408,7 @@ def _in_range(head: _Head, response: Response) -> Response:
     whole = ("content-length", str(size))
     headers = [field for field in response.headers if (field[0].lower(), field[1]) != whole]
     added = [("Content-Range", f"bytes {part[0]}-{part[-1]}/{size}")]
-    if response.compress:
-        added.append(("Content-Encoding", response.compress))
+    added += [("Content-Encoding", response.compress)] if response.compress else []
     headers += _unset(response, added)
     return _become(response, 206, headers, content=content[part.start : part.stop])
 
@@ -3593,17 +3591,13 @@ class Request:
     @property
     def url(self) -> str:
         """The whole URL that was asked for."""
+        # Its origin is what the target says, the tunnel, or the Host field.
+        origin, host = self.origin or self.head.origin, self.head.values.get("host")
+        if not origin and host and _is_authority(host):
+            origin = _origin(self.base_url.partition(":")[0], host)
         if not self.head.path.startswith("/"):
-            return self.asked_origin if self.target else ""
-        return f"{self.asked_origin}{self.head.path}{self.head.has_query}{self.head.query}"
-
-    @property
-    def asked_origin(self) -> str:
-        """The origin of the URL: what the target says, the tunnel, or the Host field."""
-        host = self.head.values.get("host", "")
-        if self.origin or self.head.origin or not (host and _is_authority(host)):
-            return self.origin or self.head.origin or self.base_url
-        return _origin(self.base_url.partition(":")[0], host)
+            return (origin or self.base_url) if self.target else ""
+        return f"{origin or self.base_url}{self.head.path}{self.head.has_query}{self.head.query}"
 
     @property
     def path(self) -> str:
