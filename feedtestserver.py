@@ -1776,8 +1776,7 @@ class FeedTestRequestHandler:
         except (EOFError, OSError, RuntimeError, ValueError) as error:
             self.closing = self.lingering = True
             host = f" for {name!a:.80}" if name else ""
-            why = str(error) or "the client has left"
-            self.record.log(f"TLS handshake{host} failed: {why}")
+            self.record.log(f"TLS handshake{host} failed: {str(error) or 'the client has left'}")
 
     def certified(self, name: str) -> ssl.SSLContext:
         """The TLS for a client that asks for the host of that name, or for none."""
@@ -4508,11 +4507,9 @@ def _certificate(subject: _Key, issuer: _Key, extensions: Mapping[int, bytes], s
     """
     begin = _system_time() + start
     algorithm = _sequence(_ECDSA_WITH_SHA256)
-    extensions = {
-        **extensions,
-        _SUBJECT_KEY_IDENTIFIER: _der(_OCTET_STRING, subject.identifier),
-        _AUTHORITY_KEY_IDENTIFIER: _sequence(_der(0x80, issuer.identifier)),
-    }
+    own = _der(_OCTET_STRING, subject.identifier)
+    of_issuer = _sequence(_der(0x80, issuer.identifier))
+    extensions = {**extensions, _SUBJECT_KEY_IDENTIFIER: own, _AUTHORITY_KEY_IDENTIFIER: of_issuer}
     content = _sequence(
         _der(0xA0, _integer(2)),  # version 3
         _integer(_random_below(2**127)),
