@@ -1662,7 +1662,7 @@ class _FixtureServer(StoppableHttpServer):
 
 
 class _Refusal(Exception):
-    """A request that cannot be understood; of the status, and the reason that the client gets."""
+    """A request that cannot be understood: the status, and the reason that the client gets."""
 
     #: What could be read of its head, if it is the head that is wrong.
     head: Optional[_Head] = None
@@ -4668,14 +4668,14 @@ class _Interception:
 
     def getaddrinfo(self, original: _Function, host: Any, port: Any, *args: int, **how: int) -> Any:
         """Find the server, with its port, for each name but localhost."""
-        how.update(zip(("family", "type", "proto", "flags"), args))
-        flags = how.pop("flags", 0)
+        flags = how.get("flags", args[3] if len(args) > 3 else 0)
+        without_flags = {name: number for name, number in how.items() if name != "flags"}
         is_numeric = flags & socket.AI_NUMERICHOST
         if flags & socket.AI_PASSIVE and _is_elsewhere(host) and not is_numeric:  # to listen at
-            return original(self.address[0], port, **how)
+            return original(self.address[0], port, *args[:3], **without_flags)
         if is_numeric or not self.expects(host, port):
-            return original(host, port, flags=flags, **how)
-        return original(*self.address, **how)
+            return original(host, port, *args, **how)
+        return original(*self.address, *args[:3], **without_flags)
 
     def gethostbyname(self, original: _Function, host: Any) -> Any:
         return self.address[0] if self.expects(host) else original(host)
