@@ -239,7 +239,8 @@ class FeedTestServer(threading.Thread):
             if self.directory:
                 _require_directory(self.directory)
             _logger()  # imported later, out of descriptors or beside a fork(), it could fail
-            self._httpd = self._bind()
+            address, handler = (self.host, self.port), functools.partial(self.handler_class, self)
+            self._httpd = self._when_free(lambda: _FixtureServer(address, handler))
             self._pid = os.getpid()
             self._site.port = self._httpd.server_port
             try:
@@ -251,10 +252,6 @@ class FeedTestServer(threading.Thread):
                 self._httpd.server_close()
                 self._httpd = None
                 raise
-
-    def _bind(self) -> _FixtureServer:
-        handler = functools.partial(self.handler_class, self)
-        return self._when_free(lambda: _FixtureServer((self.host, self.port), handler))
 
     def _when_free(self, bind: Callable[[], _T]) -> _T:
         """Call what binds the port; try again after 20 ms while it is in use."""
@@ -278,6 +275,8 @@ class FeedTestServer(threading.Thread):
             self._httpd.serve_forever()
         finally:
             self._record.end()
+            # The handler class refers to this server; without the cycle it is freed at once.
+            self._httpd.RequestHandlerClass = socketserver.BaseRequestHandler
 
     def stop(self) -> None:
         """End the server and all its connections, at once; on return nothing of it is left.
@@ -293,22 +292,17 @@ class FeedTestServer(threading.Thread):
         if httpd is None:
             return
         httpd.request_shutdown()
-        is_own = httpd.is_own_thread(threading.current_thread())
         try:
-            deadline = time.perf_counter() + self.stop_timeout
-            if self.ident is not None and not is_own:
+            self._await_end(httpd, "stop()")
+            if self.ident is not None and not httpd.is_own_thread():
                 with self._joining:
-                    self.join(self.stop_timeout)
-            self._join_workers(httpd, "stop()", deadline)
+                    self.join()
         finally:
             with self._starting:  # once it is not ready any more, no other files are made
                 _remove(self._files, self._pid)
-        if not is_own:
-            # The handler class refers to this server; without the cycle it is freed at once.
-            httpd.RequestHandlerClass = socketserver.BaseRequestHandler
 
-    def _join_workers(self, httpd: _FixtureServer, name: str, deadline: float) -> None:
-        if not httpd.join(max(0.0, deadline - time.perf_counter())):
+    def _await_end(self, httpd: _FixtureServer, name: str) -> None:
+        if not httpd.join(self.stop_timeout):
             names = ", ".join(httpd.running()) or "all requests, maybe the clock"
             raise RuntimeError(
                 f"{name} waited {self.stop_timeout:g} s for the test code that responds to {names};"
@@ -328,12 +322,12 @@ class FeedTestServer(threading.Thread):
             httpd = self._running("down()")
             httpd.close_port()
         try:
-            self._join_workers(httpd, "down()", time.perf_counter() + self.stop_timeout)
+            self._await_end(httpd, "down()")
             self._when_free(lambda: httpd.call(httpd.bind_again))  # nobody else gets the port
             yield self
         finally:
             if not self._at_end():
-                self._when_free(lambda: httpd.call(httpd.open_port))
+                self._when_free(lambda: httpd.call(lambda: httpd.bind_again(listening=True)))
 
     def _running(self, name: str) -> _FixtureServer:
         """What serves; raises RuntimeError if nothing does."""
@@ -826,8 +820,7 @@ class _Site:
 
     def has_tunnel_to(self, request: Request) -> bool:
         """Whether a CONNECT is for the host of an https URL that respond() was given."""
-        addresses = [script.address for script in self.scripts()]
-        return any(address.is_https and address.is_at(request) for address in addresses)
+        return any(each.address.is_https and each.address.is_at(request) for each in self.scripts())
 
     def unknown_host(self, request: Request) -> str:
         """What to say of a request to a host that has neither a folder nor steps."""
@@ -1158,7 +1151,10 @@ class StoppableHttpServer(http.server.HTTPServer):
             self._thread = threading.current_thread()
         try:
             while self.connections or not self.stopping:
-                ready = self.selector.select(self._time_to_next_timer())
+                timeout = None
+                if self._timers:
+                    timeout = min(self._timers[0][0] - time.perf_counter(), _LONGEST_WAIT)
+                ready = self.selector.select(timeout)
                 self.turn += 1
                 for key, _ in ready:
                     key.data()
@@ -1166,7 +1162,8 @@ class StoppableHttpServer(http.server.HTTPServer):
                     heapq.heappop(self._timers)[2]()
         finally:
             try:
-                self._shut_down(None)
+                self.stopping = True
+                self._close_port(None)
                 self._timers.clear()
                 self.server_close()
             finally:
@@ -1175,11 +1172,6 @@ class StoppableHttpServer(http.server.HTTPServer):
                     while self._calls:
                         self._calls.popleft()()
                     self._changed.notify_all()
-
-    def _time_to_next_timer(self) -> Optional[float]:
-        if not self._timers:
-            return None
-        return min(max(0.0, self._timers[0][0] - time.perf_counter()), _LONGEST_WAIT)
 
     def call_at(self, when: float, function: Callable[[], object]) -> None:
         """Call a function at a time of ``time.perf_counter()``."""
@@ -1234,15 +1226,12 @@ class StoppableHttpServer(http.server.HTTPServer):
         return False
 
     @staticmethod
-    def _copy(request: Any) -> socket.socket:
+    def _copy(request: Any) -> Any:
         """Another socket for a connection, in TLS if the listening socket was wrapped in it."""
         copy = socket.fromfd(request.fileno(), request.family, request.type, request.proto)
         if not hasattr(request, "context"):
             return copy
-        secure: socket.socket = request.context.wrap_socket(
-            copy, server_side=True, do_handshake_on_connect=False
-        )
-        return secure
+        return request.context.wrap_socket(copy, server_side=True, do_handshake_on_connect=False)
 
     def _handle(self, request: socket.socket, client_address: Any) -> None:
         request.settimeout(None)
@@ -1266,17 +1255,18 @@ class StoppableHttpServer(http.server.HTTPServer):
     # Workers, and calls from other threads
 
     def run_in_worker(self, connection: _Connection, call: _Call) -> None:
-        """Call a function for a connection in a worker thread, and resume it with the result."""
+        """Call a function for a connection in a worker thread, and resume it with the result.
+
+        Raises RuntimeError if there are no more threads.
+        """
 
         def work() -> None:
-            result: Any = None
-            error: Optional[BaseException] = None
             try:
-                result = call.function()
-            except BaseException as exception:
-                error = exception
-            self.post(functools.partial(connection.resume, result, error))
-            result = error = None  # an exception refers to this frame
+                resume = functools.partial(connection.resume, call.function())
+            except BaseException as error:
+                resume = functools.partial(connection.resume, None, error)
+            self.post(resume)
+            del resume  # an exception refers to this frame
             with self._lock:
                 self._running.pop(thread, None)
                 self._ended.append(thread)
@@ -1285,25 +1275,18 @@ class StoppableHttpServer(http.server.HTTPServer):
         thread = threading.Thread(target=work, name="feedtestserver worker", daemon=True)
         with self._lock:
             self._ended = [each for each in self._ended if each.is_alive()]
-            self._running[thread] = connection, str(call.name)
-            try:
-                thread.start()
-            except RuntimeError:  # there are no more threads
-                del self._running[thread]
-                raise
+            thread.start()
+            self._running[thread] = connection, str(call.name)  # it needs the lock to end
 
     def post(self, function: Callable[[], object]) -> None:
         """Have a function called by the thread that serves; if there is none, call it here."""
         with self._lock:
-            if self._thread is None:
+            if self._thread in (None, threading.current_thread()):
                 function()
                 return
-            if self._thread is not threading.current_thread():
-                self._calls.append(function)
-                if len(self._calls) == 1:
-                    self._wake()
-                return
-        function()
+            self._calls.append(function)
+            with contextlib.suppress(OSError):  # it is full, or closed: at the end all are called
+                self._waker.send(b"\0")
 
     def call(self, function: Callable[[], object]) -> None:
         """Have a function called by the thread that serves, and wait until that is done.
@@ -1334,13 +1317,6 @@ class StoppableHttpServer(http.server.HTTPServer):
             with self._lock:
                 function = self._calls.popleft()
             function()
-        with self._lock:
-            if self._calls:
-                self._wake()
-
-    def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # it is full, or closed, as at the end all are called
-            self._waker.send(b"\0")
 
     # Stopping
 
@@ -1354,39 +1330,31 @@ class StoppableHttpServer(http.server.HTTPServer):
 
         This does not wait; join() does.
         """
-        self.post(functools.partial(self._shut_down, self._own_connection()))
+        self.stopping = True
+        self.close_port()
 
     def close_port(self) -> None:
         """Do the same until open_port(), but serve on; join() waits for the workers only."""
         self.closed = True
-        self.post(functools.partial(self._close_port, self._own_connection()))
+        this = threading.current_thread()
+        with self._lock:
+            own = self.current if this is self._thread else self._running.get(this, [None])[0]
+        self.post(functools.partial(self._close_port, own))
 
-    def bind_again(self) -> None:
-        """Bind the port after close_port(); clients are refused, as this does not listen."""
-        if not self.stopping:
-            self.socket.close()
-            self.socket = socket.socket(self.address_family, self.socket_type)
-            self.server_bind()
-
-    def open_port(self) -> None:
-        """Accept connections again after close_port()."""
-        if not self.stopping:
-            self.bind_again()
+    def bind_again(self, listening: bool = False) -> None:
+        """Bind the port after close_port(); clients are refused unless this listens, too."""
+        if self.stopping:
+            return
+        self.socket.close()
+        self.socket = socket.socket(self.address_family, self.socket_type)
+        self.server_bind()
+        if listening:
             self.server_activate()
             self.closed = self._quiet = False
             self._go_on_accepting()
 
-    def _own_connection(self) -> Optional[_Connection]:
-        """The connection that this thread works for."""
-        this = threading.current_thread()
-        with self._lock:
-            return self.current if this is self._thread else self._running.get(this, [None])[0]
-
-    def _shut_down(self, spared: Optional[_Connection]) -> None:
-        self.stopping = self.closed = True
-        self._close_port(spared)
-
     def _close_port(self, spared: Optional[_Connection]) -> None:
+        self.closed = True  # it may have been opened again meanwhile
         if self.socket.fileno() >= 0:
             with contextlib.suppress(KeyError):  # it is not accepting
                 if self._opened:
@@ -1406,7 +1374,7 @@ class StoppableHttpServer(http.server.HTTPServer):
         seconds; None waits however long it takes.
         """
         this = threading.current_thread()
-        is_own = self.is_own_thread(this)
+        is_own = self.is_own_thread()
 
         def has_ended() -> bool:
             if is_own or not self.stopping:
@@ -1422,10 +1390,10 @@ class StoppableHttpServer(http.server.HTTPServer):
                 thread.join()
         return ended
 
-    def is_own_thread(self, thread: threading.Thread) -> bool:
-        """Whether a thread is the one that serves, or a worker."""
+    def is_own_thread(self) -> bool:
+        """Whether this thread is the one that serves, or a worker."""
         with self._lock:
-            return thread is self._thread or thread in self._running
+            return threading.current_thread() in (self._thread, *self._running)
 
     def running(self) -> list[str]:
         """What the workers are doing, in words."""
@@ -1484,6 +1452,9 @@ if hasattr(os, "register_at_fork"):
 class _Connection:
     """A connection, its conversation, and what that waits for."""
 
+    #: Whether it is here only because of intercept().
+    is_intercepted = False
+
     def __init__(self, server: StoppableHttpServer, connection: socket.socket, address: Any):
         self._server = server
         self.socket = connection
@@ -1514,11 +1485,10 @@ class _Connection:
                     value, error = None, failure
         except StopIteration as stop:
             self._close(by_reset=stop.value)
-        except KeyboardInterrupt:
-            self._close()
-            raise
-        except BaseException:
+        except BaseException as fault:
             try:
+                if isinstance(fault, KeyboardInterrupt):
+                    raise
                 self._server.handle_error(self.socket, self._address)
             finally:
                 self._close()
@@ -1553,24 +1523,19 @@ class _Connection:
         if wait.until < math.inf:
             if wait.until <= time.perf_counter():
                 return None
-            self._set_timer(wait.until)
+            if wait.until < self._timer:  # there is one timer at a time
+                self._timer = wait.until
+                self._server.call_at(wait.until, self._on_time)
         self._watch(_READ if wait.receiving else 0)
         self._wait = wait
         return _LATER
 
-    def _set_timer(self, until: float) -> None:
-        """See to it that _on_time() is called by then; there is one timer at a time."""
-        if until < self._timer:
-            self._timer = until
-            self._server.call_at(until, self._on_time)
-
     def _on_time(self) -> None:
+        """Go on, or wait further if the timer was that of an earlier wait."""
         self._timer = math.inf
-        if self._wait and self._wait.until <= time.perf_counter():
-            self._wait = None
-            self.resume()
-        elif self._wait:
-            self._set_timer(self._wait.until)
+        wait, self._wait = self._wait, None
+        if wait:
+            self.resume(self._receive_or_wait(wait))
 
     def _receive(self) -> bytes:
         data = self.socket.recv(65536)
@@ -1581,15 +1546,12 @@ class _Connection:
         """Have the selector watch for these events, or for none."""
         if events == self._events:
             return
-        selector = self._server.selector
-        before, self._events = self._events, 0  # what it is if this fails
-        if not before:
-            selector.register(self.socket, events, self._on_event)
-        elif not events:
-            selector.unregister(self.socket)
-        else:
-            selector.modify(self.socket, events, self._on_event)
-        self._events = events
+        if self._events:
+            self._server.selector.unregister(self.socket)
+        self._events = 0  # what it is if the next one fails
+        if events:
+            self._server.selector.register(self.socket, events, self._on_event)
+            self._events = events
 
     def _on_event(self) -> None:
         if self.conversation is None:  # it has ended in this turn
@@ -1625,25 +1587,19 @@ class _Connection:
         self.conversation = self._wait = None
         self._watch(0)
         self._server.connections.pop(self.socket, None)
-        if by_reset:
-            # struct linger: yes, for 0 seconds. Its members are short on Windows.
-            at_once = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
-            with contextlib.suppress(OSError):  # the client was faster
+        with contextlib.suppress(OSError):  # the client was faster
+            if by_reset:
+                # struct linger: yes, for 0 seconds. Its members are short on Windows.
+                at_once = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
-        else:
-            # close() sends no FIN while a forked child has a copy, and RST if bytes are unread.
-            with contextlib.suppress(OSError):  # the client was faster
+            else:
+                # close() sends no FIN while a forked child has a copy, and RST if bytes are unread.
                 self.socket.shutdown(socket.SHUT_WR)
         self.socket.close()
 
 
 class _FixtureServer(StoppableHttpServer):
-    """The server of a FeedTestServer, and what its conversations share."""
-
-    def __init__(self, address: tuple[str, int], handler: Callable[..., Any]) -> None:
-        super().__init__(address, handler)
-        #: Connections that are here only because of intercept().
-        self.intercepted: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+    """The server of a FeedTestServer."""
 
     def conversation(self, request: socket.socket, client_address: Any) -> _Conversation:
         """The conversation of the handler, which needs no thread."""
@@ -1653,9 +1609,9 @@ class _FixtureServer(StoppableHttpServer):
 
     def close_intercepted(self) -> None:
         """Close the connections that are here only because of intercept()."""
-        for connection in list(self.intercepted):
-            if connection in self.connections:
-                self.connections[connection].end()
+        for connection in list(self.connections.values()):
+            if connection.is_intercepted:
+                connection.end()
 
 
 # The conversation: a request is read, responded to and recorded
@@ -1814,7 +1770,7 @@ class FeedTestRequestHandler:
         """Make the Request that goes on record."""
         origin = self.site.origin_of(head, self.scheme, self.tunnel)
         if origin and self.site.intercepting:
-            self.server.intercepted.add(self.connection)
+            self.server.connections[self.connection].is_intercepted = True
         request = Request(head, self.base_url, origin)
         request.body, request.tunnel, request.time = body, self.tunnel, self.time()
         request.connection, request.heard_at = self.connection_number, self.heard_at
@@ -4837,12 +4793,11 @@ class _Wanted:
             if not (value is None or isinstance(value, str)):
                 raise TypeError(f"headers: found {value!r:.80} for {name}; it takes a str or None")
         self.address = None if path is None else site.address(path, method)
-        self.body = body.encode() if isinstance(body, str) else body
-        if isinstance(body, (dict, list)):
-            self.body = _canonical(body)
-        elif not isinstance(self.body, (bytes, type(None))):
-            raise TypeError(f"body: found {body!r:.80}; it takes bytes, str, a dict or a list")
         self.is_json = isinstance(body, (dict, list))
+        wanted = _canonical(body) if self.is_json else body
+        self.body = wanted.encode() if isinstance(wanted, str) else wanted
+        if not isinstance(self.body, (bytes, type(None))):
+            raise TypeError(f"body: found {body!r:.80}; it takes bytes, str, a dict or a list")
         self._record: Optional[list[Request]] = None
         self._found: list[Request] = []
         self._looked_at = 0
@@ -4856,9 +4811,8 @@ class _Wanted:
         return self._found
 
     def matches(self, request: Request) -> bool:
-        is_there = self.address.covers(request) if self.address else True
         return (
-            is_there
+            (self.address is None or self.address.covers(request))
             and self.method in (None, request.method)
             and (self.body is None or self.body == self.body_of(request))
             # A field that is not there has the value None.
