@@ -361,10 +361,9 @@ class FeedTestServer(threading.Thread):
 
     @directory.setter
     def directory(self, directory: Optional[Union[str, os.PathLike[str]]]) -> None:
-        self._require_not_started("directory")
         if directory is None:
             directory = "data" if os.path.isdir("data") else ""
-        self._site.directory = os.path.abspath(directory) if directory else ""
+        self._configure("directory", os.path.abspath(directory) if directory else "")
 
     @property
     def host(self) -> str:
@@ -373,8 +372,7 @@ class FeedTestServer(threading.Thread):
 
     @host.setter
     def host(self, host: str) -> None:
-        self._require_not_started("host")
-        self._site.host = host
+        self._configure("host", host)
 
     @property
     def port(self) -> int:
@@ -383,12 +381,12 @@ class FeedTestServer(threading.Thread):
 
     @port.setter
     def port(self, port: int) -> None:
-        self._require_not_started("port")
-        self._site.port = port
+        self._configure("port", port)
 
-    def _require_not_started(self, name: str) -> None:
+    def _configure(self, name: str, value: Union[str, int]) -> None:
         if self._httpd:
             raise RuntimeError(f"{name} may be set before start() only")
+        setattr(self._site, name, value)
 
     @property
     def ready(self) -> bool:
@@ -625,11 +623,8 @@ def _require_directory(path: str, words: str = "there is no such directory to se
 class Fixture:
     """A file that is served: its ``path``, its ``url``, and the ``directives`` in it."""
 
-    __slots__ = ("_server", "name")
-
     def __init__(self, server: FeedTestServer, name: str) -> None:
-        self._server = server
-        self.name = name
+        self._server, self.name = server, name
 
     def __repr__(self) -> str:
         return f"<Fixture {self.name}>"
@@ -694,6 +689,8 @@ class _Site:
         #: How many interceptions there are just now: inside of one, other hosts are here, too.
         self.intercepting = 0
         self._lock = threading.Lock()
+        #: Responds, if it can, where neither a step nor a fixture does; called with the folder.
+        self.listing: Callable[[Request, str], Optional[Response]] = lambda request, folder: None
         # By what they are for; patterns are under None.
         self._scripts: dict[Optional[str], dict[tuple[Any, ...], _Script]] = {}
         # The last turn of the server, and the fixtures that were looked up in it.
@@ -796,7 +793,7 @@ class _Site:
                 seen[name] = _load(self.directory, name)
             if fixture := seen[name]:
                 return fixture
-        return self.not_found(request, folder)
+        return self.listing(request, folder) or self.not_found(request, folder)
 
     def not_found(self, request: Request, folder: str) -> Response:
         """The 404 that names the nearest fixture or scripted address."""
@@ -812,28 +809,19 @@ class _Site:
         words = f"{request.shown!r:.200} was not found{where}{nearest}{''.join(hints[:1])}"
         return _text_response(404, words)
 
-    def knows(self, request: Request) -> bool:
-        """Whether the other host that was asked has a folder or scripted steps."""
-        if os.path.isdir(self._folder_of(request.host)):
-            return True
-        return any(script.address.is_at(request) for script in self.scripts())
-
     def has_tunnel_to(self, request: Request) -> bool:
         """Whether a CONNECT is for the host of an https URL that respond() was given."""
         return any(each.address.is_https and each.address.is_at(request) for each in self.scripts())
 
     def unknown_host(self, request: Request) -> str:
-        """What to say of a request to a host that has neither a folder nor steps."""
-        folder = self._folder_of(request.host)
+        """What to say of a request to a host that has neither a folder nor steps; "" if it has."""
+        may_be_there = self.directory and _HOST_FOLDER.fullmatch(request.host)
+        folder = _path_of(self.directory, request.host) if may_be_there else ""
+        if os.path.isdir(folder) or any(each.address.is_at(request) for each in self.scripts()):
+            return ""
         right = f"the folder {folder} or " if folder else ""
         right += f"respond({request.url!r}, ...)"
         return f"{request.method} {request.url}: no such host here; {right} would respond"
-
-    def _folder_of(self, host: str) -> str:
-        """The path of another host's folder; empty if no folder can have that name."""
-        if not (self.directory and _HOST_FOLDER.fullmatch(host)):
-            return ""
-        return _path_of(self.directory, host)
 
     def _some_names(self) -> dict[str, str]:
         """Some names of fixtures: in a large directory, looking at all would take long."""
@@ -943,6 +931,9 @@ class _Record:
         self._requests: list[Request] = []
         self._errors: list[str] = []
         self._ended = False  # the server, so that nothing more will come
+        #: Told of each request and each handshake that failed, and of each error.
+        self.log: Callable[[object], None] = _log
+        self.log_error: Callable[[object], None] = _log
 
     @property
     def requests(self) -> list[Request]:
@@ -972,13 +963,10 @@ class _Record:
 
     def fail(self, words: str, once: bool = False) -> None:
         """Put an error on record; with ``once``, unless it is there already."""
+        self.log_error(words)
         with self._lock:
             if not (once and words in self._errors):
                 self._errors.append(words)
-
-    def log(self, event: object) -> None:
-        """Tell of a request, or of a handshake that failed."""
-        _logger().info("%s", event)
 
     def clear(self) -> None:
         """Forget requests and errors."""
@@ -1207,22 +1195,19 @@ class StoppableHttpServer(http.server.HTTPServer):
 
     def conversation(self, request: socket.socket, client_address: Any) -> _Conversation:
         """What happens on a connection: the blocking handler, in a worker thread."""
-        if self.verify_request(request, client_address):
-            copy = self._copy(request)  # as this one is closed whenever the server is stopped
-            handle = functools.partial(self._handle, copy, client_address)
-            try:
-                yield _Call(handle, f"the handler of {client_address!r:.80}")
-            except GeneratorExit:
-                with contextlib.suppress(OSError):  # it is closed, or the client was faster
-                    request.shutdown(socket.SHUT_RDWR)  # wakes the handler; Windows needs more
-                if os.name == "nt":
-                    socket.close(copy.detach())
-                raise
-            except RuntimeError:  # there are no more threads
-                copy.close()
-                raise
-        else:
-            self.shutdown_request(request)
+        copy = self._copy(request)  # as this one is closed whenever the server is stopped
+        handle = functools.partial(self._handle, copy, client_address)
+        try:
+            yield _Call(handle, f"the handler of {client_address!r:.80}")
+        except GeneratorExit:
+            with contextlib.suppress(OSError):  # it is closed, or the client was faster
+                request.shutdown(socket.SHUT_RDWR)  # wakes the handler; Windows needs more
+            if os.name == "nt":
+                socket.close(copy.detach())
+            raise
+        except RuntimeError:  # there are no more threads
+            copy.close()
+            raise
         return False
 
     @staticmethod
@@ -1236,7 +1221,8 @@ class StoppableHttpServer(http.server.HTTPServer):
     def _handle(self, request: socket.socket, client_address: Any) -> None:
         request.settimeout(None)
         try:
-            self.finish_request(request, client_address)
+            if self.verify_request(request, client_address):
+                self.finish_request(request, client_address)
         except BaseException:
             self.handle_error(request, client_address)
         finally:
@@ -1899,8 +1885,8 @@ class FeedTestRequestHandler:
                 return response
         request.step = ""
         is_for_host = request.origin and request.method not in _FOR_THE_SERVER
-        if is_for_host and not self.site.knows(request):
-            return _with(self.fail(self.site.unknown_host(request)), status=502)
+        if is_for_host and (words := self.site.unknown_host(request)):
+            return _with(self.fail(words), status=502)
         if type(self) is FeedTestRequestHandler:
             return self.dispatch(request)
         # In a subclass it may be a test's own method, which may take its time.
@@ -2095,6 +2081,10 @@ def _logger() -> logging.Logger:
     import logging  # takes as long as the rest of this module's imports beyond http.server
 
     return logging.getLogger("feedtestserver")
+
+
+def _log(event: object) -> None:
+    _logger().info("%s", event)
 
 
 def _in_flight(connection: socket.socket) -> int:
@@ -5011,12 +5001,8 @@ class FeedTestServerMixin(_TestCase):
 # The command line
 
 
-class _ShownServer(FeedTestServer):
-    """The server of the command line: it prints a line per request, and lists its fixtures."""
-
-    def __init__(self, say: _Say, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._site, self._record = _ListingSite(self), _PrintedRecord(say)
+class _Server(FeedTestServer):
+    """The server of the command line: all signals go to the main thread."""
 
     def run(self) -> None:
         """Serve until told to stop."""
@@ -5024,43 +5010,18 @@ class _ShownServer(FeedTestServer):
         super().run()
 
 
-class _PrintedRecord(_Record):
-    """A record that is printed as well."""
-
-    def __init__(self, say: _Say) -> None:
-        super().__init__()
-        self._say = say
-
-    def log(self, event: object) -> None:
-        """Print a request, or a handshake that failed."""
-        self._say(event, sys.stdout)
-
-    def fail(self, words: str, once: bool = False) -> None:
-        """Print an error, and put it on record."""
-        self._say(words, sys.stderr)
-        super().fail(words, once)
-
-
-class _ListingSite(_Site):
-    """A site that lists the fixtures of folders without an index."""
-
-    def __init__(self, server: FeedTestServer) -> None:
-        super().__init__()
-        self.directory, self.host, self.port = server.directory, server.host, server.port
-        self._server = server
-
-    def not_found(self, request: Request, folder: str) -> Response:
-        """The list of fixtures for a folder, else the 404."""
-        fixtures = self._server.fixtures() if request.path.endswith("/") else []
-        below = folder + request.path[1:]
-        listed = [fixture for fixture in fixtures if fixture.name.startswith(below)]
-        if not listed and request.path != "/":
-            return super().not_found(request, folder)
-        rows = "\n".join(_index_row(self, fixture) for fixture in listed)
-        title = html.escape(f"Fixtures in {request.path}")
-        page = _readable(_INDEX_PAGE.format(title=title, rows=rows))
-        media_type = ("Content-Type", "text/html; charset=utf-8")
-        return Response(page.encode("utf-8", "backslashreplace"), headers=[media_type])
+def _listing(server: FeedTestServer, request: Request, folder: str) -> Optional[Response]:
+    """The list of fixtures for a folder without an index, else None."""
+    fixtures = server.fixtures() if request.path.endswith("/") else []
+    below = folder + request.path[1:]
+    listed = [fixture for fixture in fixtures if fixture.name.startswith(below)]
+    if not listed and request.path != "/":
+        return None
+    rows = "\n".join(_index_row(server._site, fixture) for fixture in listed)
+    title = html.escape(f"Fixtures in {request.path}")
+    page = _readable(_INDEX_PAGE.format(title=title, rows=rows))
+    media_type = ("Content-Type", "text/html; charset=utf-8")
+    return Response(page.encode("utf-8", "backslashreplace"), headers=[media_type])
 
 
 #: Seconds that the command line waits at its end for its output to be read.
@@ -5204,7 +5165,10 @@ def _options(arguments: Optional[Sequence[str]]) -> Any:
 def _serve(directory: str, host: str, port: int) -> int:
     """Serve until Ctrl-C, SIGTERM or QUIT; then say what the clients did wrong."""
     with _noted_signals() as signals, _printing() as say:
-        server = _ShownServer(say, directory, host=host, port=port, bind_timeout=0)
+        server = _Server(directory, host=host, port=port, bind_timeout=0)
+        server._site.listing = functools.partial(_listing, server)
+        server._record.log = lambda event: say(event, sys.stdout)
+        server._record.log_error = lambda words: say(words, sys.stderr)
         server.start()
         try:
             say(f"{server.base_url}/", sys.stdout)
@@ -5303,7 +5267,11 @@ def _record_feed(url: str, name: str) -> int:
     if not url.lower().startswith(("http://", "https://")):
         raise ValueError(f"found the URL {url!r}; it takes one of http or https")
     for path in (name, name + _SIDECAR):
-        _require_writable(path)
+        _require_directory(os.path.dirname(path) or ".", "there is no such folder to write to")
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, "the file exists and is not overwritten", path)
+        open(path, "xb").close()
+        os.unlink(path)
     request = urllib.request.Request(url, headers={"User-Agent": _SERVER})
     try:
         response = urllib.request.urlopen(request, timeout=60)
@@ -5320,15 +5288,6 @@ def _record_feed(url: str, name: str) -> int:
         file.write(body)
     _say(f"{response.url}: {response.status}, {len(body)} bytes in {name}", sys.stdout)
     return 0
-
-
-def _require_writable(path: str) -> None:
-    """Raise OSError unless a new file of that name can be made."""
-    _require_directory(os.path.dirname(path) or ".", "there is no such folder to write to")
-    if os.path.lexists(path):
-        raise FileExistsError(errno.EEXIST, "the file exists and is not overwritten", path)
-    open(path, "xb").close()
-    os.unlink(path)
 
 
 def _recorded_lines(response: Any) -> bytes:
