@@ -894,8 +894,7 @@ class _Script:
     """The steps for one address; each is taken once, the last one again and again."""
 
     def __init__(self, address: _Address, steps: Sequence[Step]) -> None:
-        self.address = address
-        self.steps = steps
+        self.address, self.steps = address, steps
         self.taken = 0
         #: How many are said to be unused if no request takes them.
         self.expected = len(steps)
@@ -1019,8 +1018,7 @@ class _Wait:
     """
 
     def __init__(self, until: float = math.inf, receiving: bool = True) -> None:
-        self.until = until
-        self.receiving = receiving
+        self.until, self.receiving = until, receiving
 
 
 class _Call:
@@ -1030,8 +1028,7 @@ class _Call:
     """
 
     def __init__(self, function: Callable[[], Any], name: object) -> None:
-        self.function = function
-        self.name = name
+        self.function, self.name = function, name
 
 
 #: What a conversation yields whenever it has to wait: bytes to send, or one of the above.
@@ -1150,8 +1147,7 @@ class StoppableHttpServer(http.server.HTTPServer):
                     heapq.heappop(self._timers)[2]()
         finally:
             try:
-                self.stopping = True
-                self._close_port(None)
+                self._close_port(None, stopping=True)
                 self._timers.clear()
                 self.server_close()
             finally:
@@ -1316,16 +1312,15 @@ class StoppableHttpServer(http.server.HTTPServer):
 
         This does not wait; join() does.
         """
-        self.stopping = True
-        self.close_port()
+        self.close_port(stopping=True)
 
-    def close_port(self) -> None:
-        """Do the same until open_port(), but serve on; join() waits for the workers only."""
-        self.closed = True
+    def close_port(self, stopping: bool = False) -> None:
+        """Do the same, but serve on unless ``stopping``; join() waits for the workers only."""
         this = threading.current_thread()
         with self._lock:
+            self.closed, self._quiet = True, False
             own = self.current if this is self._thread else self._running.get(this, [None])[0]
-        self.post(functools.partial(self._close_port, own))
+        self.post(functools.partial(self._close_port, own, stopping))
 
     def bind_again(self, listening: bool = False) -> None:
         """Bind the port after close_port(); clients are refused unless this listens, too."""
@@ -1336,11 +1331,12 @@ class StoppableHttpServer(http.server.HTTPServer):
         self.server_bind()
         if listening:
             self.server_activate()
-            self.closed = self._quiet = False
+            self.closed = False
             self._go_on_accepting()
 
-    def _close_port(self, spared: Optional[_Connection]) -> None:
+    def _close_port(self, spared: Optional[_Connection], stopping: bool) -> None:
         self.closed = True  # it may have been opened again meanwhile
+        self.stopping |= stopping
         if self.socket.fileno() >= 0:
             with contextlib.suppress(KeyError):  # it is not accepting
                 if self._opened:
@@ -1442,9 +1438,7 @@ class _Connection:
     is_intercepted = False
 
     def __init__(self, server: StoppableHttpServer, connection: socket.socket, address: Any):
-        self._server = server
-        self.socket = connection
-        self._address = address
+        self._server, self.socket, self._address = server, connection, address
         #: None once it has ended.
         self.conversation: Optional[_Conversation] = server.conversation(connection, address)
         self._events = 0  # that the selector watches for
@@ -1457,7 +1451,7 @@ class _Connection:
         """Go on with the conversation until it has to wait, or has ended."""
         if self.conversation is None:  # it has ended while a worker was at work for it
             return
-        self._server.current = self
+        current, self._server.current = self._server.current, self
         self._spent = 0
         try:
             while value is not _LATER:
@@ -1475,10 +1469,11 @@ class _Connection:
             try:
                 if isinstance(fault, KeyboardInterrupt):
                     raise
-                self._server.handle_error(self.socket, self._address)
+                if not isinstance(fault, GeneratorExit):
+                    self._server.handle_error(self.socket, self._address)
             finally:
                 self._close()
-        self._server.current = error = None  # an exception refers to this frame
+        self._server.current, error = current, None  # an exception refers to this frame
 
     def _begin(self, yielded: _Yielded) -> Any:
         """Begin what the conversation has yielded; returns what comes of it, or _LATER."""
@@ -1561,13 +1556,7 @@ class _Connection:
 
     def end(self) -> None:
         """End the conversation where it waits, and close the connection."""
-        conversation, self.conversation = self.conversation, None
-        try:
-            if conversation:
-                conversation.close()
-        except Exception:
-            self._server.handle_error(self.socket, self._address)
-        self._close()
+        self.resume(error=GeneratorExit())
 
     def _close(self, by_reset: bool = False) -> None:
         self.conversation = self._wait = None
