@@ -291,18 +291,19 @@ class FeedTestServer(threading.Thread):
             httpd = self._httpd
         if httpd is None:
             return
+        deadline = time.perf_counter() + self.stop_timeout
         httpd.request_shutdown()
         try:
-            self._await_end(httpd, "stop()")
             if self.ident is not None and not httpd.is_own_thread():
                 with self._joining:
-                    self.join()
+                    self.join(self.stop_timeout)
+            self._await_end(httpd, "stop()", deadline)
         finally:
             with self._starting:  # once it is not ready any more, no other files are made
                 _remove(self._files, self._pid)
 
-    def _await_end(self, httpd: _FixtureServer, name: str) -> None:
-        if not httpd.join(self.stop_timeout):
+    def _await_end(self, httpd: _FixtureServer, name: str, deadline: float) -> None:
+        if not httpd.join(deadline - time.perf_counter()):
             names = ", ".join(httpd.running()) or "all requests, maybe the clock"
             raise RuntimeError(
                 f"{name} waited {self.stop_timeout:g} s for the test code that responds to {names};"
@@ -322,7 +323,7 @@ class FeedTestServer(threading.Thread):
             httpd = self._running("down()")
             httpd.close_port()
         try:
-            self._await_end(httpd, "down()")
+            self._await_end(httpd, "down()", time.perf_counter() + self.stop_timeout)
             self._when_free(lambda: httpd.call(httpd.bind_again))  # nobody else gets the port
             yield self
         finally:
