@@ -362,9 +362,7 @@ class FeedTestServer(threading.Thread):
 
     @directory.setter
     def directory(self, directory: Optional[Union[str, os.PathLike[str]]]) -> None:
-        if directory is None:
-            directory = "data" if os.path.isdir("data") else ""
-        self._configure("directory", os.path.abspath(directory) if directory else "")
+        self._configure("directory", _directory(directory))
 
     @property
     def host(self) -> str:
@@ -604,8 +602,7 @@ class FeedTestServer(threading.Thread):
         ignored, requests = _rules_to_ignore(ignore), self.requests
         findings = [finding for finding in audit(requests) if finding.rule not in ignored]
         if findings:
-            words = _judgement("the client", findings)
-            raise AssertionError(f"{words}\n{_transcript(requests)}")
+            raise AssertionError(f"{_judgement('the client', findings)}\n{_transcript(requests)}")
 
 
 def _told(errors: Sequence[str], unused: Sequence[str] = ()) -> str:
@@ -613,6 +610,13 @@ def _told(errors: Sequence[str], unused: Sequence[str] = ()) -> str:
     lines = ["the server found errors:", *errors] if errors else []
     lines += ["steps were left over:", *unused] if unused else []
     return "\n".join(lines)
+
+
+def _directory(given: Optional[Union[str, os.PathLike[str]]], folder: str = "") -> str:
+    """The path of a directory to serve, "" for none; None is ``data`` if the folder has it."""
+    if given is None:
+        given = "data" if os.path.isdir(os.path.join(folder, "data")) else ""
+    return os.path.abspath(os.path.join(folder, given)) if given else ""
 
 
 def _require_directory(path: str, words: str = "there is no such directory to serve") -> None:
@@ -971,8 +975,8 @@ class _Record:
     def clear(self) -> None:
         """Forget requests and errors."""
         with self._lock:
-            self._requests = []  # a new one, as wait() notes how far it has looked
-            self._errors = []
+            # New ones, as wait() notes how far it has looked.
+            self._requests, self._errors = [], []
 
     def end(self) -> None:
         """Note that nothing more will come."""
@@ -1338,11 +1342,10 @@ class StoppableHttpServer(http.server.HTTPServer):
     def _close_port(self, spared: Optional[_Connection], stopping: bool) -> None:
         self.closed = True  # it may have been opened again meanwhile
         self.stopping |= stopping
-        if self.socket.fileno() >= 0:
-            with contextlib.suppress(KeyError):  # it is not accepting
-                if self._opened:
-                    self.selector.unregister(self.socket)
-            self.socket.close()
+        with contextlib.suppress(KeyError, ValueError):  # it is not accepting, or closed
+            if self._opened:
+                self.selector.unregister(self.socket)
+        self.socket.close()
         for connection in list(self.connections.values()):
             if connection is not spared:
                 connection.end()
@@ -4894,37 +4897,31 @@ class FeedTestServerMixin(_TestCase):
             if not getattr(self.server, "ready", False):
                 name = type(self).__name__
                 raise RuntimeError(f"{name}.server is not running: start() it before")
-            self.addCleanup(self._look_for_errors)
-            self._begin_interception()
+            self._begin()
 
     @functools.cached_property
     def server(self) -> FeedTestServer:
         """The server, started by setUp() or, if that was not called, on first use."""
         module = sys.modules[type(self).__module__]
         folder = os.path.dirname(os.path.abspath(getattr(module, "__file__", None) or "x"))
-        name = self.data_directory
-        if name is None:
-            name = "data" if os.path.isdir(os.path.join(folder, "data")) else ""
-        directory = os.path.join(folder, name) if name else ""
+        directory = _directory(self.data_directory, folder)
         server = self.server_class(directory, **self.server_options)
         server.start()
         self.server = self._own_server = server  # known even if the rest fails
-        self.addCleanup(self._look_for_errors)
-        self.addCleanup(self._stop_server)
-        self._begin_interception()
+        self._begin()
         return server
 
-    def _begin_interception(self) -> None:
+    def _begin(self) -> None:
+        self.addCleanup(self._look_for_errors)
+        self._contexts = contextlib.ExitStack()
+        self.addCleanup(self._end)
+        if self.server is self._own_server:
+            self._contexts.callback(self.server.stop)
         if self.intercept:
-            self._interception = self.server.intercept()
-            self._interception.__enter__()
-            self.addCleanup(self._end_interception)
+            self._contexts.enter_context(self.server.intercept())
 
-    def _end_interception(self) -> None:
-        self._interception.__exit__(None, None, None)
-
-    def _stop_server(self) -> None:
-        self.server.stop()
+    def _end(self) -> None:  # by its name, as _contexts is left out of a copy
+        self._contexts.close()
 
     def _look_for_errors(self) -> None:
         unused = self.server._site.take_unused() if self.strict else []
@@ -4941,7 +4938,7 @@ class FeedTestServerMixin(_TestCase):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a parallel runner sends to another process: all but the server."""
-        kept_here = ("server", "_own_server", "_interception")
+        kept_here = ("server", "_own_server", "_contexts")
         return {name: value for name, value in self.__dict__.items() if name not in kept_here}
 
     @property
