@@ -292,7 +292,7 @@ class FeedTestServer(threading.Thread):
         if httpd is None:
             return
         deadline = time.perf_counter() + self.stop_timeout
-        httpd.request_shutdown()
+        httpd.close_port(stopping=True)
         try:
             if self.ident is not None and not httpd.is_own_thread():
                 with self._joining:
@@ -321,7 +321,8 @@ class FeedTestServer(threading.Thread):
         """
         with self._starting:
             httpd = self._running("down()")
-            httpd.close_port()
+            httpd.closed = True  # from now on it is not running for others
+            httpd.close_port(stopping=False)
         try:
             self._await_end(httpd, "down()", time.perf_counter() + self.stop_timeout)
             self._when_free(lambda: httpd.call(httpd.bind_again))  # nobody else gets the port
@@ -1191,7 +1192,7 @@ class StoppableHttpServer(http.server.HTTPServer):
 
     def _go_on_accepting(self) -> None:
         if not self.closed:
-            with contextlib.suppress(KeyError):  # after open_port() it is accepting
+            with contextlib.suppress(KeyError):  # after bind_again() it is accepting
                 self.selector.register(self.socket, _READ, self._accept)
 
     def conversation(self, request: socket.socket, client_address: Any) -> _Conversation:
@@ -1309,21 +1310,18 @@ class StoppableHttpServer(http.server.HTTPServer):
 
     def shutdown(self) -> None:
         """End the server and all its connections, and wait for its threads, except this one."""
-        self.request_shutdown()
+        self.close_port(stopping=True)
         self.join()
 
-    def request_shutdown(self) -> None:
+    def close_port(self, stopping: bool) -> None:
         """Close the port and end all connections but the one that this thread works for.
 
-        This does not wait; join() does.
+        Unless ``stopping``, the server serves on, so that bind_again() can open the port. This does
+        not wait; join() does.
         """
-        self.close_port(stopping=True)
-
-    def close_port(self, stopping: bool = False) -> None:
-        """Do the same, but serve on unless ``stopping``; join() waits for the workers only."""
         this = threading.current_thread()
         with self._lock:
-            self.closed, self._quiet = True, False
+            self._quiet = False
             own = self.current if this is self._thread else self._running.get(this, [None])[0]
         self.post(functools.partial(self._close_port, own, stopping))
 
@@ -1340,8 +1338,7 @@ class StoppableHttpServer(http.server.HTTPServer):
             self._go_on_accepting()
 
     def _close_port(self, spared: Optional[_Connection], stopping: bool) -> None:
-        self.closed = True  # it may have been opened again meanwhile
-        self.stopping |= stopping
+        self.closed, self.stopping = True, self.stopping or stopping
         with contextlib.suppress(KeyError, ValueError):  # it is not accepting, or closed
             if self._opened:
                 self.selector.unregister(self.socket)
@@ -1354,10 +1351,10 @@ class StoppableHttpServer(http.server.HTTPServer):
             self._changed.notify_all()
 
     def join(self, timeout: Optional[float] = None) -> bool:
-        """Wait until all threads have ended, after request_shutdown(); tell whether they have.
+        """Wait until all threads have ended, after close_port(); tell whether they have.
 
-        Those of the server's own that wait here do not wait for each other. ``timeout`` is in
-        seconds; None waits however long it takes.
+        If the server serves on, only the workers have to end. Those of the server's own that wait
+        here do not wait for each other. ``timeout`` is in seconds; None waits as long as it takes.
         """
         this = threading.current_thread()
         is_own = self.is_own_thread()
@@ -1578,10 +1575,10 @@ class _Connection:
 
 
 class _FixtureServer(StoppableHttpServer):
-    """The server of a FeedTestServer."""
+    """The server of a FeedTestServer, whose conversations need no thread."""
 
     def conversation(self, request: socket.socket, client_address: Any) -> _Conversation:
-        """The conversation of the handler, which needs no thread."""
+        """The conversation of the handler."""
         handler: Any = self.RequestHandlerClass
         by_reset: bool = yield from handler(request, client_address, self).converse()
         return by_reset
@@ -1956,7 +1953,7 @@ class FeedTestRequestHandler:
         """Stop the server: the port is closed before the response is sent."""
         response = _refuse(403, "QUIT is for clients on this machine only")
         if re.match(r"(?:::ffff:)?127\.|::1\Z", self.client_address[0]):
-            self.server.request_shutdown()
+            self.server.close_port(stopping=True)
             self.server.call(lambda: None)  # when it returns, the port is closed
             response = _text_response(200, "the server has stopped")
         self.reply(response)
