@@ -1528,12 +1528,15 @@ class _Connection:
         """Have the selector watch for these events, or for none."""
         if events == self._events:
             return
-        if self._events:
-            self._server.selector.unregister(self.socket)
-        self._events = 0  # what it is if the next one fails
-        if events:
-            self._server.selector.register(self.socket, events, self._on_event)
-            self._events = events
+        selector = self._server.selector
+        before, self._events = self._events, 0  # what it is if this fails
+        if not before:
+            selector.register(self.socket, events, self._on_event)
+        elif not events:
+            selector.unregister(self.socket)
+        else:
+            selector.modify(self.socket, events, self._on_event)
+        self._events = events
 
     def _on_event(self) -> None:
         if self.conversation is None:  # it has ended in this turn
