@@ -1339,10 +1339,11 @@ class StoppableHttpServer(http.server.HTTPServer):
 
     def _close_port(self, spared: Optional[_Connection], stopping: bool) -> None:
         self.closed, self.stopping = True, self.stopping or stopping
-        with contextlib.suppress(KeyError, ValueError):  # it is not accepting, or closed
-            if self._opened:
-                self.selector.unregister(self.socket)
-        self.socket.close()
+        if self.socket.fileno() >= 0:
+            with contextlib.suppress(KeyError):  # it is not accepting
+                if self._opened:
+                    self.selector.unregister(self.socket)
+            self.socket.close()
         for connection in list(self.connections.values()):
             if connection is not spared:
                 connection.end()
