@@ -75,7 +75,8 @@ and what there is beside it:
     _Tls                     the same bytes in TLS
     _Authority               the certificates that TLS needs
     _Interception            what makes every host name lead to the server
-    FeedTestServerMixin      a server for each test, and assertions on its record
+    _Wanted                  what a test looks for in the record
+    FeedTestServerMixin      a server for each test of a unittest.TestCase
     main                     the command line: python feedtestserver.py [DIRECTORY]
 """
 
@@ -84,6 +85,7 @@ from __future__ import annotations
 import codecs
 import collections
 import contextlib
+import copy
 import datetime
 import email.utils
 import errno
@@ -161,7 +163,7 @@ __all__ = [
     "stop_server",
 ]
 __version__ = "1.0.0"
-# So that the traceback of a failed assertion ends in the test, not in here: unittest, and pytest.
+# unittest and pytest leave out this file's frames, so that a traceback ends in the test.
 __unittest = __tracebackhide__ = True
 
 _T = TypeVar("_T")
@@ -183,18 +185,18 @@ _IN_USE = {errno.EADDRINUSE} | ({errno.EACCES} if os.name == "nt" else set())
 class FeedTestServer(threading.Thread):
     """A server for the fixtures in a directory, in a thread of its own.
 
-    ``directory`` is made absolute here and must exist when the server is started. None is ``data``
-    where there is one, else no directory at all, and so is "". ``host`` is the address to listen
-    at, "0.0.0.0" for all. ``port`` 0 takes any free port. One that is in use is tried again until
-    ``bind_timeout`` seconds have passed. ``stop()`` waits ``stop_timeout`` seconds for test
-    code that is still running. ``clock`` tells the time in seconds since the epoch, for the Date
-    field and for the record; it is called in the thread that serves all connections, so it must
-    return at once. All of these are attributes, too: ``stop_timeout`` and ``clock`` may be set at
-    any time, the others before ``start()``.
+    ``directory`` is made absolute here and must exist when the server is started. None, the
+    default, is ``data`` if that exists, else no directory; "" is no directory. ``host`` is the
+    address to listen at, "0.0.0.0" for all. ``port`` 0 takes any free port; one that is in use is
+    tried again until ``bind_timeout`` seconds have passed. ``stop()`` waits ``stop_timeout``
+    seconds for test code that is still running. ``clock`` tells the time in seconds since the
+    epoch, for the Date field and for the record; it is called in the thread that serves all
+    connections, so it must return at once. All of these are attributes, too; ``directory``,
+    ``host`` and ``port`` can only be set before ``start()``.
 
-    Use it as a context manager, or call ``start()`` and ``stop()``. At the end of ``with``, an
-    AssertionError tells what was wrong with fixtures and test code, unless another exception is on
-    its way.
+    Use it as a context manager, or call ``start()`` and ``stop()``. At its end, ``with`` raises an
+    AssertionError for errors in fixtures and test code. If another exception is on its way, that
+    one gets them as a note.
     """
 
     #: The class of the conversations; a subclass of FeedTestRequestHandler may add do_ methods.
@@ -254,7 +256,7 @@ class FeedTestServer(threading.Thread):
                 raise
 
     def _when_free(self, bind: Callable[[], _T]) -> _T:
-        """Call what binds the port; try again after 20 ms while it is in use."""
+        """Call a function that binds the port, again every 20 ms while the port is in use."""
         deadline = time.perf_counter() + self.bind_timeout
         while True:
             try:
@@ -315,9 +317,9 @@ class FeedTestServer(threading.Thread):
         """A context in which clients are refused: the port is closed, and no connection is left.
 
         Afterwards the server is there again on the same port, with its script and its record as
-        they were. A ``stop()`` inside is final. Waits for test code as ``stop()`` does, and raises
-        the same RuntimeError; also one if the server is not running, or is down already, and
-        OSError if somebody else has taken the port.
+        they were. A ``stop()`` inside is final. Waits for test code as ``stop()`` does. Raises
+        RuntimeError if that takes too long, or if the server is not running or already down, and
+        OSError if another process has taken the port.
         """
         with self._starting:
             httpd = self._running("down()")
@@ -325,7 +327,8 @@ class FeedTestServer(threading.Thread):
             httpd.close_port(stopping=False)
         try:
             self._await_end(httpd, "down()", time.perf_counter() + self.stop_timeout)
-            self._when_free(lambda: httpd.call(httpd.bind_again))  # nobody else gets the port
+            # Bound but not listening: clients are refused, and the port stays ours.
+            self._when_free(lambda: httpd.call(httpd.bind_again))
             yield self
         finally:
             if not self._at_end():
@@ -334,9 +337,10 @@ class FeedTestServer(threading.Thread):
     def _running(self, name: str) -> _FixtureServer:
         """What serves; raises RuntimeError if nothing does."""
         if self._httpd is None or not self.ready:
-            is_down = self._httpd and not self._httpd.stopping
-            right = "it is down" if is_down else "call start() first"
-            raise RuntimeError(f"{name} needs a server that is running: {right}")
+            why = "call start() first"
+            if self._httpd:
+                why = "it has stopped" if self._httpd.stopping else "it is down"
+            raise RuntimeError(f"{name} needs a server that is running: {why}")
         return self._httpd
 
     def __enter__(self) -> FeedTestServer:
@@ -344,15 +348,16 @@ class FeedTestServer(threading.Thread):
         return self
 
     def __exit__(self, kind: object, error: Optional[BaseException], traceback: object) -> None:
+        failure = None
         try:
             self.stop()
-        finally:
-            words = _told(self.errors)
-            if words and error is None:
-                raise AssertionError(words)
-            if words and error and sys.version_info >= (3, 11):
-                with contextlib.suppress(Exception):  # it may be frozen
-                    error.add_note(words)
+        except RuntimeError as stop_failure:
+            failure = stop_failure
+        words = "\n".join(filter(None, [str(failure or ""), _told(self.errors)]))
+        if words and error is None:
+            raise AssertionError(words) from failure
+        if words and error:
+            _add_note(error, words)
 
     # Where it is, and what it serves
 
@@ -385,7 +390,7 @@ class FeedTestServer(threading.Thread):
 
     def _configure(self, name: str, value: Union[str, int]) -> None:
         if self._httpd:
-            raise RuntimeError(f"{name} may be set before start() only")
+            raise RuntimeError(f"{name} can only be set before start()")
         setattr(self._site, name, value)
 
     @property
@@ -606,10 +611,19 @@ class FeedTestServer(threading.Thread):
             raise AssertionError(f"{_judgement('the client', findings)}\n{_transcript(requests)}")
 
 
+def _add_note(error: BaseException, words: str) -> None:
+    """Have an exception that is on its way show these words as well."""
+    if sys.version_info >= (3, 11):
+        with contextlib.suppress(Exception):  # it may be frozen
+            error.add_note(words)
+    elif error.__context__ is None:
+        error.__context__ = AssertionError(words)
+
+
 def _told(errors: Sequence[str], unused: Sequence[str] = ()) -> str:
     """What fails a test besides its own assertions; "" if there is nothing."""
     lines = ["the server found errors:", *errors] if errors else []
-    lines += ["steps were left over:", *unused] if unused else []
+    lines += ["the server has unused steps:", *unused] if unused else []
     return "\n".join(lines)
 
 
@@ -697,8 +711,9 @@ class _Site:
         self._lock = threading.Lock()
         #: Responds, if it can, where neither a step nor a fixture does; called with the folder.
         self.listing: Callable[[Request, str], Optional[Response]] = lambda request, folder: None
-        # By what they are for; patterns are under None.
-        self._scripts: dict[Optional[str], dict[tuple[Any, ...], _Script]] = {}
+        self._numbers = itertools.count()
+        self._exact: dict[tuple[Any, ...], _Script] = {}
+        self._patterns: dict[tuple[Any, ...], _Script] = {}
         # The last turn of the server, and the fixtures that were looked up in it.
         self._seen: tuple[Optional[int], dict[str, Optional[Response]]] = (None, {})
 
@@ -709,14 +724,15 @@ class _Site:
             if not callable(step):
                 self.response(step)
         with self._lock:
-            scripts = self._scripts.setdefault(None if address.is_pattern else address.place, {})
+            scripts = self._patterns if address.is_pattern else self._exact
             scripts.pop(address.key, None)  # of two patterns the one given last comes last
-            scripts[address.key] = _Script(address, steps)
+            scripts[address.key] = _Script(next(self._numbers), address, steps)
 
     def clear(self) -> None:
         """Forget the scripted steps."""
         with self._lock:
-            self._scripts.clear()
+            self._exact.clear()
+            self._patterns.clear()
 
     def count_interceptions(self, change: int) -> int:
         """Note that so many interceptions begin, or end; returns how many there are now."""
@@ -725,38 +741,39 @@ class _Site:
             return self.intercepting
 
     def scripts(self) -> list[_Script]:
-        """The steps for each address: a snapshot."""
+        """The steps for each address, in order: a snapshot."""
         with self._lock:
-            return [script for scripts in self._scripts.values() for script in scripts.values()]
+            scripts = [*self._exact.values(), *self._patterns.values()]
+        return sorted(scripts, key=lambda script: script.number)
 
     def unused(self) -> list[str]:
         """A sentence for each step that no request has taken."""
         return [sentence for script in self.scripts() for sentence in script.unused()]
 
     def take_unused(self) -> list[str]:
-        """Return and forget them, so that each is charged to the test that has left it over."""
+        """Return them, and report each only to the test that left it."""
         found = self.unused()
         for script in self.scripts():
             script.expected = 0
         return found
 
-    def steps_for(self, request: Request) -> Iterator[Step]:
+    def steps_for(self, request: Request) -> Iterable[Step]:
         """The steps that may respond to a request, the best match first.
 
-        Each is taken when it is asked for, which is so if those before it have passed.
+        Each is taken only when those before it have passed.
         """
-        if not self._scripts:
-            return
-        subject = request.subject
+        if not (self._exact or self._patterns):
+            return ()
         with self._lock:
-            scripts = [*self._scripts.get(request.place, {}).values()]
-            patterns = reversed(self._scripts.get(None, {}).values())
-            scripts += [each for each in patterns if each.address.may_cover(subject)]
-        found = [script for script in scripts if script.address.covers(request)]
-        for script in sorted(found, key=lambda script: script.address.rank, reverse=True):
-            with self._lock:
-                step = script.take(request)
-            yield step
+            found = [self._exact[key] for key in _keys(request) if key in self._exact]
+            patterns = [each for each in self._patterns.values() if each.address.may_cover(request)]
+        patterns = [each for each in reversed(patterns) if each.address.covers(request)]
+        found += sorted(patterns, key=lambda script: script.address.rank, reverse=True)
+        return (self._take(script, request) for script in found)
+
+    def _take(self, script: _Script, request: Request) -> Step:
+        with self._lock:
+            return script.take(request)
 
     def response(self, step: Step) -> Response:
         """The response of a step that is no callable; raises what respond() raises."""
@@ -770,15 +787,16 @@ class _Site:
             return self.fixture(step)
         raise TypeError(
             f"found {step!r:.80} as a step; it takes a fixture's name, a status code, bytes,"
-            " a Response, or a callable that returns one of these, or None to pass"
+            " a Response, or a callable that returns one of these or None"
         )
 
     def fixture(self, name: str) -> Response:
         """What the fixture of that name responds; raises FileNotFoundError if there is none."""
         if fixture := _load(self.directory, name.lstrip("/")):
             return fixture
-        words = f"no such fixture in {self.directory or 'no directory'}"
-        words += self._nearest(name, self._some_names())
+        words = "no such fixture, as there is no directory"
+        if self.directory:
+            words = f"no such fixture in {self.directory}{self._nearest(name, self._some_names())}"
         if re.match(r"\s*[<{[]|.*\n", name):
             words += "; if it is a body: bodies are bytes, such as b'<rss/>'"
         raise FileNotFoundError(errno.ENOENT, words, name[:80])
@@ -803,17 +821,19 @@ class _Site:
 
     def not_found(self, request: Request, folder: str) -> Response:
         """The 404 that names the nearest fixture or scripted address."""
-        names = self._some_names()
-        hints = []
-        for script in self.scripts()[:_SOME_NAMES]:
-            given = script.address.given
-            names[re.sub("^https?://|^/", "", given)] = str(script.address)
-            if request.origin and given.count("/") == 2 and script.address.is_at(request):
-                hints.append(f"; {given!r} is its / only, and {given + '/*'!r} all of it")
+        names, hint = self._some_names(), ""
+        for address in (script.address for script in self.scripts()[-_SOME_NAMES:]):
+            if address.covers(request):
+                hint = "; the steps for it have passed"
+            else:
+                of = f" for {address.method}" if address.method else ""
+                names[_bare(address.given)] = f"{address.given!r}{of}"
+            if address.is_host_alone and address.is_at(request):
+                all_paths = f"{address.given.rstrip('/')}/*"
+                hint = f"; {address.given!r} is for / alone, {all_paths!r} for all paths"
         where = f" in {self.directory}" if self.directory else ""
-        nearest = self._nearest(folder + request.path.removeprefix("/"), names)
-        words = f"{request.shown!r:.200} was not found{where}{nearest}{''.join(hints[:1])}"
-        return _text_response(404, words)
+        nearest = self._nearest(_bare(request.shown), names)
+        return _text_response(404, f"{request.shown!r:.200} was not found{where}{nearest}{hint}")
 
     def has_tunnel_to(self, request: Request) -> bool:
         """Whether a CONNECT is for the host of an https URL that respond() was given."""
@@ -823,7 +843,9 @@ class _Site:
         """What to say of a request to a host that has neither a folder nor steps; "" if it has."""
         may_be_there = self.directory and _HOST_FOLDER.fullmatch(request.host)
         folder = _path_of(self.directory, request.host) if may_be_there else ""
-        if os.path.isdir(folder) or any(each.address.is_at(request) for each in self.scripts()):
+        addresses = [script.address for script in self.scripts()]
+        is_scripted = any(each.method != "CONNECT" and each.is_at(request) for each in addresses)
+        if os.path.isdir(folder) or is_scripted:
             return ""
         right = f"the folder {folder} or " if folder else ""
         right += f"respond({request.url!r}, ...)"
@@ -831,8 +853,7 @@ class _Site:
 
     def _some_names(self) -> dict[str, str]:
         """Some names of fixtures: in a large directory, looking at all would take long."""
-        with contextlib.closing(_names_below(self.directory)) as names:
-            return {name: repr(name) for name in itertools.islice(names, _SOME_NAMES)}
+        return {name: repr(name) for name in _names_below(self.directory, _SOME_NAMES)}
 
     def _nearest(self, wanted: str, names: Mapping[str, str]) -> str:
         """What to say of the nearest of these names, given with how they are shown."""
@@ -857,7 +878,7 @@ class _Site:
         if not isinstance(given, str):
             raise TypeError(f"address: found {given!r:.80}; it takes a path, a URL or a pattern")
         if re.match(r"(?i)(?!https?:)[a-z*][a-z0-9*+.-]*://", given):
-            raise ValueError(f"found {given!r:.80} as a URL; it takes one of http or https")
+            raise ValueError(f"found the URL {given!r:.80}; its scheme must be http or https")
         origin, rest = _parted(given)
         if self._is_own(origin):
             origin = ""
@@ -899,14 +920,15 @@ class _Site:
 class _Script:
     """The steps for one address; each is taken once, the last one again and again."""
 
-    def __init__(self, address: _Address, steps: Sequence[Step]) -> None:
-        self.address, self.steps = address, steps
+    def __init__(self, number: int, address: _Address, steps: Sequence[Step]) -> None:
+        self.number, self.address, self.steps = number, address, steps
         self.taken = 0
-        #: How many are said to be unused if no request takes them.
+        #: How many of the steps unused() looks at.
         self.expected = len(steps)
 
     def take(self, request: Request) -> Step:
         """The next step; the transcript of the request will name it."""
+        request.is_scripted = True
         self.taken = min(self.taken + 1, len(self.steps))
         of = f" of {self.address}" if self.address.is_pattern else ""
         request.step = self._called(self.taken, of)
@@ -915,7 +937,8 @@ class _Script:
     def unused(self) -> Iterator[str]:
         """A sentence for each step that no request has taken."""
         for number in range(self.taken + 1, self.expected + 1):
-            yield f"no request took {self._called(number, f' of respond({self.address})')}"
+            which = self._called(number, f" of respond({self.address})")
+            yield f"no request took {which}"
 
     def _called(self, number: int, of: str) -> str:
         step = self.steps[number - 1]
@@ -1405,7 +1428,8 @@ class StoppableHttpServer(http.server.HTTPServer):
         """
         if self._thread or self.stopping:
             self._make_lock()  # nobody here would release the other one
-            self.stopping, self._thread = True, None
+            self.stopping = self.closed = True
+            self._thread = None
             self._running.clear()
             for connection in self.connections.values():
                 connection.socket.close()  # before the conversation ends, which could shut it down
@@ -1666,7 +1690,8 @@ class FeedTestRequestHandler:
             request.refused = True
             plan = self.plan(request, _refuse(*refusal.args))
         request.response, began = plan.response, time.perf_counter()
-        is_plain_tunnel = self.tunnel is request and not request.step
+        # It is request.tunnel of what comes through it.
+        is_plain_tunnel = self.tunnel is request and not request.is_scripted
         if request.method != "QUIT" and not is_plain_tunnel:
             self.record.add(request)
         yield from self.send_parts(plan) if plan.whole is None else self.send(plan.whole)
@@ -1891,16 +1916,16 @@ class FeedTestRequestHandler:
     def perform(self, request: Request, step: Callable[[Request], Any]) -> Optional[Response]:
         """What test code responds, None if it passes; a callable may return another one.
 
-        What it raises is on record even if the connection ends before.
+        What it raises is put on record here, in case the connection ends first.
         """
-        result: Any = step
         try:
-            while callable(result):
-                result = result(request)
-                if isinstance(result, Coroutine):
-                    import asyncio  # for coroutine functions only
+            result = step(request)
+            if isinstance(result, Coroutine):
+                import asyncio  # for coroutine functions only
 
-                    result = asyncio.run(result)
+                result = asyncio.run(result)
+            if callable(result):
+                return self.perform(request, result)
             return None if result is None else self.site.response(result)
         except BaseException as error:  # pytest.fail() raises no Exception
             return self.fail(_explain(error, request))
@@ -2097,7 +2122,7 @@ def _in_flight(connection: socket.socket) -> int:
 # The reader: what a request's head may look like (RFC 9112 2 to 6)
 
 _METHODS = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
-#: Methods that ask the server itself for something, and no resource.
+#: Methods that are for the server itself, not for a resource.
 _FOR_THE_SERVER = ("CONNECT", "QUIT")
 _MAX_FIELDS = 256
 _MAX_LINE, _MAX_HEAD, _MAX_BODY = 16 * 1024, 1024 * 1024, 64 * 1024 * 1024  # in bytes
@@ -2167,7 +2192,7 @@ class _Head:
 
     @functools.cached_property
     def parameters(self) -> tuple[str, ...]:
-        """Those of the query, as addresses compare them."""
+        """The parameters of the query, as addresses compare them."""
         return _parameters(self.query)
 
 
@@ -2338,62 +2363,76 @@ def _chunk_size(line: str) -> int:
 
 # Addresses: URLs and patterns of them, as they are compared
 
-#: What a ``*`` is in a host, in a path, in a parameter, and anywhere, as an expression.
+#: Regular expressions for a ``*`` in a host, in a path, in a parameter, and anywhere.
 _IN_HOST, _IN_PATH = r"(?:\[[^/]*\]|[^/:\[]*?)", r"[^?]*?"
 _IN_PARAMETER, _ANYWHERE = r"[^&]*?", r".*?"
-#: What may not be in the normal form of a URL (RFC 3986 2 and 6.2.2): an encoded byte, and whatever
-#: no URI may hold.
+#: What _normal() looks at: encoded bytes, and characters that no URI may hold (RFC 3986 2).
 _NOT_NORMAL = re.compile(r"%[0-9A-Fa-f]{2}|[^!#$&-;=?@A-Z\[\]_a-z~]")
 
 
 class _Address:
-    """What respond(), or an assertion, is about: a URL, or a pattern of some, and maybe a method.
+    """The URL or the pattern that respond() or an assertion was given, and maybe a method.
 
-    ``given`` is how it was written, and ``rest`` what comes after the origin. That is "" for the
-    server itself, and "*" for whatever host. Raises ValueError if no request can match.
+    ``origin`` is "" for the server itself and "*" for any host; ``rest`` is what comes after it.
+    Raises ValueError if no request can match.
     """
 
     def __init__(self, given: str, origin: str, rest: str, method: Optional[str]) -> None:
         path, mark, query = rest.partition("#")[0].partition("?")
         path = _normal(path if path.startswith("/") or origin == "*" else f"/{path}")
         self.given, self.origin, self.method = given, origin, method
-        self.place = f"{origin}{path}"
-        self.query = _parameters(query, r"=|\*\Z") if mark else None
-        self.key = self.place, self.query, method
+        self.is_pattern = "*" in f"{origin}{path}{query}"
+        self.query = _parameters(query, "[=*]" if self.is_pattern else "=") if mark else None
+        self.key = f"{origin}{path}", self.query, method
+        # Also where that is the server itself, whose origin is "".
         self.is_https = given.lower().startswith("https:")
-        self.is_pattern = "*" in f"{self.place}{query}"
-        #: Of those that match, the one with the highest responds.
-        self.rank = not self.is_pattern, self.query is not None, method is not None
-        if self.is_pattern:
-            host = _ANYWHERE if origin == "*" else _IN_HOST
-            parameter = ("*", _ANYWHERE)
-            if self.query is not None and len(self.query) < 2:
-                parameter = ("".join(self.query), _IN_PARAMETER)
-            #: Tells whether a request fits, or may fit if there are several parameters.
-            self.may_cover = _glob((origin, host), (path, _IN_PATH), ("?", ""), parameter)
         is_host = self.is_https and self.query is None and path.replace("*", "") == "/"
         if method == "CONNECT" and not (is_host or given == "*"):
             words = "the https URL of a host, such as 'https://a.example'"
             raise ValueError(f"found {given!r:.80} with the method CONNECT; it takes {words}")
+        self.is_host_alone = method != "CONNECT" and re.fullmatch("(?i)https?://[^/?#]+/?", given)
+        #: Of the patterns that match, the one with the highest rank responds.
+        self.rank = self.query is not None, method is not None
+        if self.is_pattern:
+            host = (origin, _ANYWHERE if origin == "*" else _IN_HOST)
+            self._has_origin = _glob(host)
+            self._has_parameters = [_glob((each, _IN_PARAMETER)) for each in self.query or ()]
+            # How each parameter begins: a quick look, before they are paired.
+            begins = (re.escape(each.partition("*")[0]) for each in self.query or ())
+            ahead = "".join(f"(?=.*[?&]{each})" for each in begins)
+            self._fits = _glob(host, (path, _IN_PATH), ("?*", _ANYWHERE), ahead=ahead)
 
     def __str__(self) -> str:
         return f"{self.given!r}, method={self.method!r}" if self.method else repr(self.given)
 
+    def may_cover(self, request: Request) -> bool:
+        """Whether a request may match this pattern, by a quick look."""
+        return bool(self._fits(request.subjects["*" in self.origin]))
+
     def covers(self, request: Request) -> bool:
-        """Whether a request matches; without a method, one that asks for a resource."""
+        """Whether a request matches; without a method, any but CONNECT and QUIT."""
+        if not self.is_pattern:
+            return self.key in _keys(request)
         if self.method != request.method and (self.method or request.method in _FOR_THE_SERVER):
             return False
-        parameters = request.head.parameters
-        if not self.is_pattern:
-            return self.place == request.place and self.query in (None, parameters)
-        fits = bool(self.may_cover(request.subject))
-        return fits and (self.query is None or _can_pair(self.query, parameters))
+        if not self.may_cover(request):
+            return False
+        return self.query is None or _can_pair(self._has_parameters, request.head.parameters)
 
     def is_at(self, request: Request) -> bool:
-        """Whether this is at the host of a request, or at any."""
-        if self.origin in ("*", request.origin):
-            return True
-        return "*" in self.origin and bool(_glob((self.origin, _IN_HOST))(request.origin))
+        """Whether the host of a request is this one, or fits the pattern."""
+        if not self.is_pattern:
+            return self.origin in request.origins
+        return any(map(self._has_origin, request.origins))
+
+
+def _keys(request: Request) -> Iterator[tuple[Any, ...]]:
+    """The keys of the exact addresses that match a request, the best first."""
+    methods = [request.method] if request.method in _FOR_THE_SERVER else [request.method, None]
+    for origin in request.origins:
+        for query in (request.head.parameters, None):
+            for method in methods:
+                yield f"{origin}{request.head.normal_path}", query, method
 
 
 def _normal(text: str) -> str:
@@ -2412,29 +2451,33 @@ def _parameters(query: str, complete: str = "=") -> tuple[str, ...]:
     return tuple(sorted(each if re.search(complete, each) else f"{each}=" for each in parameters))
 
 
-def _can_pair(patterns: Sequence[str], texts: Sequence[str]) -> bool:
-    """Whether each pattern fits a text of its own, and all texts are taken (Kuhn's algorithm)."""
-    taken: dict[int, int] = {}  # by which pattern
+def _can_pair(patterns: Sequence[Callable[[str], object]], texts: Sequence[str]) -> bool:
+    """Whether patterns and texts can be paired, each pattern with a text that it fits.
+
+    By Kuhn's algorithm. A text ``a=`` fits what ``a`` fits as well.
+    """
+    taken: dict[int, int] = {}  # the pattern of each text
 
     def find(pattern: int, tried: set[int]) -> bool:
-        """Find one for a pattern; another pattern may have to take another text."""
-        for text in range(len(texts)):
-            if text not in tried and _glob((patterns[pattern], _IN_PARAMETER))(texts[text]):
-                tried.add(text)
-                if text not in taken or find(taken[text], tried):
-                    taken[text] = pattern
-                    return True
+        """Find a text for a pattern, moving another pattern if need be."""
+        fits = patterns[pattern]
+        mine = [number for number, text in enumerate(texts) if fits(text) or fits(text.rstrip("="))]
+        for text in sorted(set(mine) - tried, key=taken.__contains__):  # the free ones first
+            tried.add(text)
+            if text not in taken or find(taken[text], tried):
+                taken[text] = pattern
+                return True
         return False
 
     return len(patterns) == len(texts) and all(find(each, set()) for each in range(len(patterns)))
 
 
-@functools.lru_cache(maxsize=4096)
-def _glob(*parts: tuple[str, str]) -> Callable[[str], object]:
-    """A function that tells whether a text fits a pattern: its parts, and what a ``*`` in each is.
+def _glob(*parts: tuple[str, str], ahead: str = "") -> Callable[[str], object]:
+    """A function that tells whether a text matches a pattern, after a look ahead.
 
-    The first place where what comes after a ``*`` fits is as good as any. So no other one is looked
-    for, and the time is linear.
+    The pattern is in parts, each with the expression that a ``*`` in it stands for. Once what
+    follows a ``*`` has matched, no other match is tried (an atomic group; ``re`` has them from
+    Python 3.11), so the time is linear.
     """
     stars = [star for part, star in parts for _ in range(part.count("*"))]
     pieces = [re.escape(piece) for piece in "".join(part for part, _ in parts).split("*")]
@@ -2442,7 +2485,12 @@ def _glob(*parts: tuple[str, str]) -> Callable[[str], object]:
     expression = pieces[0]
     for number, (star, piece) in enumerate(zip(stars, pieces[1:])):
         expression += f"(?=(?P<p{number}>{star}{piece}))(?P=p{number})"
-    return re.compile(f"(?s){expression}").match
+    return re.compile(f"(?s){ahead}{expression}").match
+
+
+def _bare(address: str) -> str:
+    """An address without its scheme and the slash that it begins with, as names are compared."""
+    return re.sub("(?i)^https?://|^/", "", address)
 
 
 def _origin(scheme: str, authority: str) -> str:
@@ -2507,7 +2555,7 @@ _MUCH = 1_000_000
 #: Larger files are read in such blocks, for each client anew.
 _BLOCK = 256 * 1024
 #: Names of fixtures that are looked at for the nearest one, and those of them that are compared.
-_SOME_NAMES, _FEW_NAMES = 500, 50
+_SOME_NAMES, _FEW_NAMES = 1000, 50
 #: Fixtures whose responses are kept.
 _MAX_LOADED = 16384
 
@@ -2537,19 +2585,23 @@ def _path_of(directory: str, name: str) -> str:
     return f"{directory}{os.sep}{name.replace('/', os.sep)}"
 
 
-def _names_below(directory: str) -> Generator[str, None, None]:
-    """The names of the fixtures below a directory, by a quick look that reads no link."""
+def _names_below(directory: str, most: int) -> Iterator[str]:
+    """The names of fixtures below a directory, by a look at so many files and folders at most."""
     root = os.path.join(directory, "")
     folders = [directory] if directory else []
     for folder in folders:  # as those below are added
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith(".") or _is_sidecar(entry.name):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-                else:
-                    yield entry.path[len(root) :].replace(os.sep, "/")
+            some = list(itertools.islice(entries, most))
+        most -= len(some) + 1
+        for entry in some:
+            if entry.name.startswith(".") or _is_sidecar(entry.name):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
+            elif entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path):
+                yield entry.path[len(root) :].replace(os.sep, "/")
+        if most <= 0:
+            return
 
 
 def _is_sidecar(name: str) -> bool:
@@ -3503,7 +3555,7 @@ class Request:
     tunnel: Optional[Request] = None
     response: Optional[Response] = None
     step = ""
-    refused = False
+    refused = is_scripted = False
     # By time.perf_counter(), as the server's clock may stand still: when the last of it came, and
     # when its response began; infinity if the client has not stayed for all of that.
     heard_at = 0.0
@@ -3530,13 +3582,17 @@ class Request:
     @property
     def url(self) -> str:
         """The whole URL that was asked for."""
-        # Its origin is what the target says, the tunnel, or the Host field.
+        if not self.head.path.startswith("/"):
+            return self._asked_origin if self.target else ""
+        return f"{self._asked_origin}{self.head.path}{self.head.has_query}{self.head.query}"
+
+    @property
+    def _asked_origin(self) -> str:
+        """The origin of the URL: what the target says, the tunnel, or the Host field."""
         origin, host = self.origin or self.head.origin, self.head.values.get("host")
         if not origin and host and _is_authority(host):
             origin = _origin(self.base_url.partition(":")[0], host)
-        if not self.head.path.startswith("/"):
-            return (origin or self.base_url) if self.target else ""
-        return f"{origin or self.base_url}{self.head.path}{self.head.has_query}{self.head.query}"
+        return origin or self.base_url
 
     @property
     def path(self) -> str:
@@ -3548,15 +3604,16 @@ class Request:
         """The query of the URL, as ``urllib.parse.parse_qs`` reads it."""
         return urllib.parse.parse_qs(self.head.query)
 
-    @property
-    def place(self) -> str:
-        """The origin, if another host was asked, and the path, as addresses compare them."""
-        return f"{self.origin}{self.head.normal_path}"
+    @functools.cached_property
+    def origins(self) -> list[str]:
+        """Those that an address may have: what was asked for, and "" for the server itself."""
+        return [self._asked_origin] if self.origin else [self._asked_origin, ""]
 
-    @property
-    def subject(self) -> str:
-        """What patterns are matched with: that, and the parameters of the query."""
-        return f"{self.place}?{'&'.join(self.head.parameters)}"
+    @functools.cached_property
+    def subjects(self) -> list[str]:
+        """What patterns are matched with: without the origin of the server itself, and with it."""
+        rest = f"{self.head.normal_path}?{'&'.join(self.head.parameters)}"
+        return [f"{self.origin}{rest}", f"{self._asked_origin}{rest}"]
 
     @property
     def shown(self) -> str:
@@ -4372,15 +4429,18 @@ class _Authority:
 
     def certify(self, host: str, kind: str) -> str:
         """A certificate for a server, in PEM, of one of the kinds that _CERTIFICATE_KINDS names."""
-        issuer = self.server_key if kind == "self-signed" else self.key
-        name = _general_name(_WRONG_HOST if kind == "wrong-host" else host)
+        host = _WRONG_HOST if kind == "wrong-host" else host
+        subject = copy.copy(self.server_key)
+        if len(host) <= 64:  # a common name has no more characters (RFC 5280 A.1)
+            subject.name = host
+        issuer = subject if kind == "self-signed" else self.key
         extensions = {
             _BASIC_CONSTRAINTS: _sequence(),
             _KEY_USAGE: _DIGITAL_SIGNATURE,
             _EXTENDED_KEY_USAGE: _sequence(_SERVER_AUTH),
-            _SUBJECT_ALT_NAME: _sequence(name),
+            _SUBJECT_ALT_NAME: _sequence(_general_name(host)),
         }
-        return _certificate(self.server_key, issuer, extensions, _BEGINNINGS.get(kind, -_ONE_DAY))
+        return _certificate(subject, issuer, extensions, _BEGINNINGS.get(kind, -_ONE_DAY))
 
 
 _authorities: dict[str, _Authority] = {}
@@ -4771,17 +4831,27 @@ class _Wanted:
         times: Optional[int] = None,
     ) -> None:
         if times is not None and times < 1:
-            raise ValueError(f"times: found {times}; it takes 1 or more, or assert_not_requested()")
+            right = "it takes 1 or more; use assert_not_requested() for none"
+            raise ValueError(f"times: found {times}; {right}")
+        if not isinstance(headers or {}, Mapping):
+            raise TypeError(
+                f"headers: found {headers!r:.80}; it takes a mapping of names to values"
+            )
         self.path, self.method, self.fields = path, _checked_method(method), dict(headers or {})
         for name, value in self.fields.items():
-            if not (value is None or isinstance(value, str)):
-                raise TypeError(f"headers: found {value!r:.80} for {name}; it takes a str or None")
+            if not (isinstance(name, str) and isinstance(value, (str, type(None)))):
+                found = f"found {value!r:.80} for {name!r:.80}"
+                raise TypeError(f"headers: {found}; a name is a str, and its value a str or None")
         self.address = None if path is None else site.address(path, method)
         self.is_json = isinstance(body, (dict, list))
-        wanted = _canonical(body) if self.is_json else body
-        self.body = wanted.encode() if isinstance(wanted, str) else wanted
-        if not isinstance(self.body, (bytes, type(None))):
-            raise TypeError(f"body: found {body!r:.80}; it takes bytes, str, a dict or a list")
+        try:
+            body = _canonical(json.dumps(body)) if self.is_json else body
+        except (RecursionError, TypeError, ValueError) as error:
+            raise TypeError(f"body: found {body!r:.80}; JSON cannot say that: {error}") from None
+        body = body.encode() if isinstance(body, str) else body
+        if not isinstance(body, (bytes, type(None))):
+            raise TypeError(f"body: found {body!r:.80}; it takes bytes, a str, a dict or a list")
+        self.body = body
         self._record: Optional[list[Request]] = None
         self._found: list[Request] = []
         self._looked_at = 0
@@ -4809,7 +4879,7 @@ class _Wanted:
     def body_of(self, request: Request) -> Optional[bytes]:
         """The body in the form that is compared."""
         try:
-            return _canonical(json.loads(request.body)) if self.is_json else request.body
+            return _canonical(request.body).encode() if self.is_json else request.body
         except (RecursionError, ValueError):
             return None
 
@@ -4820,7 +4890,8 @@ class _Wanted:
         found = self.among(record)
         if not least <= len(found) <= most:
             expected = f"{'' if least == most else 'at least '}{_times(least)}{limit}"
-            words = f"{self} was requested {_times(len(found))}, expected {expected}"
+            times = f"requested {_times(len(found))}" if found else "not requested"
+            words = f"expected {self} {expected}; it was {times}"
             shown = _transcript(record, self.fields, body=self.body is not None)
             raise AssertionError(f"{words}\n{shown}")
         return found
@@ -4831,7 +4902,10 @@ class _Wanted:
             f"without {name}" if value is None else f"with {name}: {value}"
             for name, value in self.fields.items()
         ]
-        fields += [f"with the body {self.body!r:.200}"] if self.body is not None else []
+        if self.is_json and self.body:
+            fields.append(f"with the JSON body {self.body.decode():.200}")
+        elif self.body is not None:
+            fields.append(f"with the body {self.body!r:.200}")
         return f"{what} {' and '.join(fields)}" if fields else what
 
 
@@ -4846,9 +4920,14 @@ def _checked_method(method: Optional[str]) -> Optional[str]:
     return method
 
 
-def _canonical(value: object) -> bytes:
-    """JSON in the one form that is compared; raises TypeError for what JSON cannot say."""
-    return json.dumps(value, sort_keys=True, allow_nan=False).encode()
+def _canonical(text: Union[str, bytes]) -> str:
+    """JSON in the form that is compared; a number that is whole has no decimals."""
+
+    def read_number(digits: str) -> float:
+        number = float(digits)
+        return int(number) if number.is_integer() else number
+
+    return json.dumps(json.loads(text, parse_float=read_number), sort_keys=True, allow_nan=False)
 
 
 def _transcript(requests: Iterable[Request], fields: Iterable[str] = (), body: bool = False) -> str:
@@ -4876,8 +4955,8 @@ class FeedTestServerMixin(_TestCase):
     be running, ``setUp()`` takes that one, and does not stop it.
     """
 
-    #: The directory to serve, relative to the file that defines the test class. None is ``data``
-    #: where there is one, else no directory at all, and so is "".
+    #: The directory to serve, relative to the file that defines the test class. None is ``data`` if
+    #: that exists, else no directory; "" is no directory.
     data_directory: Optional[Union[str, os.PathLike[str]]] = None
     #: The class of the server.
     server_class: type[FeedTestServer] = FeedTestServer

@@ -110,7 +110,7 @@ class Failing(FeedTestServerMixin, {base}):
 """
 #: What the two failing tests are to show: the words of the assertion, the record, the slip.
 SHOWN = (
-    r"""/feed\.xml with If-None-Match: "v1" was requested not at all, expected at least once""",
+    r"""expected /feed\.xml with If-None-Match: "v1" at least once; it was not requested""",
     r"The server got:\s+(E +)?GET /feed\.xml\?no -> 200",
     r"the server found errors:",
     r"slip\.xml, line 1: found the key 'Stauts'; the directive is Status",
