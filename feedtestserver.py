@@ -764,10 +764,15 @@ class _Site:
         """
         if not (self._exact or self._patterns):
             return ()
+        subjects = request.subjects
         with self._lock:
             found = [self._exact[key] for key in _keys(request) if key in self._exact]
-            patterns = [each for each in self._patterns.values() if each.address.may_cover(request)]
-        patterns = [each for each in reversed(patterns) if each.address.covers(request)]
+            patterns = [
+                script
+                for script in reversed(self._patterns.values())
+                if script.address.may_fit(subjects[script.address.has_any_host])
+            ]
+        patterns = [script for script in patterns if script.address.covers(request)]
         found += sorted(patterns, key=lambda script: script.address.rank, reverse=True)
         return (self._take(script, request) for script in found)
 
@@ -1818,7 +1823,9 @@ class FeedTestRequestHandler:
                 del self.buffer[:2]
         end = self.buffer.find(b"\r\n\r\n", 0, _SMALL_HEAD) + 4
         if end > 4:
-            return _parse_head((yield from self.take(end)))
+            data = bytes(self.buffer[:end])
+            del self.buffer[:end]
+            return _parse_head(data)
         reader = _HeadReader()
         while (head := reader.read(self.buffer)) is None:
             yield from self.receive()
@@ -1870,9 +1877,25 @@ class FeedTestRequestHandler:
     # Find who responds
 
     def respond(self, request: Request) -> _Part[_Plan]:
-        """The plan of the response; a 500 if a fixture or the test's own code is wrong."""
+        """The plan of the response: of the best match that does not pass, else of a do_ method.
+
+        It is a 500 if a fixture or the test's own code is wrong.
+        """
         try:
-            response = yield from self.find(request)
+            for step in self.site.steps_for(request):
+                if callable(step):
+                    response = yield from self.work(self.perform, request, step)
+                else:
+                    response = self.site.response(step)
+                if response is not None:
+                    break
+            else:
+                request.step = ""
+                if type(self) is FeedTestRequestHandler:
+                    response = self.unscripted(request)
+                else:  # it may be a test's own method, which may take its time
+                    response = yield from self.work(self.perform, request, self.unscripted)
+            assert response is not None
             if len(response.content) > _MUCH and (response.compress or response.template):
                 return (yield from self.work(self.plan, request, response))
             return self.plan(request, response)
@@ -1893,26 +1916,6 @@ class FeedTestRequestHandler:
             self.client_left = True
         return result
 
-    def find(self, request: Request) -> _Part[Response]:
-        """The response: of the best match that does not pass, else of a do_ method."""
-        for step in self.site.steps_for(request):
-            if callable(step):
-                response = yield from self.work(self.perform, request, step)
-            else:
-                response = self.site.response(step)
-            if response is not None:
-                return response
-        request.step = ""
-        is_for_host = request.origin and request.method not in _FOR_THE_SERVER
-        if is_for_host and (words := self.site.unknown_host(request)):
-            return _with(self.fail(words), status=502)
-        if type(self) is FeedTestRequestHandler:
-            return self.dispatch(request)
-        # In a subclass it may be a test's own method, which may take its time.
-        response = yield from self.work(self.perform, request, self.dispatch)
-        assert response is not None
-        return response
-
     def perform(self, request: Request, step: Callable[[Request], Any]) -> Optional[Response]:
         """What test code responds, None if it passes; a callable may return another one.
 
@@ -1930,8 +1933,11 @@ class FeedTestRequestHandler:
         except BaseException as error:  # pytest.fail() raises no Exception
             return self.fail(_explain(error, request))
 
-    def dispatch(self, request: Request) -> Response:
+    def unscripted(self, request: Request) -> Response:
         """Call the do_ method of the request's method, and return what it replied."""
+        is_for_host = request.origin and request.method not in _FOR_THE_SERVER
+        if is_for_host and (words := self.site.unknown_host(request)):
+            return _with(self.fail(words), status=502)
         self.received, self.response = request, None
         name = f"do_{request.method}"
         method = getattr(self, name, None)
@@ -2400,14 +2406,12 @@ class _Address:
             # How each parameter begins: a quick look, before they are paired.
             begins = (re.escape(each.partition("*")[0]) for each in self.query or ())
             ahead = "".join(f"(?=.*[?&]{each})" for each in begins)
-            self._fits = _glob(host, (path, _IN_PATH), ("?*", _ANYWHERE), ahead=ahead)
+            #: Whether one of the subjects of a request may fit, by a quick look; and which one.
+            self.may_fit = _glob(host, (path, _IN_PATH), ("?*", _ANYWHERE), ahead=ahead)
+            self.has_any_host = "*" in origin
 
     def __str__(self) -> str:
         return f"{self.given!r}, method={self.method!r}" if self.method else repr(self.given)
-
-    def may_cover(self, request: Request) -> bool:
-        """Whether a request may match this pattern, by a quick look."""
-        return bool(self._fits(request.subjects["*" in self.origin]))
 
     def covers(self, request: Request) -> bool:
         """Whether a request matches; without a method, any but CONNECT and QUIT."""
@@ -2415,7 +2419,7 @@ class _Address:
             return self.key in _keys(request)
         if self.method != request.method and (self.method or request.method in _FOR_THE_SERVER):
             return False
-        if not self.may_cover(request):
+        if not self.may_fit(request.subjects[self.has_any_host]):
             return False
         return self.query is None or _can_pair(self._has_parameters, request.head.parameters)
 
@@ -2555,7 +2559,7 @@ _MUCH = 1_000_000
 #: Larger files are read in such blocks, for each client anew.
 _BLOCK = 256 * 1024
 #: Names of fixtures that are looked at for the nearest one, and those of them that are compared.
-_SOME_NAMES, _FEW_NAMES = 1000, 50
+_SOME_NAMES, _FEW_NAMES = 500, 50
 #: Fixtures whose responses are kept.
 _MAX_LOADED = 16384
 

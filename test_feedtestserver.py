@@ -2251,7 +2251,8 @@ class LookupTest(ServerTestCase):
         self.assertIn("POST", ask(server, "/api/v2/x").body.decode())
         self.assertNotIn("'v1.xml' was not found", ask(server, "//v1.xml").body.decode())
         text = ask(server, "http://a.example/x").body.decode()
-        self.assertRegex(text, "'http://a[.]example' is for / alone, 'http://a[.]example/[*]' for all")
+        hint = "'http://a[.]example' is for / alone, 'http://a[.]example/[*]' for all"
+        self.assertRegex(text, hint)
 
     def test_404_names_nothing_that_is_not_served(self):
         server = self.serve({"a.xml.headers": b"", ".git/a.xml": b"", ".a.xml": b"", "z": b""})
