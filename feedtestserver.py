@@ -2090,7 +2090,10 @@ def _explain(error: BaseException, request: Request) -> str:
         return str(error)
     import traceback  # for what has gone wrong only, so not part of the import time
 
-    lines = traceback.format_exception(type(error), error, error.__traceback__)
+    frames = error.__traceback__
+    while frames and frames.tb_frame.f_globals is globals():
+        frames = frames.tb_next  # it begins in the test's code
+    lines = traceback.format_exception(type(error), error, frames)
     return f"{request.method} {request.shown}: {_shown(error)}\n{''.join(lines)}"
 
 
