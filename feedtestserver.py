@@ -848,9 +848,10 @@ class _Site:
         """What to say of a request to a host that has neither a folder nor steps; "" if it has."""
         may_be_there = self.directory and _HOST_FOLDER.fullmatch(request.host)
         folder = _path_of(self.directory, request.host) if may_be_there else ""
-        addresses = [script.address for script in self.scripts()]
-        is_scripted = any(each.method != "CONNECT" and each.is_at(request) for each in addresses)
-        if os.path.isdir(folder) or is_scripted:
+        addresses = (
+            script.address for script in self.scripts() if script.address.method != "CONNECT"
+        )
+        if os.path.isdir(folder) or any(address.is_at(request) for address in addresses):
             return ""
         right = f"the folder {folder} or " if folder else ""
         right += f"respond({request.url!r}, ...)"
@@ -942,8 +943,7 @@ class _Script:
     def unused(self) -> Iterator[str]:
         """A sentence for each step that no request has taken."""
         for number in range(self.taken + 1, self.expected + 1):
-            which = self._called(number, f" of respond({self.address})")
-            yield f"no request took {which}"
+            yield f"no request took {self._called(number, f' of respond({self.address})')}"
 
     def _called(self, number: int, of: str) -> str:
         step = self.steps[number - 1]
@@ -2468,7 +2468,11 @@ def _can_pair(patterns: Sequence[Callable[[str], object]], texts: Sequence[str])
     def find(pattern: int, tried: set[int]) -> bool:
         """Find a text for a pattern, moving another pattern if need be."""
         fits = patterns[pattern]
-        mine = [number for number, text in enumerate(texts) if fits(text) or fits(text.rstrip("="))]
+        mine = [
+            number
+            for number, text in enumerate(texts)
+            if fits(text) or fits(text.removesuffix("="))
+        ]
         for text in sorted(set(mine) - tried, key=taken.__contains__):  # the free ones first
             tried.add(text)
             if text not in taken or find(taken[text], tried):
