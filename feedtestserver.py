@@ -616,7 +616,9 @@ def _add_note(error: BaseException, words: str) -> None:
     if sys.version_info >= (3, 11):
         with contextlib.suppress(Exception):  # it may be frozen
             error.add_note(words)
-    elif error.__context__ is None:
+    else:
+        while error.__context__:
+            error = error.__context__
         error.__context__ = AssertionError(words)
 
 
@@ -1922,13 +1924,7 @@ class FeedTestRequestHandler:
         What it raises is put on record here, in case the connection ends first.
         """
         try:
-            result = step(request)
-            if isinstance(result, Coroutine):
-                import asyncio  # for coroutine functions only
-
-                result = asyncio.run(result)
-            if callable(result):
-                return self.perform(request, result)
+            result = _called(step, request)
             return None if result is None else self.site.response(result)
         except BaseException as error:  # pytest.fail() raises no Exception
             return self.fail(_explain(error, request))
@@ -2083,6 +2079,16 @@ class FeedTestRequestHandler:
 
 # FeedTestServer comes first in the file, so its default can only be set here.
 FeedTestServer.handler_class = FeedTestRequestHandler
+
+
+def _called(step: Callable[[Request], Any], request: Request) -> Any:
+    """What comes of a callable in the end: no coroutine, and no other callable."""
+    result = step(request)
+    if isinstance(result, Coroutine):
+        import asyncio  # for coroutine functions only
+
+        result = asyncio.run(result)
+    return _called(result, request) if callable(result) else result
 
 
 def _explain(error: BaseException, request: Request) -> str:
@@ -2403,14 +2409,13 @@ class _Address:
         #: Of the patterns that match, the one with the highest rank responds.
         self.rank = self.query is not None, method is not None
         if self.is_pattern:
-            host = (origin, _ANYWHERE if origin == "*" else _IN_HOST)
-            self._has_origin = _glob(host)
+            self._host = (origin, _ANYWHERE if origin == "*" else _IN_HOST)
             self._has_parameters = [_glob((each, _IN_PARAMETER)) for each in self.query or ()]
             # How each parameter begins: a quick look, before they are paired.
             begins = (re.escape(each.partition("*")[0]) for each in self.query or ())
             ahead = "".join(f"(?=.*[?&]{each})" for each in begins)
             #: Whether one of the subjects of a request may fit, by a quick look; and which one.
-            self.may_fit = _glob(host, (path, _IN_PATH), ("?*", _ANYWHERE), ahead=ahead)
+            self.may_fit = _glob(self._host, (path, _IN_PATH), ("?", ""), ahead=ahead, end="")
             self.has_any_host = "*" in origin
 
     def __str__(self) -> str:
@@ -2431,6 +2436,10 @@ class _Address:
         if not self.is_pattern:
             return self.origin in request.origins
         return any(map(self._has_origin, request.origins))
+
+    @functools.cached_property
+    def _has_origin(self) -> Callable[[str], object]:
+        return _glob(self._host)
 
 
 def _keys(request: Request) -> Iterator[tuple[Any, ...]]:
@@ -2483,8 +2492,8 @@ def _can_pair(patterns: Sequence[Callable[[str], object]], texts: Sequence[str])
     return len(patterns) == len(texts) and all(find(each, set()) for each in range(len(patterns)))
 
 
-def _glob(*parts: tuple[str, str], ahead: str = "") -> Callable[[str], object]:
-    """A function that tells whether a text matches a pattern, after a look ahead.
+def _glob(*parts: tuple[str, str], ahead: str = "", end: str = r"\Z") -> Callable[[str], object]:
+    """A function that tells whether a text, or its beginning, matches a pattern.
 
     The pattern is in parts, each with the expression that a ``*`` in it stands for. Once what
     follows a ``*`` has matched, no other match is tried (an atomic group; ``re`` has them from
@@ -2492,7 +2501,7 @@ def _glob(*parts: tuple[str, str], ahead: str = "") -> Callable[[str], object]:
     """
     stars = [star for part, star in parts for _ in range(part.count("*"))]
     pieces = [re.escape(piece) for piece in "".join(part for part, _ in parts).split("*")]
-    pieces[-1] += r"\Z"
+    pieces[-1] += end
     expression = pieces[0]
     for number, (star, piece) in enumerate(zip(stars, pieces[1:])):
         expression += f"(?=(?P<p{number}>{star}{piece}))(?P=p{number})"

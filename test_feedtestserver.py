@@ -8351,7 +8351,8 @@ class RespondTest(ServerTestCase):
             server.respond("/x", step)
             with self.subTest(step.__name__):
                 self.assertEqual(self.get(server, "/x").status, 500)
-                self.assertIn("GET /x: RecursionError(", server.errors[0])
+                [error] = server.errors
+                self.assertIn("GET /x: RecursionError(", error)
         server.stop()
         self.assertFalse(server.is_alive())
 
@@ -8802,14 +8803,14 @@ class AddressTest(ServerTestCase):
 
     def test_many_patterns_of_hosts(self):
         server = self.serve()
-        for number in range(5000):
+        for number in range(1000):
             server.respond(f"http://*.a{number}.example/*", 200 + number % 300)
-        for number in (0, 1, 2999, 4999):
+        for number in (0, 1, 599, 999):
             with self.subTest(number):
                 status = ask(server, f"http://www.a{number}.example/x").status
                 self.assertEqual(status, 200 + number % 300)
-        self.assertEqual(ask(server, "http://www.a5000.example/x").status, 502)
-        self.assertEqual(len(server.unused), 4996)
+        self.assertEqual(ask(server, "http://www.a1000.example/x").status, 502)
+        self.assertEqual(len(server.unused), 996)
 
     def test_a_host_alone_is_its_root(self):
         self.check(
