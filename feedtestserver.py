@@ -353,11 +353,13 @@ class FeedTestServer(threading.Thread):
             self.stop()
         except RuntimeError as stop_failure:
             failure = stop_failure
-        words = "\n".join(filter(None, [str(failure or ""), _told(self.errors)]))
-        if words and error is None:
+        words = _told(self.errors)
+        if error and (words or failure):
+            _add_note(error, "\n".join(filter(None, [str(failure or ""), words])))
+        elif words:
             raise AssertionError(words) from failure
-        if words and error:
-            _add_note(error, words)
+        elif failure:
+            raise failure
 
     # Where it is, and what it serves
 
@@ -4854,9 +4856,7 @@ class _Wanted:
             right = "it takes 1 or more; use assert_not_requested() for none"
             raise ValueError(f"times: found {times}; {right}")
         if not isinstance(headers or {}, Mapping):
-            raise TypeError(
-                f"headers: found {headers!r:.80}; it takes a mapping of names to values"
-            )
+            raise TypeError(f"headers: found {headers!r:.80}; it takes names mapped to values")
         self.path, self.method, self.fields = path, _checked_method(method), dict(headers or {})
         for name, value in self.fields.items():
             if not (isinstance(name, str) and isinstance(value, (str, type(None)))):
@@ -4909,15 +4909,20 @@ class _Wanted:
         """The same; raises AssertionError unless their number is between least and most."""
         found = self.among(record)
         if not least <= len(found) <= most:
-            expected = f"{'' if least == most else 'at least '}{_times(least)}{limit}"
-            times = f"requested {_times(len(found))}" if found else "not requested"
-            words = f"expected {self} {expected}; it was {times}"
+            words = f"did not expect {self}"
+            if most:
+                at_least = "" if least == most else "at least "
+                words = f"expected {self} {at_least}{_times(least)}{limit}"
+            words += (
+                f"; it was requested {_times(len(found))}" if found else "; it was not requested"
+            )
             shown = _transcript(record, self.fields, body=self.body is not None)
             raise AssertionError(f"{words}\n{shown}")
         return found
 
     def __str__(self) -> str:
-        what = " ".join(filter(None, (self.method, self.path))) or "a request"
+        what = " ".join(filter(None, (self.method, self.path)))
+        what = what or ("a request" if self.fields or self.body is not None else "anything")
         fields = [
             f"without {name}" if value is None else f"with {name}: {value}"
             for name, value in self.fields.items()
@@ -4964,7 +4969,7 @@ def _transcript(requests: Iterable[Request], fields: Iterable[str] = (), body: b
 
 
 def _times(number: int) -> str:
-    return {0: "not at all", 1: "once", 2: "twice"}.get(number, f"{number} times")
+    return {1: "once", 2: "twice"}.get(number, f"{number} times")
 
 
 class FeedTestServerMixin(_TestCase):
