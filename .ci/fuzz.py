@@ -29,7 +29,7 @@ from soak import state  # noqa: E402
 from feedtestserver import DirectiveError, FeedTestServer, Response, parse_directives  # noqa: E402
 from test_feedtestserver import Answer, hello_for, run_at_once  # noqa: E402
 
-CONNECTIONS, REQUESTS, FIXTURES = 10_000, 20_000, 30_000
+CONNECTIONS, REQUESTS, FIXTURES = 8_000, 15_000, 20_000
 CLIENTS = 8
 PATIENCE = 30.0  # seconds; only a broken server makes a client wait for it
 
