@@ -2415,9 +2415,9 @@ class _Address:
             self._has_parameters = [_glob((each, _IN_PARAMETER)) for each in self.query or ()]
             # How each parameter begins: a quick look, before they are paired.
             begins = (re.escape(each.partition("*")[0]) for each in self.query or ())
-            ahead = "".join(f"(?=.*[?&]{each})" for each in begins)
+            end = "".join(f"(?=(?:.*&)?{each})" for each in begins)
             #: Whether one of the subjects of a request may fit, by a quick look; and which one.
-            self.may_fit = _glob(self._host, (path, _IN_PATH), ("?", ""), ahead=ahead, end="")
+            self.may_fit = _glob(self._host, (path, _IN_PATH), ("?", ""), end=end)
             self.has_any_host = "*" in origin
 
     def __str__(self) -> str:
@@ -2494,7 +2494,7 @@ def _can_pair(patterns: Sequence[Callable[[str], object]], texts: Sequence[str])
     return len(patterns) == len(texts) and all(find(each, set()) for each in range(len(patterns)))
 
 
-def _glob(*parts: tuple[str, str], ahead: str = "", end: str = r"\Z") -> Callable[[str], object]:
+def _glob(*parts: tuple[str, str], end: str = r"\Z") -> Callable[[str], object]:
     """A function that tells whether a text, or its beginning, matches a pattern.
 
     The pattern is in parts, each with the expression that a ``*`` in it stands for. Once what
@@ -2507,7 +2507,7 @@ def _glob(*parts: tuple[str, str], ahead: str = "", end: str = r"\Z") -> Callabl
     expression = pieces[0]
     for number, (star, piece) in enumerate(zip(stars, pieces[1:])):
         expression += f"(?=(?P<p{number}>{star}{piece}))(?P=p{number})"
-    return re.compile(f"(?s){ahead}{expression}").match
+    return re.compile(f"(?s){expression}").match
 
 
 def _bare(address: str) -> str:
