@@ -14,7 +14,7 @@ A whole test, with the fixture ``data/feed.xml`` that it fetches::
             request = self.assertRequested("/feed.xml", times=1)
             self.assertIn("Python-urllib", request.headers["User-Agent"])
 
-The fixture says, in a comment, how it is to be served::
+The fixture says, in a comment, how to serve it::
 
     <?xml version="1.0" encoding="utf-8"?>
     <!--
@@ -2612,6 +2612,7 @@ def _names_below(directory: str, most: int) -> Iterator[str]:
     root = os.path.join(directory, "")
     folders = [directory] if directory else []
     for folder in folders:  # as those below are added
+        some: list[os.DirEntry[str]] = []
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             some = list(itertools.islice(entries, most))
         most -= len(some) + 1

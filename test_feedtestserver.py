@@ -26,6 +26,7 @@ import pickle
 import random
 import re
 import selectors
+import shutil
 import signal
 import socket
 import socketserver
@@ -2308,6 +2309,15 @@ class LookupTest(ServerTestCase):
         self.make_link(pathlib.Path(server.directory, "link.xml"), "z")
         for path in ("/pipe.xm", "/link.xm"):
             self.assertRegex(ask(server, path).body, b"nearest .* 'z/z'\n")
+
+    def test_404_where_the_directory_has_gone(self):
+        folder = self.make_directory({"a/feed.xml": b"", "b/feed.xml": b""})
+        server = FeedTestServer(folder)
+        self.addCleanup(server.stop)
+        server.start()
+        shutil.rmtree(folder)
+        answer = ask(server, "/feed.xml")
+        self.assertEqual((answer.status, server.errors), (404, []))
 
     def test_404_without_a_directory(self):
         with FeedTestServer("") as server:
