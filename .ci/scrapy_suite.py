@@ -27,7 +27,6 @@ import os
 import pathlib
 import random
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -39,6 +38,8 @@ from typing import Any, NamedTuple, Optional
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
+
+from feedparser_suite import pip, unpack  # noqa: E402
 
 from feedtestserver import FeedTestRequestHandler, FeedTestServer, Request, Response  # noqa: E402
 
@@ -92,17 +93,6 @@ def obtain(directory: pathlib.Path) -> Checkout:
             "--dest", str(directory), release)
         unpack(directory / f"{RELEASE}.tar.gz", checkout.source)
     return checkout
-
-
-def pip(python: pathlib.Path, *arguments: str) -> None:
-    subprocess.run([str(python), "-m", "pip", "--quiet", *arguments], check=True)
-
-
-def unpack(archive: pathlib.Path, source: pathlib.Path) -> None:
-    """Unpack beside the final place first: a source that exists is a whole one."""
-    with tempfile.TemporaryDirectory(dir=source.parent) as directory:
-        shutil.unpack_archive(archive, directory)
-        pathlib.Path(directory, source.name).rename(source)
 
 
 # The runs, each in its own process; only there Scrapy and pytest can be imported
