@@ -354,7 +354,7 @@ class FeedTestServer(threading.Thread):
         except RuntimeError as stop_failure:
             failure = stop_failure
         words = _told(self.errors)
-        if error and (words or failure):
+        if error is not None and (words or failure):
             _add_note(error, "\n".join(filter(None, [str(failure or ""), words])))
         elif words:
             raise AssertionError(words) from failure
@@ -619,7 +619,7 @@ def _add_note(error: BaseException, words: str) -> None:
         with contextlib.suppress(Exception):  # it may be frozen
             error.add_note(words)
     else:
-        while error.__context__:
+        while error.__context__ is not None:
             error = error.__context__
         error.__context__ = AssertionError(words)
 

@@ -6149,9 +6149,15 @@ class LifeCycleTest(ServerTestCase):
                     raise AttributeError(name)
                 super().__setattr__(name, value)
 
+        class Empty(Exception):
+            """As those that hold others."""
+
+            def __len__(self):
+                return 0
+
         for error in (
             *(AssertionError("mine"), KeyError("mine", 2), KeyboardInterrupt(), SystemExit(3)),
-            *(unittest.SkipTest("later"), Frozen("mine")),
+            *(unittest.SkipTest("later"), Frozen("mine"), Empty("mine")),
         ):
             arguments = error.args
             with self.subTest(repr(error)):
