@@ -34,10 +34,13 @@ What cannot hold a comment (JSON, gzip, pictures) has the same lines in a file b
     Compress: gzip|deflate   encode the body and say so, whatever the client accepts
     Chunked: SIZE            send the body in chunks of SIZE bytes
     Delay: SECONDS           wait before the status line
+    Pause: SECONDS at headers|N|N%
+                             wait after the headers, or when N bytes of the body are sent
     Rate: BYTES              send so many bytes of the body a second, evenly
-    Fault: close|reset|stall [at start|headers|N|N%]
+    Fault: close|reset|stall [at start|headers|N|N%|end]
                              end the connection (FIN, RST) or send no more: before the status line,
-                             after the headers, or when N bytes of the body have arrived
+                             after the headers, when N bytes of the body have arrived, or at the end
+    Early: yes               respond before the body of the request has come
     Template: yes            expand {{base_url}}, {{host}} and {{port}} in the body
 
 Every other key (``Description``, ``Expect``, ...) is kept for the test to read. What is malformed
@@ -768,6 +771,23 @@ class _Site:
         """
         if not (self._exact or self._patterns):
             return ()
+        return (self._take(script, request) for script in self._matching(request))
+
+    def is_early(self, request: Request) -> bool:
+        """Whether the response does not wait for the request's body, by its Early directive.
+
+        A callable is asked with the whole request. What is wrong is found later.
+        """
+        with contextlib.suppress(Exception):
+            if scripts := self._matching(request):
+                step = scripts[0].next_step
+                return not callable(step) and self.response(step).early
+            if request.method in ("GET", "HEAD"):
+                return self.fixture_for(request, None).early
+        return False
+
+    def _matching(self, request: Request) -> list[_Script]:
+        """The scripts for a request, the best match first."""
         subjects = request.subjects
         with self._lock:
             found = [self._exact[key] for key in _keys(request) if key in self._exact]
@@ -777,8 +797,7 @@ class _Site:
                 if script.address.may_fit(subjects[script.address.has_any_host])
             ]
         patterns = [script for script in patterns if script.address.covers(request)]
-        found += sorted(patterns, key=lambda script: script.address.rank, reverse=True)
-        return (self._take(script, request) for script in found)
+        return found + sorted(patterns, key=lambda script: script.address.rank, reverse=True)
 
     def _take(self, script: _Script, request: Request) -> Step:
         with self._lock:
@@ -936,13 +955,17 @@ class _Script:
         #: How many of the steps unused() looks at.
         self.expected = len(steps)
 
+    @property
+    def next_step(self) -> Step:
+        return self.steps[min(self.taken, len(self.steps) - 1)]
+
     def take(self, request: Request) -> Step:
         """The next step; the transcript of the request will name it."""
-        request.is_scripted = True
+        step, request.is_scripted = self.next_step, True
         self.taken = min(self.taken + 1, len(self.steps))
         of = f" of {self.address}" if self.address.is_pattern else ""
         request.step = self._called(self.taken, of)
-        return self.steps[self.taken - 1]
+        return step
 
     def unused(self) -> Iterator[str]:
         """A sentence for each step that no request has taken."""
@@ -1114,7 +1137,7 @@ class StoppableHttpServer(http.server.HTTPServer):
         self._make_lock()
         self._thread: Optional[threading.Thread] = None
         self._calls: collections.deque[Callable[[], object]] = collections.deque()
-        self._running: dict[threading.Thread, tuple[_Connection, str]] = {}
+        self._running: dict[threading.Thread, tuple[Optional[_Connection], str]] = {}
         self._joining: set[threading.Thread] = set()
         self._ended: list[threading.Thread] = []
         self._quiet = False
@@ -1274,19 +1297,20 @@ class StoppableHttpServer(http.server.HTTPServer):
 
     # Workers, and calls from other threads
 
-    def run_in_worker(self, connection: _Connection, call: _Call) -> None:
-        """Call a function for a connection in a worker thread, and resume it with the result.
+    def run_in_worker(self, connection: Optional[_Connection], call: _Call) -> None:
+        """Call a function in a worker thread, and resume the connection with the result, if any.
 
         Raises RuntimeError if there are no more threads.
         """
+        resume = connection.resume if connection else lambda *result: None
 
         def work() -> None:
             try:
-                resume = functools.partial(connection.resume, call.function())
+                resumed = functools.partial(resume, call.function())
             except BaseException as error:
-                resume = functools.partial(connection.resume, None, error)
-            self.post(resume)
-            del resume  # an exception refers to this frame
+                resumed = functools.partial(resume, None, error)
+            self.post(resumed)
+            del resumed  # an exception refers to this frame
             with self._lock:
                 self._running.pop(thread, None)
                 self._ended.append(thread)
@@ -1655,6 +1679,8 @@ class FeedTestRequestHandler:
     tls: Optional[_Tls] = None
     head: Optional[_Head] = None
     client_left = closing = lingering = False
+    #: Whether the response does not wait for the body of the request.
+    is_early = False
     #: Why the connection ends without a proper end: the kind of the fault, or an error.
     broken_off = ""
     heard_at = 0.0
@@ -1683,11 +1709,9 @@ class FeedTestRequestHandler:
                 self.record.fail(str(error))
             else:
                 _logger().info("the client has gone: %s", error)
-        if self.broken_off == "reset":
-            return True
         with contextlib.suppress(OSError):  # the client was faster
-            yield from self.finish()
-        return False
+            yield from self.await_arrival() if self.broken_off == "reset" else self.finish()
+        return self.broken_off == "reset"
 
     def exchange(self) -> _Part[None]:
         """The life of a request: read, find the response, plan, record, send."""
@@ -1698,14 +1722,17 @@ class FeedTestRequestHandler:
             request = self.request(refusal.head or self.head or _Head())
             request.refused = True
             plan = self.plan(request, _refuse(*refusal.args))
-        request.response, began = plan.response, time.perf_counter()
+        request.response = plan.response
         # It is request.tunnel of what comes through it.
         is_plain_tunnel = self.tunnel is request and not request.is_scripted
         if request.method != "QUIT" and not is_plain_tunnel:
             self.record.add(request)
-        yield from self.send_parts(plan) if plan.whole is None else self.send(plan.whole)
+        if plan.whole is None:
+            yield from self.send_parts(request, plan)
+        else:
+            yield from self.send(plan.whole)
         if not self.client_left:
-            request.responded_at = began
+            request.ended_at = time.perf_counter()
 
     def finish(self) -> _Part[None]:
         """Let a client that may still be sending read the response before the connection closes."""
@@ -1773,7 +1800,10 @@ class FeedTestRequestHandler:
             if self.scheme == "http" and head.is_for_https and not self.site.intercepting:
                 raise _Refusal(400, "an https URL was asked for without TLS (RFC 9110 7.4)")
             if head.body_size != 0:
-                body = yield from self.read_body(head)
+                origin = self.site.origin_of(head, self.scheme, self.tunnel)
+                self.is_early = self.site.is_early(Request(head, self.base_url, origin))
+                if not self.is_early:
+                    body = yield from self.read_body(head)
         except EOFError:
             if not (self.head or self.buffer):
                 raise
@@ -1889,6 +1919,8 @@ class FeedTestRequestHandler:
             for step in self.site.steps_for(request):
                 if callable(step):
                     response = yield from self.work(self.perform, request, step)
+                    if response and response.early:  # too late
+                        response = _with(response, early=False)
                 else:
                     response = self.site.response(step)
                 if response is not None:
@@ -2008,7 +2040,7 @@ class FeedTestRequestHandler:
         """Decide the response completely, and whether the connection ends with it."""
         begins_tunnel = _begins_tunnel(request.head, response)
         persistent = begins_tunnel or _ignoring(request.head, response.ignore).persists
-        lasting = persistent and not self.server.stopping
+        lasting = persistent and not (self.server.stopping or self.is_early or response.early)
         plan = _shared_plan(request, response, self.date, lasting)
         if begins_tunnel:  # its first byte tells the scheme, as that of a connection does
             self.tunnel, self.scheme = request, ""
@@ -2016,7 +2048,7 @@ class FeedTestRequestHandler:
             self.closing = True
             # It may still be sending, unless it has asked for the end and gets all in one piece.
             asked = not persistent and "connection" not in response.given and not response.asis
-            self.lingering = not asked or plan.whole is None
+            self.lingering = not asked or plan.whole is None or self.is_early
         return plan
 
     def time(self) -> float:
@@ -2032,22 +2064,54 @@ class FeedTestRequestHandler:
 
     # Send
 
-    def send_parts(self, plan: _Plan) -> _Part[None]:
+    def send_parts(self, request: Request, plan: _Plan) -> _Part[None]:
         """Send the planned response, part by part."""
+        stream = None
+        if isinstance(plan.content, _Items):
+            stream = _Stream(plan.content, bool(plan.response.chunked))
+            # The system takes no more than that before the client does.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BLOCK)
         begin = time.perf_counter()
-        for part in _timeline(plan):
-            if isinstance(part, float):
-                yield from self.pause_until(begin + part)
-            elif isinstance(part, str):
-                yield from self.break_off(part)
-            else:
-                yield from self.send(part)
+        try:
+            for part in _timeline(plan, stream):
+                if isinstance(part, str):
+                    yield from self.break_off(part)
+                elif isinstance(part, _Pause) or part is None:
+                    stopped = time.perf_counter()
+                    if part is not None:
+                        yield from self.pause_until(stopped + part)
+                    elif stream:
+                        stream.item = yield from self.work(self.next_item, request, stream)
+                    begin += time.perf_counter() - stopped
+                elif isinstance(part, float):
+                    yield from self.pause_until(begin + part)
+                else:
+                    yield from self.send(part)
+        finally:
+            if stream and not stream.closed:
+                close = functools.partial(self.close_stream, request, stream)
+                with contextlib.suppress(RuntimeError):  # there are no more threads
+                    self.server.run_in_worker(None, _Call(close, request))
+
+    def next_item(self, request: Request, stream: _Stream) -> Optional[memoryview]:
+        """The next item of a body; if that fails, the connection ends, so that the client knows."""
+        try:
+            return stream.next()
+        except BaseException as error:
+            self.record.fail(_explain(error, request))
+            self.broken_off = "error" if stream.is_framed else "reset"
+            raise EOFError from None
+
+    def close_stream(self, request: Request, stream: _Stream) -> None:
+        """Close a body that is not wanted any more."""
+        try:
+            stream.close()
+        except BaseException as error:
+            self.record.fail(_explain(error, request))
 
     def send(self, data: Union[bytes, memoryview]) -> Iterable[_Yielded]:
-        """What to yield to send it all, in TLS if that is spoken: in blocks, as TLS copies them."""
-        if self.tls is None:
-            return (data,)
-        return map(self.tls.seal, _blocks(data, _BLOCK, len(data)))
+        """What to yield to send it all, in TLS if that is spoken."""
+        return (data,) if self.tls is None else (self.tls.seal(data),)
 
     def pause_until(self, end: float) -> _Part[None]:
         """Let time pass, unless the client leaves or the server stops; what it sends is kept.
@@ -2055,19 +2119,19 @@ class FeedTestRequestHandler:
         A half-close cannot be told from a disconnect, so the rest is sent without further delay.
         """
         while time.perf_counter() < end and not (self.client_left or self.server.stopping):
+            if self.is_early:  # it is the rest of the request
+                self.buffer.clear()
             is_full = len(self.buffer) > _MAX_BODY  # so that a client cannot exhaust the memory
             yield from self.receive(_Wait(end, receiving=not is_full))
 
     def break_off(self, fault: str) -> _Part[None]:
-        """Carry out a fault: a reset, or silence until the client leaves; a close follows anyway.
+        """Carry out a fault: silence until the client leaves; the connection ends after it anyway.
 
         No close_notify is sent, so that TLS tells the client that something is missing.
         """
         self.broken_off = fault
         if fault == "stall":
             yield from self.pause_until(math.inf)
-        elif fault == "reset":
-            yield from self.await_arrival()
 
     def await_arrival(self) -> _Part[None]:
         """Wait until the client's system has all that was sent; a reset would drop the rest."""
@@ -2751,8 +2815,103 @@ class _File:
                 yield block[:count]
 
 
+class _Items:
+    """A body that is an iterable of bytes. Before it is sent, it is endless and nothing is known.
+
+    Raises ValueError if the response says what such a body cannot have.
+    """
+
+    def __init__(self, items: Iterable[bytes], response: Response) -> None:
+        self.items = items
+        length = response.value("content-length") or ""
+        #: The size that a Content-Length promises, in bytes.
+        self.size = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+        for name in ("compress", "template"):
+            if getattr(response, name):
+                raise ValueError(
+                    f"{name.capitalize()}: found the body {items!r:.80}; it takes bytes"
+                )
+        for place in (response.fault or "", *response.pause):
+            if place.endswith("%") and self.size is None:
+                right = "a body in bytes, or a Content-Length"
+                raise ValueError(
+                    f"found {place!r} and the body {items!r:.80}; per cent take {right}"
+                )
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, part: slice) -> bytes:
+        return b""
+
+    def __bytes__(self) -> bytes:
+        return b""
+
+    def __repr__(self) -> str:
+        return repr(self.items)
+
+
+class _Stream:
+    """Such a body on its way to one client. Its methods run test code, so workers call them."""
+
+    def __init__(self, content: _Items, is_chunked: bool) -> None:
+        self._items, self._size = content.items, None if is_chunked else content.size
+        #: Whether the client can tell that something is missing.
+        self.is_framed = is_chunked or content.size is not None
+        self._iterator: Any = None
+        #: The item that is sent just now; None at the end.
+        self.item: Optional[memoryview] = None
+        self._count = 0  # bytes so far
+        self._lock = threading.Lock()  # held while the iterator is at work
+        self.closed = False
+
+    def next(self) -> Optional[memoryview]:
+        """The next item, maybe an empty one; None at the end. Raises what is wrong with it."""
+        item = None
+        try:
+            with self._lock:
+                item = None if self.closed else self._next()
+        finally:
+            if item is None or self.closed:
+                self.close()
+        return item
+
+    def _next(self) -> Optional[memoryview]:
+        if self._iterator is None:
+            self._iterator = iter(self._items)
+        count, size = self._count, self._count if self._size is None else self._size
+        if count > size:
+            raise ValueError(f"the body is longer than its Content-Length of {size} bytes")
+        item = next(self._iterator, self)
+        if item is self:
+            if count < size:
+                raise ValueError(f"the body ended after {count} of the {size} bytes promised")
+            return None
+        if not isinstance(item, (bytes, bytearray, memoryview)):
+            raise TypeError(f"found {item!r:.80} in a body; it takes bytes")
+        data = memoryview(bytes(item))
+        self._count += len(data)
+        return data if self._size is None else data[: size - count]
+
+    def close(self) -> None:
+        """Close the iterator; if it is at work just now, the worker that waits for it does that."""
+        self.closed = True
+        if self._lock.acquire(blocking=False):
+            try:
+                iterator, self._iterator = self._iterator, None
+                if hasattr(iterator, "close"):
+                    iterator.close()
+            finally:
+                self._lock.release()
+
+
 #: The bytes of a body, or where they are.
-_Content = Union[bytes, _File]
+_Content = Union[bytes, _File, _Items]
+
+
+def _size(content: _Content) -> Optional[int]:
+    """The size of a body in bytes; None if only its end tells."""
+    return content.size if isinstance(content, _Items) else len(content)
 
 
 # Directives: from a fixture's comments to what they ask for
@@ -2912,9 +3071,9 @@ def _logical_lines(part: bytes, number: int) -> Iterator[tuple[int, str]]:
 _SENDABLE = "[^\\x00-\\x08\\x0a-\\x1f\\x7f\\ud800-\\udc7f\\udd00-\\udfff]*"
 _HEADER = re.compile(rf"({_TOKEN.pattern}):({_SENDABLE})")
 _STATUS = rf"([2-5][0-9][0-9])(?:[ \t]+(?![ \t])({_SENDABLE}))?"
-_PLACE = "(?P<place>start|headers)|(?P<percent>100|[1-9]?[0-9])%|(?P<bytes>0|[1-9][0-9]{0,11})"
-_FAULT = f"(?P<kind>close|reset|stall)(?: at (?:{_PLACE}))?"
-_PLACES = "a place: at start, at headers, at a number of bytes, at 0% to 100%"
+_PLACE = "headers|(?:100|[1-9]?[0-9])%|0|[1-9][0-9]{0,11}"
+_SECONDS = r"(?:[0-9]{1,9}(?:\.[0-9]+)?|\.[0-9]+)"
+_PLACES = "at headers, at a number of bytes, at 0% to 100%"
 _FROM_1 = "a whole number from 1 to 999999999999"
 
 # Each of these reads the text of a directive, or a value given to ``Response``. It returns the
@@ -2950,10 +3109,15 @@ def _whole_number(found: Any) -> Optional[int]:
 
 
 def _duration(found: Any) -> Optional[float]:
-    if isinstance(found, str) and re.fullmatch(r"[0-9]{1,9}(?:\.[0-9]+)?|\.[0-9]+", found):
+    if isinstance(found, str) and re.fullmatch(_SECONDS, found):
         return float(found)
     is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
     return found if is_number and 0 <= found < 10**9 else None
+
+
+def _pause(found: object) -> Optional[list[str]]:
+    words = _words(f"{_SECONDS} at (?:{_PLACE})", found)
+    return [words] if words else None
 
 
 def _yes(found: object) -> Optional[bool]:
@@ -2975,8 +3139,13 @@ _RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "Compress": (functools.partial(_words, "gzip|deflate"), "gzip or deflate"),
     "Chunked": (_whole_number, f"the size of a chunk in bytes, {_FROM_1}"),
     "Delay": (_duration, "a number of seconds from 0 to 999999999, such as 0.5"),
+    "Pause": (_pause, f"a number of seconds and a place: {_PLACES}; such as 0.5 at 50%"),
     "Rate": (_whole_number, f"bytes a second, {_FROM_1}"),
-    "Fault": (functools.partial(_words, _FAULT), f"close, reset or stall, and maybe {_PLACES}"),
+    "Fault": (
+        functools.partial(_words, f"(?:close|reset|stall)(?: at (?:start|{_PLACE}|end))?"),
+        f"close, reset or stall, and maybe a place: at start, {_PLACES}, at end",
+    ),
+    "Early": (_yes, "yes"),
     "Template": (_yes, "yes"),
 }
 
@@ -3063,10 +3232,20 @@ class Response:
     ``body`` is bytes, before any coding. ``reason`` None is the usual phrase. ``headers`` is a
     sequence of (name, value) pairs or a mapping, ``without`` and ``ignore`` are sequences of names.
     ``compress`` is "gzip" or "deflate", ``chunked`` the size of a chunk in bytes, ``delay`` in
-    seconds, ``rate`` in bytes of the body a second, and ``fault`` is written as in a fixture.
-    ``template``: expressions in the body are expanded. ``asis``: the body is the whole response.
-    Raises ValueError, with the sentence of the directive, for a wrong value, and TypeError for a
-    body that is no bytes.
+    seconds, ``rate`` in bytes of the body a second. ``pause``, a sequence of texts such as
+    "2 at 50%", and ``fault`` are written as in a fixture. ``early``: it does not wait for the
+    request's body. ``template``: expressions in the body are expanded. ``asis``: the body is the
+    whole response.
+
+    ``body`` may also be an iterable of bytes, such as a generator. The head is sent at once, and
+    each item as soon as it is produced: in chunks, unless Content-Length or Transfer-Encoding is
+    given. It is iterated in worker threads, one item at a time, and closed when the client leaves
+    or the server stops. What it raises is an error of the server and ends the connection. Range is
+    ignored. An iterator can be used up: for several requests, respond by a callable.
+
+    Raises ValueError, with the sentence of the directive, for a wrong value, and for what such a
+    body cannot have: a coding, a template, a place in per cent without a Content-Length. Raises
+    TypeError for what is no body.
     """
 
     status: int
@@ -3077,8 +3256,10 @@ class Response:
     compress: Optional[str]
     chunked: Optional[int]
     delay: float
+    pause: tuple[str, ...]
     rate: Optional[int]
     fault: Optional[str]
+    early: bool
     template: bool
     asis: bool
     # For this module: the body before any coding, maybe in a file; what Content-Type it gets; and,
@@ -3092,7 +3273,7 @@ class Response:
 
     def __init__(
         self,
-        body: bytes = b"",
+        body: Union[bytes, Iterable[bytes]] = b"",
         status: int = 200,
         *,
         reason: Optional[str] = None,
@@ -3102,39 +3283,44 @@ class Response:
         compress: Optional[str] = None,
         chunked: Optional[int] = None,
         delay: float = 0,
+        pause: Sequence[str] = (),
         rate: Optional[int] = None,
         fault: Optional[str] = None,
+        early: bool = False,
         template: bool = False,
         asis: bool = False,
     ) -> None:
-        if not isinstance(body, (bytes, bytearray, memoryview)):
-            raise TypeError(f"body: found {body!r:.80}; it takes bytes")
+        if isinstance(body, (str, Mapping)) or not hasattr(body, "__iter__"):
+            raise TypeError(f"body: found {body!r:.80}; it takes bytes, or an iterable of bytes")
         if not isinstance(status, int):
             raise ValueError(_sentence("Status", status))
         if not isinstance(asis, bool):
             raise ValueError(f"asis: found {asis!r:.80}; it takes True or False")
         said = [*_header_texts(headers), *_each("Without", without), *_each("Ignore", ignore)]
+        said += _each("Pause", pause)
         if status != 200 or reason is not None:
             said.append(("Status", f"{status}" if reason is None else f"{status} {reason}"))
         mechanics = [("compress", compress), ("chunked", chunked), ("delay", delay), ("rate", rate)]
-        mechanics += [("fault", fault), ("template", template)]
+        mechanics += [("fault", fault), ("early", early), ("template", template)]
         # By identity, as False is equal to 0 and still no delay.
         said += [(name, value) for name, value in mechanics if value is not _DEFAULTS[name]]
         fields: dict[str, Any] = {"asis": asis}
         for name, value in said:
             _apply(fields, name, value)
-        _set(self, content=bytes(body), **_DEFAULTS | fields)
+        _set(self, content=b"", **_DEFAULTS | fields)
+        in_memory = isinstance(body, (bytes, bytearray, memoryview))
+        vars(self)["content"] = bytes(body) if in_memory else _Items(body, self)  # type: ignore[arg-type]
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{name} cannot be set: a Response is a value, make another one")
 
     @property
-    def body(self) -> bytes:
-        """The body, before any coding; that of a large fixture is read from its file, when asked.
+    def body(self) -> Any:
+        """The body in bytes, before any coding, or the iterable as it was given.
 
-        Raises OSError if that file is gone or shorter by then.
+        That of a large fixture is read from its file; raises OSError if that is gone or shorter.
         """
-        return bytes(self.content)
+        return self.content.items if isinstance(self.content, _Items) else bytes(self.content)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Response):
@@ -3158,8 +3344,10 @@ class Response:
     def mechanics(self) -> list[str]:
         """What happens to it on its way, for the reader of a transcript."""
         notes = [f"Delay: {self.delay:g}"] if self.delay else []
+        notes += [f"Pause: {pause}" for pause in self.pause]
         notes += [f"Rate: {self.rate}"] if self.rate else []
         notes += [f"Fault: {self.fault}"] if self.fault else []
+        notes += ["Early: yes"] if self.early else []
         return [*notes, "as it is"] if self.asis else notes
 
     def members(self, name: str) -> list[str]:
@@ -3182,7 +3370,7 @@ _DEFAULTS: dict[str, Any] = {"status": 200, **(Response.__init__.__kwdefaults__ 
 
 def _set(response: Response, **fields: Any) -> Response:
     """Set the fields of a new response, as the rules of the directives have made them."""
-    for name in ("headers", "without", "ignore"):
+    for name in ("headers", "without", "ignore", "pause"):
         fields[name] = tuple(fields[name])
     texts = (fields["reason"] or "", *(value for _, value in fields["headers"]))
     fields["given"] = frozenset(name.lower() for name, _ in fields["headers"])
@@ -3269,7 +3457,7 @@ class _Plan:
         self.closes = closes
         #: All of it, if it is small, and nothing happens to it on its way.
         self.whole: Optional[bytes] = None
-        slow = response.delay or response.rate or response.fault
+        slow = response.delay or response.pause or response.rate or response.fault
         if not (slow or response.chunked) and len(content) <= _SMALL:
             self.whole = head + bytes(content)
 
@@ -3343,7 +3531,8 @@ def _select(head: _Head, response: Response) -> Response:
         return _error_for(response, 412, f"{name} does not hold: {head.values[name.lower()]}")
     if _is_same(head, response, "if-none-match", "if-modified-since"):
         return _not_modified(response)
-    if "range" in head.values and head.method == "GET" and response.status == 200:
+    is_part = "range" in head.values and head.method == "GET" and response.status == 200
+    if is_part and not isinstance(response.content, _Items):
         return _in_range(head, response)
     return response
 
@@ -3454,11 +3643,18 @@ def _part(asked: str, size: int) -> Optional[range]:
 
 
 def _sendable(head: _Head, response: Response) -> Response:
-    """The response without what cannot be: codings and chunks of nothing, chunks by HTTP/1.0."""
+    """The response without what cannot be: codings and chunks of nothing, chunks by HTTP/1.0.
+
+    An iterable comes in chunks unless its framing is given.
+    """
     if _has_no_content(head, response):
         return _with(response, compress=None, chunked=None, content=b"")
-    if response.chunked and head.version == "1.0":
-        return _with(response, chunked=None)
+    if head.version == "1.0":
+        return _with(response, chunked=None) if response.chunked else response
+    if isinstance(response.content, _Items) and not response.chunked:
+        settled = response.given.union(name.lower() for name in response.without)
+        if settled.isdisjoint(("content-length", "transfer-encoding")):
+            return _with(response, chunked=_BLOCK)
     return response
 
 
@@ -3475,9 +3671,9 @@ def _begins_tunnel(head: _Head, response: Response) -> bool:
 def _complete(head: _Head, response: Response, date: str, persistent: bool) -> _Plan:
     """A response with the fields that the server adds to it, and its head as it will be sent."""
     content = response.coded()
-    added = [("Date", date), ("Server", _SERVER), *_about_content(head, response, len(content))]
+    added = [("Date", date), ("Server", _SERVER), *_about_content(head, response, _size(content))]
     headers = [*response.headers, *_unset(response, added)]
-    persistent = persistent and _is_framed(head, headers, added)
+    persistent = persistent and _is_framed(head, response, headers, added)
     if not persistent or head.version == "1.0":
         headers += _unset(response, [("Connection", "keep-alive" if persistent else "close")])
     if head.method == "HEAD":
@@ -3490,7 +3686,9 @@ def _complete(head: _Head, response: Response, date: str, persistent: bool) -> _
     return _Plan(planned, lines, content, closes=not persistent or response.fault is not None)
 
 
-def _about_content(head: _Head, response: Response, size: int) -> Iterator[tuple[str, str]]:
+def _about_content(
+    head: _Head, response: Response, size: Optional[int]
+) -> Iterator[tuple[str, str]]:
     """The fields about the content that the server adds by default."""
     has_content = not _has_no_content(head, response)
     if has_content:
@@ -3499,7 +3697,9 @@ def _about_content(head: _Head, response: Response, size: int) -> Iterator[tuple
         yield "Content-Encoding", response.compress
     if response.chunked:
         yield "Transfer-Encoding", "chunked"
-    elif "transfer-encoding" not in response.given and (has_content or response.status == 205):
+    elif size is None or "transfer-encoding" in response.given:
+        return
+    elif has_content or response.status == 205:
         yield "Content-Length", str(size)  # of a 205 as well (RFC 9110 15.3.6)
 
 
@@ -3509,17 +3709,18 @@ def _unset(response: Response, fields: Iterable[tuple[str, str]]) -> Iterator[tu
     return (field for field in fields if field[0].lower() not in settled)
 
 
-def _is_framed(head: _Head, headers: _Fields, added: _Fields) -> bool:
+def _is_framed(head: _Head, response: Response, headers: _Fields, added: _Fields) -> bool:
     """Whether a client can tell where the body ends though the connection goes on.
 
     It can if the fields that frame the body are those that the server adds by default.
     """
     right = [field for field in added if field[0] in ("Transfer-Encoding", "Content-Length")]
-    # If it adds none, only a transfer coding misleads: some clients believe that chunks come then,
+    # Without content, only a transfer coding misleads: some clients believe that chunks come then,
     # whatever the status says.
     names = ("transfer-encoding", "content-length") if right else ("transfer-encoding",)
     said = [(name.title(), value.lower()) for name, value in headers if name.lower() in names]
-    return head.method == "HEAD" or said == right
+    is_told = bool(right) or _has_no_content(head, response)
+    return head.method == "HEAD" or (is_told and said == right)
 
 
 def _persists(version: str, options: Sequence[str]) -> bool:
@@ -3580,9 +3781,9 @@ class Request:
     step = ""
     refused = is_scripted = False
     # By time.perf_counter(), as the server's clock may stand still: when the last of it came, and
-    # when its response began; infinity if the client has not stayed for all of that.
+    # when its response ended; infinity if the client has not stayed for all of that.
     heard_at = 0.0
-    responded_at = math.inf
+    ended_at = math.inf
 
     def __init__(self, head: _Head, base_url: str, origin: str) -> None:
         self.head = head
@@ -3677,67 +3878,103 @@ _PHRASES.update({413: "Content Too Large", 414: "URI Too Long", 416: "Range Not 
 _PHRASES[422] = "Unprocessable Content"
 
 
-def _timeline(plan: _Plan) -> Iterator[Union[bytes, memoryview, float, str]]:
+class _Pause(float):
+    """So many seconds to wait, in which the clock of Rate stands still."""
+
+
+def _timeline(
+    plan: _Plan, stream: Optional[_Stream] = None
+) -> Iterator[Union[bytes, memoryview, float, str, None]]:
     """What happens to a response, in order: delay, status line and fields, body, fault.
 
-    Bytes are sent, a number is the time to wait for, in seconds from the first of these, and a str
+    Bytes are sent, and a _Pause is waited for. Another number is the time of what comes next, in
+    seconds from the first of these, without pauses. None asks for the stream's next item, and a str
     is the fault that ends the connection.
     """
-    response = plan.response
-    fault, end = _fault_of(response, len(plan.content))
+    response, rate, chunked = plan.response, plan.response.rate, plan.response.chunked
+    events, blocks = _events(response, plan.content), _blocks(plan.content)
+    most = _most_at_once(rate, chunked)
+    block: Optional[memoryview] = memoryview(b"")  # what is left of it; None at the end of the body
+    position, begin, size = 0, 0, len(plan.content)  # the latter two of what is cut into chunks
     if response.delay:
-        yield float(response.delay)
-    if end is not None:
+        yield _Pause(response.delay)
+    if events[0][0] >= 0:
         yield plan.head
-        yield from _body(plan, end)
-    if fault:
-        yield fault
-    elif response.chunked:
-        yield b"\r\n0\r\n\r\n" if plan.content else b"0\r\n\r\n"
+    for place, event in events:
+        while block is not None and position < place:
+            part = block[: int(min(most, place - position))]
+            if part:
+                if rate:
+                    yield (position + len(part)) / rate
+                yield _in_chunks(part, position - begin, chunked, size) if chunked else part
+                block, position = block[len(part) :], position + len(part)
+            elif stream:
+                yield None
+                block, begin = stream.item, position
+                size = len(block or b"")
+            else:
+                block = next(blocks, None)
+        if not isinstance(event, _Pause) or position == place:
+            yield event
 
 
-def _body(plan: _Plan, end: int) -> Iterator[Union[bytes, memoryview, float]]:
-    """The bytes of the body up to an end, at their rate and in chunks if that is planned."""
-    rate, chunked, position = plan.response.rate, plan.response.chunked, 0
-    # At a rate, a block takes a tenth of a second, unless that would be less than a byte. There are
-    # a thousand chunks in it at most, which are made in a millisecond.
-    a_step = max(1, rate // 10) if rate else _BLOCK
-    chunks = chunked * 1000 if chunked else _BLOCK
-    for block in _blocks(plan.content, min(_BLOCK, a_step, chunks), end):
-        if rate:
-            yield plan.response.delay + (position + len(block)) / rate
-        yield _in_chunks(block, position, chunked, len(plan.content)) if chunked else block
-        position += len(block)
+def _most_at_once(rate: Optional[int], chunked: Optional[int]) -> int:
+    """The bytes of a block: at a rate it takes a tenth of a second, unless that is less than one.
+
+    There are a thousand chunks in it at most, which are made in a millisecond.
+    """
+    in_chunks = chunked * 1000 if chunked else _BLOCK
+    return min(_BLOCK, in_chunks, max(1, rate // 10) if rate else _BLOCK)
 
 
-def _fault_of(response: Response, size: int) -> tuple[Optional[str], Optional[int]]:
-    """What happens, if anything, and where in a body of that size; None: before the status line."""
-    match = re.fullmatch(_FAULT, response.fault or "")
-    if match is None:
-        return None, size
-    kind, place, percent, count = match.group("kind", "place", "percent", "bytes")
-    if percent or count:
-        return kind, int(count) if count else size * int(percent) // 100
-    return kind, 0 if place == "headers" else None
+#: What happens at a place of a response: a pause, bytes to send, or the fault that ends it.
+_Event = tuple[float, Union[_Pause, bytes, str]]
+_NAMED_PLACES = {"start": -1, "headers": 0, "end": math.inf}
 
 
-def _blocks(content: Union[_Content, memoryview], size: int, end: int) -> Iterator[memoryview]:
-    """What comes before an end, in blocks of that size, the last one maybe smaller."""
+def _events(response: Response, content: _Content) -> list[_Event]:
+    """What happens to a response on its way, in order: pauses, the last chunk, the fault.
+
+    A place is a number of bytes of the content; -1 is before the status line, infinity at the end.
+    """
+    size = _size(content) or 0
+
+    def place_of(text: str) -> float:
+        if text.endswith("%"):
+            return size * int(text[:-1]) // 100
+        return _NAMED_PLACES[text] if text in _NAMED_PLACES else int(text)
+
+    events: list[_Event] = []
+    for pause in response.pause:
+        seconds, _, place = pause.partition(" at ")
+        if place == "headers" or len(content):  # without content, no other place is reached
+            events.append((place_of(place), _Pause(seconds)))
+    events.sort(key=lambda event: event[0])
+    # Without a last chunk, it is a pause that is never reached: the body goes on until there.
+    events.append((math.inf, b"0\r\n\r\n" if response.chunked else _Pause()))
+    if response.fault is None:
+        return events
+    fault, _, place = response.fault.partition(" at ")
+    end = place_of(place or "start")
+    return [*(event for event in events if event[0] <= end), (end, fault)]
+
+
+def _blocks(content: _Content) -> Iterator[memoryview]:
+    """The blocks of a body that is in memory, or in a file."""
     if isinstance(content, _File):
-        return content[:end].blocks(size)
-    part = memoryview(content)[:end]
-    return (part[start : start + size] for start in range(0, len(part), size))
+        return content.blocks()
+    return iter([memoryview(content)] if isinstance(content, bytes) else [])
 
 
 def _in_chunks(block: memoryview, position: int, size: int, whole: int) -> bytes:
-    """A block of the body with the chunk sizes that belong between its bytes (RFC 9112 7.1)."""
+    """A block of what is cut into chunks, with what belongs between its bytes (RFC 9112 7.1)."""
     parts: list[Union[bytes, memoryview]] = []
     # The first chunk may have begun before the block.
     for start in range(-(position % size), len(block), size):
-        if start >= 0:
-            end_of_last = b"\r\n" if position + start else b""  # goes out with what comes after it
-            parts.append(b"%s%x\r\n" % (end_of_last, min(size, whole - position - start)))
-        parts.append(block[max(0, start) : start + size])
+        end = min(start + size, whole - position)
+        parts += [b"%x\r\n" % (end - start)] if start >= 0 else []
+        parts.append(block[max(0, start) : end])
+        parts += [b"\r\n"] if end <= len(block) else []
     return b"".join(parts)
 
 
@@ -4021,20 +4258,20 @@ class _Exchange:
 
     @functools.cached_property
     def arrival(self) -> float:
-        """When the response to a GET may have come whole, at the earliest; infinity if never.
+        """When the response to a GET may have come whole; infinity if never.
 
         Infinity, too, if the client did not wait for it, and for a response that is sent as it is,
         since clients differ in how they read it.
         """
-        response, size = self.response, len(self.response.coded())
-        fault, end = _fault_of(response, size)
-        is_cut = fault and (end is None or end < size or response.chunked)
+        response, content = self.response, self.response.coded()
+        size = len(content)
+        place, end = _events(response, content)[-1]
+        is_cut = isinstance(end, str) and place < (math.inf if response.chunked else size)
         has_length = not (response.chunked or _has_no_content(self.request.head, response))
         is_short = has_length and _number_or_zero(self.value("Content-Length")) > size
         if is_cut or is_short or response.asis:
             return math.inf
-        slowly = size / response.rate if response.rate else 0
-        return self.request.responded_at + response.delay + slowly
+        return self.request.ended_at
 
     def waits(self, fresh_as_well: bool = True) -> Iterator[tuple[float, str]]:
         """Until when the response asks to wait, or is fresh, and by which words."""
@@ -5217,7 +5454,7 @@ def _index_row(site: _Site, fixture: Fixture) -> str:
 
 
 def _shown_status(response: Response) -> str:
-    if _fault_of(response, 0)[1] is None:
+    if _events(response, b"")[0][0] < 0:
         return "no response"
     if response.asis:
         return bytes(response.content[:80]).decode("latin-1").partition("\n")[0].rstrip("\r")

@@ -741,7 +741,7 @@ class DirectiveTest(unittest.TestCase):
         rate = "it takes bytes a second, a whole number from 1 to 999999999999"
         fault = (
             "it takes close, reset or stall, and maybe a place:"
-            " at start, at headers, at a number of bytes, at 0% to 100%"
+            " at start, at headers, at a number of bytes, at 0% to 100%, at end"
         )
         for line, sentence in (
             ("Status: abc", f"Status: found 'abc'; {status}"),
@@ -1829,12 +1829,12 @@ class WireTest(ServerTestCase):
 
     def test_slowness_chunks_and_faults(self):
         head, body = object(), b"0123456789"
-        end = b"\r\n0\r\n\r\n"
+        end = b"0\r\n\r\n"
         for arguments, expected in (
             ({"delay": 2.5}, [2.5, head, body]),
-            ({"chunked": 4}, [head, b"4\r\n0123\r\n4\r\n4567\r\n2\r\n89", end]),
-            ({"chunked": 5}, [head, b"5\r\n01234\r\n5\r\n56789", end]),
-            ({"chunked": 99}, [head, b"a\r\n0123456789", end]),
+            ({"chunked": 4}, [head, b"4\r\n0123\r\n4\r\n4567\r\n2\r\n89\r\n", end]),
+            ({"chunked": 5}, [head, b"5\r\n01234\r\n5\r\n56789\r\n", end]),
+            ({"chunked": 99}, [head, b"a\r\n0123456789\r\n", end]),
             ({"rate": 40}, [head, 0.1, b"0123", 0.2, b"4567", 0.25, b"89"]),
             ({"rate": 58}, [head, 0.086207, b"01234", 0.172414, b"56789"]),
             ({"rate": 1000}, [head, 0.01, body]),
@@ -1851,16 +1851,16 @@ class WireTest(ServerTestCase):
             ({"fault": "reset at 10%"}, [head, b"0", "reset"]),
             ({"fault": "reset at 100%"}, [head, body, "reset"]),
             ({"chunked": 4, "fault": "close at 6"}, [head, b"4\r\n0123\r\n4\r\n45", "close"]),
-            ({"chunked": 4, "fault": "close at 4"}, [head, b"4\r\n0123", "close"]),
+            ({"chunked": 4, "fault": "close at 4"}, [head, b"4\r\n0123\r\n", "close"]),
             (
                 {"chunked": 4, "fault": "stall at 100%"},
-                [head, b"4\r\n0123\r\n4\r\n4567\r\n2\r\n89", "stall"],
+                [head, b"4\r\n0123\r\n4\r\n4567\r\n2\r\n89\r\n", "stall"],
             ),
             (
                 {"chunked": 3, "rate": 40, "delay": 1},
                 [
-                    *(1, head, 1.1, b"3\r\n012\r\n3\r\n3", 1.2, b"45\r\n3\r\n67"),
-                    *(1.25, b"8\r\n1\r\n9", end),
+                    *(1, head, 0.1, b"3\r\n012\r\n3\r\n3", 0.2, b"45\r\n3\r\n67"),
+                    *(0.25, b"8\r\n1\r\n9\r\n", end),
                 ],
             ),
         ):
