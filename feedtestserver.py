@@ -185,6 +185,25 @@ _IN_USE = {errno.EADDRINUSE} | ({errno.EACCES} if os.name == "nt" else set())
 # The thread that a test starts and stops
 
 
+class _Choice:
+    """An attribute that takes one of a few values; ValueError for any other one."""
+
+    def __init__(self, *values: str) -> None:
+        self.values = values
+
+    def __set_name__(self, owner: object, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Optional[FeedTestServer], owner: object = None) -> str:
+        return self.values[0] if instance is None else vars(instance).get(self.name, self.values[0])
+
+    def __set__(self, instance: FeedTestServer, value: str) -> None:
+        if value not in self.values:
+            right = ", ".join(map(repr, self.values))
+            raise ValueError(f"{self.name}: found {value!r:.80}; it takes one of {right}")
+        vars(instance)[self.name] = value
+
+
 class FeedTestServer(threading.Thread):
     """A server for the fixtures in a directory, in a thread of its own.
 
@@ -204,6 +223,18 @@ class FeedTestServer(threading.Thread):
 
     #: The class of the conversations; a subclass of FeedTestRequestHandler may add do_ methods.
     handler_class: type[FeedTestRequestHandler]
+    #: The certificate that the next TLS handshakes get. "incomplete-chain" is signed by an
+    #: intermediate CA that is not sent; "no-san" has the host as its common name only.
+    certificate = _Choice(
+        *("valid", "expired", "not-yet-valid", "wrong-host", "self-signed"),
+        *("incomplete-chain", "no-san"),
+    )
+    #: How the next TLS handshakes go, from when the ClientHello is there: "stall" is silence,
+    #: "reset" and "close" end the connection.
+    handshake = _Choice("complete", "stall", "reset", "close")
+    #: Whether the next TLS handshakes ask for a certificate of the client. If one is shown, it must
+    #: be by the server's CA; see client_certificate().
+    client_certificates = _Choice("none", "optional", "required")
     # Whether the interpreter ends. It has stopped the threads then, maybe while they held a lock,
     # removed the files, and emptied this module, so this is kept here.
     _at_end = staticmethod(sys.is_finalizing)
@@ -227,7 +258,7 @@ class FeedTestServer(threading.Thread):
         self._starting = threading.RLock()  # held by start(), and by whoever changes _files
         self._joining = threading.RLock()  # Thread.join() may fail where several call it at once
         self._pid = os.getpid()
-        self._certificate = "valid"
+        self._configure_tls: Optional[Callable[[ssl.SSLContext], object]] = None
         self.directory, self.host, self.port = directory, host, port
 
     # Starting and stopping
@@ -438,20 +469,20 @@ class FeedTestServer(threading.Thread):
     # HTTPS
 
     @property
-    def certificate(self) -> str:
-        """The certificate that the next TLS handshakes get; "valid" at first.
+    def configure_tls(self) -> Optional[Callable[[ssl.SSLContext], object]]:
+        """A function that each of the next TLS handshakes calls with its context, or None.
 
-        The others are "expired", "not-yet-valid", "wrong-host" and "self-signed". Setting it to
-        anything else raises ValueError.
+        It may change the context before that is used: ``context.maximum_version = ...``. It runs in
+        a worker thread, and what it raises is one of ``errors``. ValueError if it is no function.
         """
-        return self._certificate
+        return self._configure_tls
 
-    @certificate.setter
-    def certificate(self, kind: str) -> None:
-        if kind not in _CERTIFICATE_KINDS:
-            kinds = ", ".join(map(repr, _CERTIFICATE_KINDS))
-            raise ValueError(f"certificate: found {kind!r:.80}; it takes one of {kinds}")
-        self._certificate = kind
+    @configure_tls.setter
+    def configure_tls(self, function: Optional[Callable[[ssl.SSLContext], object]]) -> None:
+        if not (function is None or callable(function)):
+            right = "a function that takes an ssl.SSLContext, or None"
+            raise ValueError(f"configure_tls: found {function!r:.80}; it takes {right}")
+        self._configure_tls = function
 
     @property
     def ca_file(self) -> str:
@@ -459,7 +490,20 @@ class FeedTestServer(threading.Thread):
 
         The file is there until ``stop()``. Raises RuntimeError if the server is not running.
         """
-        return self._temporary("ca.pem", _authority().pem)
+        return self._temporary("ca_file", "ca.pem", lambda: _authority().pem)
+
+    def client_certificate(self, name: str = "client") -> str:
+        """The path of a PEM file with a key and a certificate of the CA for a client (mode 0600).
+
+        ``name``, 1 to 64 characters, is its common name (RFC 5280 A.1), which is
+        ``request.client_certificate`` later. The file is there until ``stop()``. Raises ValueError
+        for any other name, RuntimeError if the server is not running.
+        """
+        if not (isinstance(name, str) and name.isprintable() and 1 <= len(name) <= 64):
+            right = "1 to 64 printable characters (RFC 5280 A.1)"
+            raise ValueError(f"client_certificate: found the name {name!r:.80}; it takes {right}")
+        what = f"client_certificate({name!r})"
+        return self._temporary(what, "client.pem", lambda: _authority().certify(name, "client"))
 
     def ssl_context(self) -> ssl.SSLContext:
         """A new context for clients, which trusts that CA and no other.
@@ -472,36 +516,41 @@ class FeedTestServer(threading.Thread):
             )
         return ssl.create_default_context(cadata=_authority().pem)
 
-    def _temporary(self, name: str, text: str) -> str:
+    def _temporary(self, what: str, name: str, text: Callable[[], str]) -> str:
         """The path of a temporary file of this server, which is made on first use."""
         with self._starting:
             if self._httpd is None or self._httpd.stopping:
-                raise RuntimeError(f"{name} is there only while the server is running")
+                raise RuntimeError(f"{what} is there only while the server is running")
             if not self._files:  # if stop() is forgotten, they go with the process
                 weakref.finalize(self, _remove, self._files, self._pid)
-            if name not in self._files:
-                self._files[name] = _temporary_file(text, name)
-            return self._files[name]
+            if what not in self._files:
+                self._files[what] = _temporary_file(text(), name)
+            return self._files[what]
 
     # Any host
 
     @contextlib.contextmanager
-    def intercept(self) -> Iterator[FeedTestServer]:
+    def intercept(self, proxy: bool = True) -> Iterator[FeedTestServer]:
         """A context in which this server is the whole Web, for this process and its children.
 
         Code that fetches ``https://example.com/feed.xml`` gets ``example.com/feed.xml`` below the
-        directory, or what ``respond()`` says for that URL. Environment variables, which children
-        inherit, direct clients to this server, and so do, in this process, the functions that look
-        names up; TLS contexts trust the server's CA as well. At the end all is put back, and
-        connections for other hosts are closed. Of several contexts the innermost counts. Raises
-        RuntimeError if the server is not running.
+        directory, or what ``respond()`` says for that URL. In this process, the functions that look
+        names up and those that connect lead to this server, and TLS contexts trust its CA as well.
+        With ``proxy``, so do environment variables, which children inherit. Without, this process
+        connects as it would anywhere else, each host by a connection of its own. At the end all is
+        put back, and connections for other hosts are closed. Of several contexts the innermost
+        counts. Raises RuntimeError if the server is not running, ValueError for another ``proxy``.
         """
+        if not isinstance(proxy, bool):
+            raise ValueError(f"proxy: found {proxy!r:.80}; it takes True or False")
         httpd = self._running("intercept()")
-        ca_file = self.ca_file
-        wgetrc = self._temporary("wgetrc", f"ca_certificate = {ca_file}\n")
-        variables = _variables(self.base_url, ca_file, wgetrc)
+        variables = {}
+        if proxy:
+            ca_file, lines = self.ca_file, f"ca_certificate = {self.ca_file}\n"
+            wgetrc = self._temporary("wgetrc", "wgetrc", lambda: lines)
+            variables = _variables(self.base_url, ca_file, wgetrc)
         self._site.count_interceptions(1)
-        interception = _Interception(httpd.own_address(), variables)
+        interception = _Interception(httpd.own_address(), variables, self._site.names)
         try:
             yield self
         finally:
@@ -510,6 +559,19 @@ class FeedTestServer(threading.Thread):
                 # Clients would keep these connections, and come back for hosts that are elsewhere.
                 if self._site.count_interceptions(-1) == 0:
                     httpd.call(httpd.close_intercepted)
+
+    def resolve(self, host: str, *answers: Union[str, Sequence[str]]) -> None:
+        """Have the look-ups of a host find these answers, one after the other; the last one stays.
+
+        An answer is an IP address, a sequence of them, "unknown" (there is no such name), "refused"
+        (connections are refused) or "silent" (they never come about). Connections to these
+        addresses lead to the server, inside of ``intercept()``. To a client that goes by the proxy,
+        each request and each CONNECT is a look-up: it gets a 502 if the host is unknown or refuses.
+        A ``*`` in ``host`` matches any characters; each host then has the answers for itself. A
+        host by its name goes before patterns, and of those the one given last counts. Raises
+        ValueError for what is no host or no answer.
+        """
+        self._site.names.resolve(host, answers)
 
     # The record, and the script
 
@@ -524,7 +586,7 @@ class FeedTestServer(threading.Thread):
         return self._record.errors
 
     def clear(self) -> None:
-        """Forget requests, errors and scripted steps."""
+        """Forget requests, errors, scripted steps, and what ``resolve()`` was told."""
         self._record.clear()
         self._site.clear()
 
@@ -718,6 +780,7 @@ class _Site:
         self._lock = threading.Lock()
         #: Responds, if it can, where neither a step nor a fixture does; called with the folder.
         self.listing: Callable[[Request, str], Optional[Response]] = lambda request, folder: None
+        self.names = _Names()
         self._numbers = itertools.count()
         self._exact: dict[tuple[Any, ...], _Script] = {}
         self._patterns: dict[tuple[Any, ...], _Script] = {}
@@ -736,7 +799,8 @@ class _Site:
             scripts[address.key] = _Script(next(self._numbers), address, steps)
 
     def clear(self) -> None:
-        """Forget the scripted steps."""
+        """Forget the scripted steps, and what look-ups find."""
+        self.names.clear()
         with self._lock:
             self._exact.clear()
             self._patterns.clear()
@@ -879,6 +943,18 @@ class _Site:
         right = f"the folder {folder} or " if folder else ""
         right += f"respond({request.url!r}, ...)"
         return f"{request.method} {request.url}: no such host here; {right} would respond"
+
+    def unreachable(self, request: Request) -> Optional[Response]:
+        """What a proxy responds that cannot connect to the host, by resolve(); None if it can."""
+        is_for_proxy = request.origin and request.head.origin and not request.tunnel
+        found = self.names.look_up(request.host) if is_for_proxy else None
+        if found is None or not _NO_CONNECTION.issuperset(found):
+            return None
+        request.step = "by resolve()"
+        if found == (_SILENT,):
+            return Response(status=504, fault="stall")
+        why = "refuses connections" if found else "is unknown"
+        return _text_response(502, f"{request.host} {why}, as resolve() says")
 
     def _some_names(self) -> dict[str, str]:
         """Some names of fixtures: in a large directory, looking at all would take long."""
@@ -1480,7 +1556,7 @@ _open_servers: weakref.WeakSet[StoppableHttpServer] = weakref.WeakSet()
 
 def _leave_to_the_parent() -> None:
     # No thread here would release the other ones.
-    _Interception.lock, _Authority.lock = threading.Lock(), threading.Lock()
+    _Interception.lock, _Authority.lock = threading.RLock(), threading.Lock()
     for server in _open_servers:
         with contextlib.suppress(OSError):  # out of descriptors
             server.leave_to_the_parent()
@@ -1677,6 +1753,7 @@ class FeedTestRequestHandler:
     tunnel: Optional[Request] = None
     base_url = ""
     tls: Optional[_Tls] = None
+    client_certificate: Optional[str] = None
     head: Optional[_Head] = None
     client_left = closing = lingering = False
     #: Whether the response does not wait for the body of the request.
@@ -1694,6 +1771,7 @@ class FeedTestRequestHandler:
         self.site, self.record = test_server._site, test_server._record
         self.connection, self.client_address = sock, client
         self.connection_number = next(test_server._connection_numbers)
+        self.address = self.site.names.taken(client[1]) or _own_address(sock, server.server_name)
         self.buffer = bytearray()
 
     def converse(self) -> _Conversation:
@@ -1761,6 +1839,9 @@ class FeedTestRequestHandler:
             while (hello := _client_hello(self.buffer)) is None:
                 yield from self.receive()
             name = _server_name(hello)
+            if (how := self.test_server.handshake) != "complete":
+                yield from self.break_off(how)
+                raise ValueError(f"server.handshake is {how!r}")
             if name and not re.fullmatch(_SERVER_NAME, name):
                 yield from self.send(_UNRECOGNIZED_NAME)
                 raise ValueError("that is no name of a host (RFC 6066 3)")
@@ -1770,6 +1851,7 @@ class FeedTestRequestHandler:
             yield from self.decipher(b"")
             while not self.tls.established:
                 yield from self.receive()
+            self.client_certificate = self.tls.client_name()
         except (EOFError, OSError, RuntimeError, ValueError) as error:
             self.closing = self.lingering = True
             host = f" for {name!a:.80}" if name else ""
@@ -1777,15 +1859,27 @@ class FeedTestRequestHandler:
 
     def certified(self, name: str) -> ssl.SSLContext:
         """The TLS for a client that asks for the host of that name, or for none."""
-        own = self.connection.getsockname()[0].removeprefix("::ffff:").partition("%")[0]
         tunnel = self.tunnel.head.origin if self.tunnel else ""
-        host = name or _host_and_port(tunnel)[0] or own
+        host = (name or _host_and_port(tunnel)[0] or self.address).lower()
+        kind, asked = self.test_server.certificate, self.test_server.client_certificates
+        configure = self.test_server.configure_tls
         try:
             with _Authority.lock:  # else clients that come at once would each have one made
-                return _server_context(host.lower(), self.test_server.certificate)
+                if configure is None and asked == "none":
+                    return _server_context(host, kind)
+                pem = _server_pem(host, kind)
+            # A new one, as no session of another one can be resumed in it.
+            context = _new_server_context(pem, asked)
         except OSError as error:
             self.record.fail(f"there is no certificate for {host}: {error}")
             raise
+        try:
+            if configure:
+                configure(context)
+        except BaseException as error:
+            self.record.fail(_explain(error, f"configure_tls for {host}"))
+            raise RuntimeError("configure_tls has failed") from None
+        return context
 
     # Read
 
@@ -1818,6 +1912,7 @@ class FeedTestRequestHandler:
         request = Request(head, self.base_url, origin)
         request.body, request.tunnel, request.time = body, self.tunnel, self.time()
         request.connection, request.heard_at = self.connection_number, self.heard_at
+        request.address, request.client_certificate = self.address, self.client_certificate
         return request
 
     def receive(self, wait: _Wait = _RECEIVE) -> _Part[None]:
@@ -1916,6 +2011,8 @@ class FeedTestRequestHandler:
         It is a 500 if a fixture or the test's own code is wrong.
         """
         try:
+            if response := self.site.unreachable(request):
+                return self.plan(request, response)
             for step in self.site.steps_for(request):
                 if callable(step):
                     response = yield from self.work(self.perform, request, step)
@@ -2157,7 +2254,7 @@ def _called(step: Callable[[Request], Any], request: Request) -> Any:
     return _called(result, request) if callable(result) else result
 
 
-def _explain(error: BaseException, request: Request) -> str:
+def _explain(error: BaseException, what: Union[Request, str]) -> str:
     if isinstance(error, DirectiveError):
         return str(error)
     import traceback  # for what has gone wrong only, so not part of the import time
@@ -2166,7 +2263,8 @@ def _explain(error: BaseException, request: Request) -> str:
     while frames and frames.tb_frame.f_globals is globals():
         frames = frames.tb_next  # it begins in the test's code
     lines = traceback.format_exception(type(error), error, frames)
-    return f"{request.method} {request.shown}: {_shown(error)}\n{''.join(lines)}"
+    what = what if isinstance(what, str) else f"{what.method} {what.shown}"
+    return f"{what}: {_shown(error)}\n{''.join(lines)}"
 
 
 def _shown(error: BaseException) -> str:
@@ -2185,6 +2283,12 @@ def _logger() -> logging.Logger:
 
 def _log(event: object) -> None:
     _logger().info("%s", event)
+
+
+def _own_address(connection: socket.socket, name: str) -> str:
+    """The IP address of our end of a connection; that of a server with a ``name`` is known."""
+    address = connection.getsockname()[0] if name in _ANY_ADDRESS else name
+    return str(address).removeprefix("::ffff:").partition("%")[0]
 
 
 def _in_flight(connection: socket.socket) -> int:
@@ -3768,6 +3872,8 @@ class Request:
     ``method`` and ``target`` are as sent, ``version`` is "1.1" or "1.0", ``body`` is decoded from
     a chunked transfer coding. ``time`` is when it was read, in seconds since the epoch, by the
     server's clock; ``connection`` a number that is equal for requests that shared a connection;
+    ``address`` the IP address that the client connected to, as it believes; see ``resolve()``;
+    ``client_certificate`` the common name of the certificate that the client showed, or None;
     ``tunnel`` the CONNECT that opened the tunnel that it came through, or None; ``response`` the
     response as it was planned, with all its fields, None until then; ``step`` which scripted step
     gave it, if any.
@@ -3776,6 +3882,8 @@ class Request:
     body = b""
     time = 0.0
     connection = 0
+    address = ""
+    client_certificate: Optional[str] = None
     tunnel: Optional[Request] = None
     response: Optional[Response] = None
     step = ""
@@ -4558,6 +4666,11 @@ class _Tls:
         sealed = self._outgoing.read()
         return self._outer.seal(sealed) if self._outer else sealed
 
+    def client_name(self) -> Optional[str]:
+        """The common name of the client's certificate, if it has shown one."""
+        subject: Any = (self._end.getpeercert() or {}).get("subject", ())
+        return next((value for ((name, value),) in subject if name == "commonName"), None)
+
     def close(self) -> bytes:
         """The close_notify that ends the data (RFC 8446 6.1)."""
         with contextlib.suppress(ssl.SSLError):  # it would wait for the client's close_notify
@@ -4566,6 +4679,8 @@ class _Tls:
         return sealed + self._outer.close() if self._outer else sealed
 
 
+#: What a server sends after its certificate: its key or signature, or that it is done.
+_AFTER_CERTIFICATE = (12, 14, 15)
 #: The first byte of a TLS handshake; no request can begin with it.
 _HANDSHAKE = 22
 _CLIENT_HELLO = 1
@@ -4622,8 +4737,6 @@ def _vector(stream: io.BytesIO, size: int) -> bytes:
 # tests only: nothing in it is constant-time, so the time that a signature takes tells about the
 # key. The keys are thrown away with the process.
 
-#: What FeedTestServer.certificate may be.
-_CERTIFICATE_KINDS = ("valid", "expired", "not-yet-valid", "wrong-host", "self-signed")
 _ONE_DAY = 24 * 60 * 60  # in seconds
 _LIFETIME = 397 * _ONE_DAY  # browsers take no certificate of more than 398 days
 #: When a certificate begins to be valid, if not yesterday, in seconds from now.
@@ -4645,6 +4758,7 @@ _EC_PUBLIC_KEY = bytes.fromhex("06072a8648ce3d0201")  # 1.2.840.10045.2.1 (RFC 5
 _PRIME256V1 = bytes.fromhex("06082a8648ce3d030107")  # 1.2.840.10045.3.1.7 (RFC 5480 2.1.1)
 _ECDSA_WITH_SHA256 = bytes.fromhex("06082a8648ce3d040302")  # 1.2.840.10045.4.3.2 (RFC 5758 3.2)
 _SERVER_AUTH = bytes.fromhex("06082b06010505070301")  # 1.3.6.1.5.5.7.3.1 (RFC 5280 4.2.1.12)
+_CLIENT_AUTH = bytes.fromhex("06082b06010505070302")  # 1.3.6.1.5.5.7.3.2 (RFC 5280 4.2.1.12)
 _COMMON_NAME = b"\x06\x03\x55\x04\x03"  # 2.5.4.3 (RFC 5280 A.1)
 _EXTENSION = b"\x06\x03\x55\x1d"
 _SUBJECT_KEY_IDENTIFIER, _KEY_USAGE, _SUBJECT_ALT_NAME = 14, 15, 17
@@ -4657,10 +4771,21 @@ _DIGITAL_SIGNATURE, _KEY_CERT_SIGN = b"\x03\x02\x07\x80", b"\x03\x02\x02\x04"
 @functools.lru_cache(maxsize=256)
 def _server_context(host: str, kind: str) -> ssl.SSLContext:
     """The TLS of a server of that name or address, with a certificate of that kind."""
+    return _new_server_context(_server_pem(host, kind), "none")
+
+
+@functools.lru_cache(maxsize=256)
+def _server_pem(host: str, kind: str) -> str:
+    return _authority().certify(host, kind)
+
+
+def _new_server_context(pem: str, client_certificates: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.set_alpn_protocols(["http/1.1"])
-    authority = _authority()
-    path = _temporary_file(authority.server_key.pem() + authority.certify(host, kind), "key.pem")
+    if client_certificates != "none":
+        context.verify_mode = ssl.VerifyMode[f"CERT_{client_certificates.upper()}"]
+        context.load_verify_locations(cadata=_authority().pem)
+    path = _temporary_file(pem, "key.pem")
     try:
         context.load_cert_chain(path)
     finally:
@@ -4675,32 +4800,39 @@ def _authority() -> _Authority:
 
 
 class _Authority:
-    """A CA, with its certificate, and the key that all servers share, as making one takes time."""
+    """A CA, with its certificate, and the key that all others share, as making one takes time."""
 
     #: Held while a certificate is made.
     lock = threading.Lock()
 
     def __init__(self) -> None:
-        self.key, self.server_key = _Key("CA"), _Key("server")
+        self.key, self.shared_key = _Key("CA"), _Key("server")
         constraints = _sequence(_TRUE, _integer(0))  # a CA that may sign no other one
         extensions = {_BASIC_CONSTRAINTS: constraints, _KEY_USAGE: _KEY_CERT_SIGN}
         #: The certificate of the CA, in PEM.
         self.pem = _certificate(self.key, self.key, extensions, -_ONE_DAY)
 
-    def certify(self, host: str, kind: str) -> str:
-        """A certificate for a server, in PEM, of one of the kinds that _CERTIFICATE_KINDS names."""
-        host = _WRONG_HOST if kind == "wrong-host" else host
-        subject = copy.copy(self.server_key)
-        if len(host) <= 64:  # a common name has no more characters (RFC 5280 A.1)
-            subject.name = host
+    def certify(self, name: str, kind: str) -> str:
+        """The shared key and a certificate for it, in PEM.
+
+        It is for a server of that name, of a kind of FeedTestServer.certificate, or for a "client".
+        """
+        name = _WRONG_HOST if kind == "wrong-host" else name
+        subject = copy.copy(self.shared_key)
+        if len(name) <= 64:  # a common name has no more characters (RFC 5280 A.1)
+            subject.name = name
         issuer = subject if kind == "self-signed" else self.key
+        if kind == "incomplete-chain":
+            issuer = _Key("intermediate CA")  # nobody gets the certificate of this one
         extensions = {
             _BASIC_CONSTRAINTS: _sequence(),
             _KEY_USAGE: _DIGITAL_SIGNATURE,
-            _EXTENDED_KEY_USAGE: _sequence(_SERVER_AUTH),
-            _SUBJECT_ALT_NAME: _sequence(_general_name(host)),
+            _EXTENDED_KEY_USAGE: _sequence(_CLIENT_AUTH if kind == "client" else _SERVER_AUTH),
         }
-        return _certificate(subject, issuer, extensions, _BEGINNINGS.get(kind, -_ONE_DAY))
+        if kind not in ("client", "no-san"):
+            extensions[_SUBJECT_ALT_NAME] = _sequence(_general_name(name))
+        start = _BEGINNINGS.get(kind, -_ONE_DAY)
+        return subject.pem() + _certificate(subject, issuer, extensions, start)
 
 
 _authorities: dict[str, _Authority] = {}
@@ -4874,6 +5006,117 @@ _ABSENT = object()
 _interceptions: list[_Interception] = []
 
 
+#: What look-ups find for hosts that refuse connections, or never respond.
+_REFUSED, _SILENT = "127.254.0.1", "127.254.0.2"
+_NO_CONNECTION = {_REFUSED, _SILENT}
+_ANSWERS = {"unknown": (), "refused": (_REFUSED,), "silent": (_SILENT,)}
+#: What socket.socket is a subclass of: its own methods are not replaced.
+_Socket: Any = socket.SocketType
+_NO_SUCH_NAME = socket.EAI_NONAME, "Name or service not known"
+
+
+class _Names:
+    """What the look-ups of hosts find, as resolve() says, and who connects to what was found."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        #: By host or pattern: the answers, and how many of them each host has taken.
+        self._answers: dict[str, tuple[list[tuple[str, ...]], dict[str, int]]] = {}
+        #: All addresses that were ever answers, as clients remember them.
+        self.addresses: set[str] = set()
+        #: The address and the port that a client believes to be connected to, by its own port; and
+        #: which of these connections have not been accepted yet.
+        self._believed: dict[int, tuple[str, int]] = {}
+        self._coming: set[int] = set()
+
+    def resolve(self, host: str, answers: Sequence[Union[str, Sequence[str]]]) -> None:
+        """See FeedTestServer.resolve()."""
+        name = _host_name(host) if isinstance(host, str) else ""
+        if not re.fullmatch(_LOOKED_UP, name) or not _is_elsewhere(name):
+            right = "the name of a host, without a port, such as 'a.example' or '*.example'"
+            raise ValueError(f"resolve(): found the host {host!r:.80}; it takes {right}")
+        if not answers:
+            raise ValueError(f"resolve({host!r:.80}) needs at least one answer")
+        found = [_answer(answer) for answer in answers]
+        with self._lock:
+            self._answers.pop(name, None)  # of two patterns the one given last comes last
+            self._answers[name] = found, {}
+            self.addresses.update(*found)
+
+    def clear(self) -> None:
+        """Forget the answers."""
+        with self._lock:
+            self._answers.clear()
+
+    def look_up(self, host: Union[str, bytes]) -> Optional[tuple[str, ...]]:
+        """The addresses of a host, none if it is unknown; None if resolve() says nothing of it."""
+        if not self._answers:
+            return None
+        name = _host_name(host.decode("latin-1") if isinstance(host, (bytes, bytearray)) else host)
+        with self._lock:
+            given = name
+            if name not in self._answers:
+                patterns = (each for each in reversed(self._answers) if "*" in each)
+                fitting = (each for each in patterns if _glob((each, _IN_HOST))(name))
+                given = next(fitting, "")
+            if not given:
+                return None
+            answers, taken = self._answers[given]
+            taken[name] = taken.get(name, 0) + 1
+            return answers[min(taken[name], len(answers)) - 1]
+
+    def expect(self, port: int, address: tuple[str, int]) -> None:
+        """Note that a client is about to connect from a port, as it believes to an address."""
+        with self._lock:
+            self._believed[port] = address
+            self._coming.add(port)
+
+    def taken(self, port: int) -> Optional[str]:
+        """The address that the client of a new connection has connected to, if it is not ours."""
+        if not self._believed:
+            return None
+        with self._lock:
+            if port in self._coming:
+                self._coming.remove(port)
+                return self._believed[port][0]
+            self._believed.pop(port, None)  # of an earlier connection from that port
+            return None
+
+    def believed(self, port: int) -> Optional[tuple[str, int]]:
+        """What the client at a port believes to be connected to."""
+        with self._lock:
+            return self._believed.get(port)
+
+
+_LOOKED_UP = r"[a-z0-9*_-]+(?:\.[a-z0-9*_-]+)*"
+
+
+def _host_name(host: str) -> str:
+    """A name of a host as look-ups compare it: in ASCII and in lower case (IDNA, RFC 4343)."""
+    with contextlib.suppress(UnicodeError):
+        host = host if host.isascii() else host.encode("idna").decode()
+    return host.lower().removesuffix(".")
+
+
+def _answer(given: Union[str, Sequence[str]]) -> tuple[str, ...]:
+    """The addresses of an answer of resolve(), in the form that is compared."""
+    if isinstance(given, str) and given in _ANSWERS:
+        return _ANSWERS[given]
+    listed = [given] if isinstance(given, str) else given
+    found = [_numeric(each) for each in listed] if isinstance(listed, (list, tuple)) else []
+    if not found or None in found:
+        right = f"an IP address, a list of them, or one of {', '.join(map(repr, _ANSWERS))}"
+        raise ValueError(f"resolve(): found the answer {given!r:.80}; it takes {right}")
+    return tuple(filter(None, found))
+
+
+def _numeric(host: Any) -> Optional[str]:
+    """An IP address in the one form that is compared, without a zone; None for anything else."""
+    packed = _packed(host) if isinstance(host, str) else None
+    family = socket.AF_INET if packed and len(packed) == 4 else socket.AF_INET6
+    return socket.inet_ntop(family, packed) if packed else None
+
+
 class _Interception:
     """What makes every host lead to a server, until ``end()``.
 
@@ -4881,27 +5124,37 @@ class _Interception:
     inside of it, that one keeps it from then on, so that in the end all is as it was.
     """
 
-    lock = threading.Lock()
+    lock = threading.RLock()
 
-    def __init__(self, address: tuple[str, int], variables: Mapping[str, Any]) -> None:
+    def __init__(
+        self, address: tuple[str, int], variables: Mapping[str, Any], names: _Names
+    ) -> None:
         import urllib.request
 
-        self.address = address
+        self.address, self.names = address, names
         self.ports: set[int] = set()
-        replaced = (
-            (socket, ("getaddrinfo", "gethostbyname", "gethostbyname_ex", "gethostbyaddr")),
-            (socket.socket, ("connect", "connect_ex", "sendto", "sendmsg", "bind")),
+        self.trusting = functools.lru_cache(maxsize=64)(_trusting)
+        #: By an address of _NO_CONNECTION: the sockets behind it.
+        self.dead_ends: dict[str, list[Any]] = {}
+        look_ups = "getaddrinfo gethostbyname gethostbyname_ex gethostbyaddr getnameinfo"
+        replaced = [
+            (socket, look_ups),
+            (socket.socket, "connect connect_ex sendto sendmsg bind getpeername"),
             # Private, but in all Pythons, and called by all that begins TLS; after wrap_socket()
             # itself the handshake would be over.
-            (ssl.SSLContext, ("_wrap_socket", "_wrap_bio")),
-        )
+            (ssl.SSLContext, "_wrap_socket _wrap_bio"),
+        ]
+        if os.name == "nt":  # asyncio connects by functions of its own there
+            proactor: Any = importlib.import_module("asyncio.windows_events")
+            replaced.append((proactor.IocpProactor, "connect sendto"))
         places: _Places = [(os.environ, *variable) for variable in variables.items()]
         # urllib makes a new one when it is needed, with the proxies of then.
         places.append((urllib.request, "_opener", None))
         with self.lock:
-            for owner, names in replaced:  # Windows has no sendmsg()
-                places += [self.instead(owner, name) for name in names if hasattr(owner, name)]
-            self.found = _replace(places)
+            for owner, methods in replaced:  # Windows has no sendmsg()
+                names_of = [name for name in methods.split() if hasattr(owner, name)]
+                places += [self.instead(owner, name) for name in names_of]
+            self.found = {(id(place[0]), place[1]): place for place in _replace(places)}
             _interceptions.append(self)
 
     def instead(self, owner: Any, name: str) -> tuple[Any, str, _Function]:
@@ -4910,55 +5163,132 @@ class _Interception:
 
         @functools.wraps(original)
         def function(*args: Any, **kwargs: Any) -> Any:
-            return method(original, *args, **kwargs)
+            if self in _interceptions:
+                return method(original, *args, **kwargs)
+            return original(*args, **kwargs)  # it has ended, and one inside of it goes on
 
         return owner, name, function
 
     def end(self) -> None:
-        """Put back what was found."""
+        """Put back what was found; one inside of this that has replaced it as well keeps it."""
         with self.lock:
             position = _interceptions.index(self)
             del _interceptions[position]
-            if position < len(_interceptions):
-                _interceptions[position].found = self.found
-            else:
-                _replace(self.found)
+            for key in list(self.found):
+                for inner in _interceptions[position:]:
+                    if key in inner.found:
+                        inner.found[key] = self.found.pop(key)
+                        break
+            _replace(list(self.found.values()))
+            for each in itertools.chain(*self.dead_ends.values()):
+                each.close()
 
     # What is called instead of the original of that name, which is the first argument
 
     def getaddrinfo(self, original: _Function, host: Any, port: Any, *args: int, **how: int) -> Any:
-        """Find the server, with its port, for each name but localhost."""
-        flags = how.get("flags", args[3] if len(args) > 3 else 0)
-        without_flags = {name: number for name, number in how.items() if name != "flags"}
+        """Find the server, or what resolve() says, for each name but localhost."""
+        flags = how.pop("flags", args[3] if len(args) > 3 else 0)
         is_numeric = flags & socket.AI_NUMERICHOST
         if flags & socket.AI_PASSIVE and _is_elsewhere(host) and not is_numeric:  # to listen at
-            return original(self.address[0], port, *args[:3], **without_flags)
+            return original(self.address[0], port, *args[:3], **how)
         if is_numeric or not self.expects(host, port):
-            return original(host, port, *args, **how)
-        return original(*self.address, *args[:3], **without_flags)
+            return original(host, port, *args[:3], flags=flags, **how)
+        addresses, found = self.names.look_up(host), []
+        if addresses is None:
+            return original(*self.address, *args[:3], **how)
+        for address in addresses:
+            loopback = "::1" if ":" in address else "127.0.0.1"
+            with contextlib.suppress(socket.gaierror):  # another family is asked for
+                for *kind, (_, *rest) in original(loopback, port, *args[:3], **how):
+                    found.append((*kind, (address, *rest)))
+        if not found:
+            raise socket.gaierror(*_NO_SUCH_NAME)
+        return found
 
     def gethostbyname(self, original: _Function, host: Any) -> Any:
-        return self.address[0] if self.expects(host) else original(host)
+        return self.addresses(host)[0] if self.expects(host) else original(host)
 
     def gethostbyname_ex(self, original: _Function, host: Any) -> Any:
-        return (host, [], [self.address[0]]) if self.expects(host) else original(host)
+        return (host, [], self.addresses(host)) if self.expects(host) else original(host)
 
-    gethostbyaddr = gethostbyname_ex
+    def gethostbyaddr(self, original: _Function, host: Any) -> Any:
+        if _numeric(host) in self.names.addresses:
+            raise socket.herror(1, "Unknown host")
+        return self.gethostbyname_ex(original, host)
 
-    def connect(self, original: _Function, connection: socket.socket, *arguments: Any) -> Any:
-        """Connect or send to the server if the address, the last argument, has a name."""
+    def addresses(self, host: Any) -> list[str]:
+        """What these find for a name: addresses of IPv4; raises socket.gaierror if there is none."""
+        found = self.names.look_up(host)
+        if found is None:
+            return [self.address[0]]
+        if not (addresses := [each for each in found if "." in each]):
+            raise socket.gaierror(*_NO_SUCH_NAME)
+        return addresses
+
+    def getnameinfo(self, original: _Function, address: Any, flags: int) -> Any:
+        is_ours = _numeric(address[0]) in self.names.addresses
+        return original(address, flags | socket.NI_NUMERICHOST if is_ours else flags)
+
+    def connect(self, original: _Function, owner: Any, *arguments: Any) -> Any:
+        """Connect or send to where the address, the last argument, leads."""
+        connection = owner if isinstance(owner, socket.socket) else arguments[0]
         if arguments and _is_internet(connection, arguments[-1]):
-            *others, address = arguments
-            if _is_elsewhere(address[0]) or self.is_meant(connection, address):
-                arguments = (*others, (*self.address, *address[2:]))
-        return original(connection, *arguments)
+            arguments = (*arguments[:-1], self.destination(connection, arguments[-1]))
+        return original(owner, *arguments)
 
     connect_ex = sendto = sendmsg = connect
+
+    def destination(self, connection: socket.socket, address: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The address at which what a client connects to really is; raises socket.gaierror."""
+        host, port = address[:2]
+        is_ipv6 = connection.family == socket.AF_INET6
+        if _is_elsewhere(host):  # connect() looks names up itself
+            found = self.names.look_up(host)
+            if found is None:
+                return self.for_family(connection, self.address, address)
+            host = next((each for each in found if (":" in each) == is_ipv6), None)
+            if host is None:
+                raise socket.gaierror(*_NO_SUCH_NAME)
+            address = (host, *address[1:])
+        numeric = _numeric(host.partition("%")[0] if isinstance(host, str) else host)
+        if numeric in _NO_CONNECTION:
+            return self.for_family(connection, self.dead_end(numeric), address)
+        if numeric is None or not self.is_meant(connection, numeric, port):
+            return address
+        real = self.for_family(connection, self.address, address)
+        if connection.type == socket.SOCK_STREAM:
+            with contextlib.suppress(OSError):  # it has a port already
+                _Socket.bind(connection, (real[0], 0))
+            self.names.expect(_Socket.getsockname(connection)[1], (numeric, port))
+        return real
+
+    def for_family(
+        self, connection: socket.socket, real: tuple[str, int], address: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
+        """An address as a socket of its family takes it, with what else stands in another one."""
+        if connection.family == socket.AF_INET6 and ":" not in real[0]:
+            option = socket.IPPROTO_IPV6, socket.IPV6_V6ONLY
+            if connection.getsockopt(*option):
+                connection.setsockopt(*option, 0)
+            real = f"::ffff:{real[0]}", real[1]
+        return (*real, *address[2:])
 
     def bind(self, original: _Function, connection: socket.socket, address: Any) -> Any:
         if _is_internet(connection, address) and _is_elsewhere(address[0]):
             address = (self.address[0], *address[1:])
         return original(connection, address)
+
+    def getpeername(self, original: _Function, connection: socket.socket) -> Any:
+        """Where the client believes to be connected to."""
+        peer = original(connection)
+        if connection.family not in _INTERNET or not self.is_own(peer):
+            return peer
+        believed = self.names.believed(_Socket.getsockname(connection)[1])
+        return (*believed, *peer[2:]) if believed else peer
+
+    def is_own(self, peer: tuple[Any, ...]) -> bool:
+        """Whether that is the server."""
+        return (peer[0].removeprefix("::ffff:"), peer[1]) == self.address
 
     def expects(self, host: Any, port: Any = None) -> bool:
         """Whether a name leads to the server; if so, remember the port, or those of the Web."""
@@ -4969,45 +5299,83 @@ class _Interception:
         self.ports |= {port} if port and isinstance(port, int) else {80, 443}
         return True
 
-    def is_meant(self, connection: socket.socket, address: tuple[Any, ...]) -> bool:
-        """Whether the server is meant by its address and a port that was looked up with a name.
+    def is_meant(self, connection: socket.socket, address: str, port: int) -> bool:
+        """Whether the server is meant by an IP address and a port.
 
-        Some clients take only the address from what getaddrinfo() finds. If a service on this
-        machine listens at that port, the service is meant.
+        It is by what resolve() gave; and by its own address, as some clients take only the address
+        from what getaddrinfo() finds. On this machine, that holds for ports that were looked up
+        with a name, unless a service listens there.
         """
-        host, port = self.address
-        is_stream = connection.type == socket.SOCK_STREAM
-        if address[0] != host or address[1] not in self.ports - {port} or not is_stream:
+        if address != self.address[0] and address not in self.names.addresses:
             return False
-        with socket.socket(connection.family) as probe:
+        with contextlib.closing(_Socket(connection.family, connection.type)) as probe:
+            try:
+                probe.bind((address, 0))
+            except OSError:  # it is none of this machine
+                return True
+        if connection.type != socket.SOCK_STREAM or port not in self.ports - {self.address[1]}:
+            return False
+        with contextlib.closing(_Socket(connection.family, connection.type)) as probe:
             probe.settimeout(0.1)
-            # That of _socket.socket is not replaced: connect_ex itself would call this again.
-            return super(socket.socket, probe).connect_ex(address) == errno.ECONNREFUSED
+            return bool(probe.connect_ex((address, port)))
+
+    def dead_end(self, address: str) -> tuple[str, int]:
+        """Where connections are refused, or never come about, on this machine."""
+        with self.lock:
+            if address not in self.dead_ends:
+                self.dead_ends[address] = _dead_end(address == _SILENT)
+            found: tuple[str, int] = self.dead_ends[address][0].getsockname()
+            return found
 
     def wrap_socket(
         self, original: _Function, context: Any, sock: Any, is_server: bool, name: Any, **more: Any
     ) -> Any:
         """Begin TLS as the context says, but trust the CA as well if it leads to the server."""
         try:
-            is_here = sock.getpeername()[:2] == self.address
+            is_here = self.is_own(_Socket.getpeername(sock))
         except OSError:  # not connected yet
             is_here = _is_elsewhere(name)
         if is_server or not is_here:
             return original(context, sock, is_server, name, **more)
         more["session"] = None  # it would be of the other context
-        tls = original(context, sock, is_server, name, **more)
-        tls.context = _trusting(_authority().pem)
+        trusting = self.trusting(context, _authority().pem)
+        return self.begin_tls(trusting, original, context, sock, is_server, name, **more)
+
+    def wrap_bio(
+        self, original: _Function, context: Any, incoming: Any, outgoing: Any, **more: Any
+    ) -> Any:
+        """The same if nothing tells whether the bytes lead to the server: trust both."""
+        if more.get("server_side"):
+            return original(context, incoming, outgoing, **more)
+        trusted = context.get_ca_certs(binary_form=True)
+        trusting = self.trusting(context, _authority().pem, *trusted)
+        return self.begin_tls(trusting, original, context, incoming, outgoing, **more)
+
+    def begin_tls(self, trusting: Any, original: _Function, context: Any, *a: Any, **m: Any) -> Any:
+        with self.lock:
+            before = context._msg_callback
+            context._msg_callback = trusting._msg_callback
+            try:
+                tls = original(context, *a, **m)
+            finally:
+                context._msg_callback = before
+        tls.context = trusting
         return tls
 
-    def wrap_bio(self, original: _Function, context: Any, *args: Any, **more: Any) -> Any:
-        """The same if nothing tells whether the bytes lead to the server: trust both.
 
-        A client's certificate, for a service on this machine, is not sent then.
-        """
-        tls = original(context, *args, **more)
-        if not tls.server_side:
-            tls.context = _trusting(_authority().pem, *context.get_ca_certs(binary_form=True))
-        return tls
+def _dead_end(is_silent: bool) -> list[Any]:
+    """Sockets, of which connections to the first are refused, or never come about."""
+    sockets = [_Socket(socket.AF_INET, socket.SOCK_STREAM)]
+    sockets[0].bind(("127.0.0.1", 0))
+    if is_silent:
+        if os.name == "nt":  # SO_CONDITIONAL_ACCEPT: a connection waits until it is accepted
+            sockets[0].setsockopt(socket.SOL_SOCKET, 0x3002, 1)
+        sockets[0].listen(1)
+        for _ in range(8):  # once its backlog is full, the system ignores others
+            sockets.append(_Socket(socket.AF_INET, socket.SOCK_STREAM))
+            sockets[-1].setblocking(False)
+            sockets[-1].connect_ex(sockets[0].getsockname())
+    return sockets
 
 
 def _variables(proxy: str, ca_file: str, wgetrc: str) -> dict[str, Any]:
@@ -5061,17 +5429,23 @@ def _is_elsewhere(host: Any) -> bool:
     return False
 
 
-@functools.lru_cache(maxsize=64)
-def _trusting(*certificates: Union[str, bytes]) -> ssl.SSLContext:
+def _trusting(own: Any, *certificates: Union[str, bytes]) -> Any:
     """A context that trusts these certificates, in PEM or DER.
 
     It replaces the client's own after a TLS object was made from that: whether and how to verify
     stays as it was, and only whom to trust is new. The CA could not be removed from the client's
-    own context again.
+    own context again. Once the server is verified, the client's own is back, as that has the
+    client's certificate.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context: Any = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for certificate in certificates:
         context.load_verify_locations(cadata=certificate)
+
+    def go_on(tls: Any, direction: str, version: int, kind: int, message: int, data: bytes) -> None:
+        if direction == "read" and kind == _HANDSHAKE and message in _AFTER_CERTIFICATE:
+            tls._sslobj.context = own
+
+    context._msg_callback = go_on
     return context
 
 
@@ -5225,8 +5599,8 @@ class FeedTestServerMixin(_TestCase):
     server_class: type[FeedTestServer] = FeedTestServer
     #: Further keyword arguments for it.
     server_options: Mapping[str, Any] = {}
-    #: Whether each test runs inside of ``self.server.intercept()``.
-    intercept = False
+    #: Whether each test runs inside of ``self.server.intercept()``; or keyword arguments for that.
+    intercept: Union[bool, Mapping[str, Any]] = False
     #: Whether a test fails if there are scripted steps that no request took.
     strict = False
     _own_server: Optional[FeedTestServer] = None
@@ -5260,8 +5634,9 @@ class FeedTestServerMixin(_TestCase):
         self.addCleanup(self._end)
         if self.server is self._own_server:
             self._contexts.callback(self.server.stop)
-        if self.intercept:
-            self._contexts.enter_context(self.server.intercept())
+        if self.intercept is not False:
+            how = {} if self.intercept is True else self.intercept
+            self._contexts.enter_context(self.server.intercept(**how))
 
     def _end(self) -> None:  # by its name, as _contexts is left out of a copy
         self._contexts.close()

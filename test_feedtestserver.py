@@ -4695,7 +4695,7 @@ class TlsTest(ServerTestCase):
         server.stop()
         self.assertFalse(os.path.exists(path))
         with self.assertRaisesRegex(
-            RuntimeError, "ca.pem is there only while the server is running"
+            RuntimeError, "ca_file is there only while the server is running"
         ):
             _ = server.ca_file
         with self.assertRaises(RuntimeError):
@@ -4993,7 +4993,7 @@ class InterceptionTest(ServerTestCase):
             self.fetch(service.get_url("feed.xml", "https"), context=context)
             self.assertIs(seen[-1].context, context)
             self.fetch_directly(self.URL, context)
-            self.assertIsNot(seen[-1].context, context)
+            self.assertIs(seen[-1].context, context)  # again, as it may have a certificate to show
             listening = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             tls = listening.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
             self.assertIs(tls.context, listening)
