@@ -5358,7 +5358,8 @@ class _Interception:
             try:
                 tls = original(context, *a, **m)
             finally:
-                context._msg_callback = before
+                with contextlib.suppress(TypeError):  # PyPy sets it to None, and raises this then
+                    context._msg_callback = before
         tls.context = trusting
         return tls
 
