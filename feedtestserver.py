@@ -946,7 +946,7 @@ class _Site:
 
     def unreachable(self, request: Request) -> Optional[Response]:
         """What a proxy responds that cannot connect to the host, by resolve(); None if it can."""
-        is_for_proxy = request.origin and request.head.origin and not request.tunnel
+        is_for_proxy = request.head.origin and not request.tunnel and _is_elsewhere(request.host)
         found = self.names.look_up(request.host) if is_for_proxy else None
         if found is None or not _NO_CONNECTION.issuperset(found):
             return None
@@ -3243,7 +3243,7 @@ _RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "Compress": (functools.partial(_words, "gzip|deflate"), "gzip or deflate"),
     "Chunked": (_whole_number, f"the size of a chunk in bytes, {_FROM_1}"),
     "Delay": (_duration, "a number of seconds from 0 to 999999999, such as 0.5"),
-    "Pause": (_pause, f"a number of seconds and a place: {_PLACES}; such as 0.5 at 50%"),
+    "Pause": (_pause, f"seconds and a place, such as 0.5 at 50%: {_PLACES}"),
     "Rate": (_whole_number, f"bytes a second, {_FROM_1}"),
     "Fault": (
         functools.partial(_words, f"(?:close|reset|stall)(?: at (?:start|{_PLACE}|end))?"),
@@ -3394,7 +3394,8 @@ class Response:
         template: bool = False,
         asis: bool = False,
     ) -> None:
-        if isinstance(body, (str, Mapping)) or not hasattr(body, "__iter__"):
+        in_memory = isinstance(body, (bytes, bytearray, memoryview))
+        if not in_memory and (isinstance(body, (str, Mapping)) or not hasattr(body, "__iter__")):
             raise TypeError(f"body: found {body!r:.80}; it takes bytes, or an iterable of bytes")
         if not isinstance(status, int):
             raise ValueError(_sentence("Status", status))
@@ -3412,7 +3413,6 @@ class Response:
         for name, value in said:
             _apply(fields, name, value)
         _set(self, content=b"", **_DEFAULTS | fields)
-        in_memory = isinstance(body, (bytes, bytearray, memoryview))
         vars(self)["content"] = bytes(body) if in_memory else _Items(body, self)  # type: ignore[arg-type]
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -5187,19 +5187,20 @@ class _Interception:
 
     def getaddrinfo(self, original: _Function, host: Any, port: Any, *args: int, **how: int) -> Any:
         """Find the server, or what resolve() says, for each name but localhost."""
-        flags = how.pop("flags", args[3] if len(args) > 3 else 0)
+        flags = how.get("flags", args[3] if len(args) > 3 else 0)
+        others = {name: number for name, number in how.items() if name != "flags"}
         is_numeric = flags & socket.AI_NUMERICHOST
         if flags & socket.AI_PASSIVE and _is_elsewhere(host) and not is_numeric:  # to listen at
-            return original(self.address[0], port, *args[:3], **how)
+            return original(self.address[0], port, *args[:3], **others)
         if is_numeric or not self.expects(host, port):
-            return original(host, port, *args[:3], flags=flags, **how)
+            return original(host, port, *args, **how)
         addresses, found = self.names.look_up(host), []
         if addresses is None:
-            return original(*self.address, *args[:3], **how)
+            return original(*self.address, *args[:3], **others)
         for address in addresses:
             loopback = "::1" if ":" in address else "127.0.0.1"
             with contextlib.suppress(socket.gaierror):  # another family is asked for
-                for *kind, (_, *rest) in original(loopback, port, *args[:3], **how):
+                for *kind, (_, *rest) in original(loopback, port, *args[:3], **others):
                     found.append((*kind, (address, *rest)))
         if not found:
             raise socket.gaierror(*_NO_SUCH_NAME)
@@ -5217,7 +5218,7 @@ class _Interception:
         return self.gethostbyname_ex(original, host)
 
     def addresses(self, host: Any) -> list[str]:
-        """What these find for a name: addresses of IPv4; raises socket.gaierror if there is none."""
+        """What these find for a name: IPv4 addresses; raises socket.gaierror if there is none."""
         found = self.names.look_up(host)
         if found is None:
             return [self.address[0]]
@@ -5369,8 +5370,10 @@ def _dead_end(is_silent: bool) -> list[Any]:
     sockets = [_Socket(socket.AF_INET, socket.SOCK_STREAM)]
     sockets[0].bind(("127.0.0.1", 0))
     if is_silent:
-        if os.name == "nt":  # SO_CONDITIONAL_ACCEPT: a connection waits until it is accepted
-            sockets[0].setsockopt(socket.SOL_SOCKET, 0x3002, 1)
+        if os.name == "nt":
+            with contextlib.suppress(OSError):  # Wine does not have it
+                # SO_CONDITIONAL_ACCEPT: a connection waits until it is accepted.
+                sockets[0].setsockopt(socket.SOL_SOCKET, 0x3002, 1)
         sockets[0].listen(1)
         for _ in range(8):  # once its backlog is full, the system ignores others
             sockets.append(_Socket(socket.AF_INET, socket.SOCK_STREAM))
