@@ -35,12 +35,13 @@ What cannot hold a comment (JSON, gzip, pictures) has the same lines in a file b
     Chunked: SIZE            send the body in chunks of SIZE bytes
     Delay: SECONDS           wait before the status line
     Pause: SECONDS at headers|N|N%
-                             wait after the headers, or when N bytes of the body are sent
+                             wait once so much has been sent, then go on; may be repeated
     Rate: BYTES              send so many bytes of the body a second, evenly
     Fault: close|reset|stall [at start|headers|N|N%|end]
                              end the connection (FIN, RST) or send no more: before the status line,
-                             after the headers, when N bytes of the body have arrived, or at the end
-    Early: yes               respond before the body of the request has come
+                             after the headers, once N bytes of the body have arrived, or after the
+                             last byte of the response
+    Early: yes               respond as soon as the head of the request is there, and close
     Template: yes            expand {{base_url}}, {{host}} and {{port}} in the body
 
 Every other key (``Description``, ``Expect``, ...) is kept for the test to read. What is malformed
@@ -54,8 +55,10 @@ any other test runner, ``with FeedTestServer("data") as server:`` has all of thi
 ``server.assert_requested()`` and so on.
 
 HTTPS is spoken on the same port, ``self.get_url("feed.xml", "https")``, with certificates that are
-made when they are needed. Inside ``with self.server.intercept():`` the server is the whole Web:
-code that fetches ``https://example.com/feed.xml`` gets ``data/example.com/feed.xml``.
+made when they are needed; ``self.server.certificate`` and ``handshake`` say how the next handshakes
+go. Inside ``with self.server.intercept():`` the server is the whole Web: code that fetches
+``https://example.com/feed.xml`` gets ``data/example.com/feed.xml``, and
+``self.server.resolve("example.com", "refused")`` says what look-ups of a host find.
 
 The life of a request, in the order of this file:
 
