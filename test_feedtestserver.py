@@ -788,7 +788,7 @@ class DirectiveTest(unittest.TestCase):
             ("Rate: fast", f"Rate: found 'fast'; {rate}"),
             ("Fault: explode", f"Fault: found 'explode'; {fault}"),
             ("Fault: reset at", f"Fault: found 'reset at'; {fault}"),
-            ("Fault: reset at finish", f"Fault: found 'reset at end'; {fault}"),
+            ("Fault: reset at finish", f"Fault: found 'reset at finish'; {fault}"),
             ("Fault: reset at 101%", f"Fault: found 'reset at 101%'; {fault}"),
             ("Fault: reset at -1", f"Fault: found 'reset at -1'; {fault}"),
             ("Fault: reset at 007", f"Fault: found 'reset at 007'; {fault}"),
