@@ -502,8 +502,8 @@ class FeedTestServer(threading.Thread):
         ``request.client_certificate`` later. The file is there until ``stop()``. Raises ValueError
         for any other name, RuntimeError if the server is not running.
         """
-        if not (isinstance(name, str) and name.isprintable() and 1 <= len(name) <= 64):
-            right = "1 to 64 printable characters (RFC 5280 A.1)"
+        if not (isinstance(name, str) and re.fullmatch(_CLIENT_NAME, name)):
+            right = "1 to 64 characters without control characters (RFC 5280 A.1)"
             raise ValueError(f"client_certificate: found the name {name!r:.80}; it takes {right}")
         what = f"client_certificate({name!r})"
         return self._temporary(what, "client.pem", lambda: _authority().certify(name, "client"))
@@ -1837,13 +1837,13 @@ class FeedTestRequestHandler:
 
     def handshake(self) -> _Part[None]:
         """Begin TLS; a handshake that fails is logged and is no error, as clients may test that."""
-        name = ""
+        name, how = "", "complete"
         try:
             while (hello := _client_hello(self.buffer)) is None:
                 yield from self.receive()
             name = _server_name(hello)
-            if (how := self.test_server.handshake) != "complete":
-                yield from self.break_off(how)
+            how = self.test_server.handshake
+            if how != "complete":
                 raise ValueError(f"server.handshake is {how!r}")
             if name and not re.fullmatch(_SERVER_NAME, name):
                 yield from self.send(_UNRECOGNIZED_NAME)
@@ -1859,6 +1859,8 @@ class FeedTestRequestHandler:
             self.closing = self.lingering = True
             host = f" for {name!a:.80}" if name else ""
             self.record.log(f"TLS handshake{host} failed: {str(error) or 'the client has left'}")
+            if how != "complete":
+                yield from self.break_off(how)
 
     def certified(self, name: str) -> ssl.SSLContext:
         """The TLS for a client that asks for the host of that name, or for none."""
@@ -1877,7 +1879,7 @@ class FeedTestRequestHandler:
             self.record.fail(f"there is no certificate for {host}: {error}")
             raise
         try:
-            if configure:
+            if configure is not None:
                 configure(context)
         except BaseException as error:
             self.record.fail(_explain(error, f"configure_tls for {host}"))
@@ -4690,6 +4692,7 @@ _CLIENT_HELLO = 1
 #: More than any client sends in its first message, in bytes and in records.
 _MAX_HELLO, _MAX_RECORDS = 128 * 1024, 64
 _SERVER_NAME = "[A-Za-z0-9._-]{1,253}"
+_CLIENT_NAME = "[^\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]{1,64}"
 #: The alert unrecognized_name, fatal (RFC 6066 3).
 _UNRECOGNIZED_NAME = b"\x15\x03\x03\x00\x02\x02\x70"
 
