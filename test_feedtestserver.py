@@ -23,6 +23,7 @@ import logging
 import os
 import pathlib
 import pickle
+import queue
 import random
 import re
 import selectors
@@ -235,6 +236,16 @@ def rst():
         connection, _ = listening.accept()
         close_by_reset(connection)
         return read_to_the_end(client)[1]
+
+
+@functools.cache
+def another_module():
+    """The module once more, with a CA of its own."""
+    spec = importlib.util.spec_from_file_location("other", HERE / "feedtestserver.py")
+    module = importlib.util.module_from_spec(spec)
+    with mock.patch.dict(sys.modules, other=module):
+        spec.loader.exec_module(module)
+    return module
 
 
 class NoTimePasses:
@@ -2792,8 +2803,8 @@ def hello_for(name):
 class TlsClient:
     """The client's end of a handshake, of which each byte is at hand before it is sent."""
 
-    def __init__(self, server, name="localhost", *, trusting=True, tunnel=""):
-        context = server.ssl_context()
+    def __init__(self, server, name="localhost", *, context=None, trusting=True, tunnel=""):
+        context = context or server.ssl_context()
         if not trusting:
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -2821,6 +2832,7 @@ class TlsClient:
                 self.tls.do_handshake()
                 break
             except ssl.SSLWantReadError:
+                self.connection.sendall(self.outgoing.read())
                 received = self.connection.recv(65536)
                 if not received:
                     raise EOFError from None
@@ -4303,20 +4315,38 @@ class DataTest(FeedTestServerMixin, ServerTestCase):
 # HTTPS
 
 
-class TlsTest(ServerTestCase):
-    FILES = {"feed.xml": comment("Header: X-URL: {{base_url}}")}
+#: The versions of TLS that there are.
+TLS_VERSIONS = [ssl.TLSVersion.TLSv1_2] + [ssl.TLSVersion.TLSv1_3] * ssl.HAS_TLSv1_3
 
-    def shake_hands(self, server, name="localhost", context=None):
+
+class TlsTestCase(ServerTestCase):
+    def context(self, server, version=TLS_VERSIONS[-1], certificate=None):
+        """One for clients that speak at most that version, and maybe show a certificate."""
+        context = server.ssl_context()
+        context.maximum_version = version
+        if certificate:
+            context.load_cert_chain(certificate)
+        return context
+
+    def shake_hands(self, server, name="localhost", context=None, session=None):
         """A connection in TLS to a server."""
         context, connection = context or server.ssl_context(), connect(server)
         self.addCleanup(connection.close)
-        return context.wrap_socket(connection, server_hostname=name)
+        # A request need not wait until the end of the handshake is acknowledged.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        secure = context.wrap_socket(connection, server_hostname=name, session=session)
+        self.addCleanup(secure.close)
+        return secure
 
-    def exchange(self, server, *parts):
-        with self.shake_hands(server) as connection:
+    def exchange(self, server, *parts, context=None):
+        with self.shake_hands(server, context=context) as connection:
             for part in parts:
                 connection.sendall(part)
             return read_all(connection)
+
+
+class TlsTest(TlsTestCase):
+    FILES = {"feed.xml": comment("Header: X-URL: {{base_url}}")}
 
     def refused(self, server, sent):
         """What a client gets for a handshake that fails, and what is logged of it."""
@@ -4944,11 +4974,7 @@ class InterceptionTest(ServerTestCase):
 
     def service(self):
         """A server with a CA of its own, and a context that trusts it."""
-        spec = importlib.util.spec_from_file_location("other", HERE / "feedtestserver.py")
-        module = importlib.util.module_from_spec(spec)
-        with mock.patch.dict(sys.modules, other=module):
-            spec.loader.exec_module(module)
-        service = self.serve(self.FILES, module.FeedTestServer)
+        service = self.serve(self.FILES, another_module().FeedTestServer)
         context = service.ssl_context()
         self.fetch(service.get_url("feed.xml", "https"), context=context)
         return service, context
