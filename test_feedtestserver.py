@@ -2949,6 +2949,7 @@ def at_system_time(seconds):
 
 class CertificateTest(ServerTestCase):
     KINDS = ("valid", "expired", "not-yet-valid", "wrong-host", "self-signed")
+    KINDS += ("incomplete-chain", "no-san")
     KEY_USAGE, ALTERNATIVE_NAME, BASIC_CONSTRAINTS = (
         b"\x55\x1d\x0f",
         b"\x55\x1d\x11",
@@ -3011,14 +3012,14 @@ class CertificateTest(ServerTestCase):
                 self.assertEqual(client.tls.getpeercert()["subject"], ((("commonName", name),),))
 
     def test_the_common_name_of_bad_certificates(self):
-        for kind in ("self-signed", "wrong-host"):
+        for kind in ("self-signed", "wrong-host", "incomplete-chain"):
             name = next(self.hosts)
             parts = self.certify(name, kind)
             [(_, [(_, [_, (_, common_name)])])] = parts["subject"]
             _, [(_, [(_, alternative)])] = parts["extensions"][self.ALTERNATIVE_NAME]
             with self.subTest(kind):
                 self.assertEqual(common_name, alternative)
-                self.assertEqual(common_name == name.encode(), kind == "self-signed")
+                self.assertEqual(common_name == name.encode(), kind != "wrong-host")
 
     def test_a_host_that_is_too_long_for_a_common_name(self):
         """RFC 5280 A.1"""
@@ -3028,6 +3029,23 @@ class CertificateTest(ServerTestCase):
                 [[(_, common_name)]] = client.tls.getpeercert()["subject"]
                 self.assertLessEqual(len(common_name), 64)
                 self.assertEqual(client.names(), [name])
+
+    def test_one_without_alternative_names_has_the_host_as_its_common_name_alone(self):
+        self.server.certificate = "no-san"
+        names = ("localhost", "127.0.0.1", "x" * 56 + ".example", "x" * 57 + ".example")
+        context = self.server.ssl_context()
+        context.check_hostname = False
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        for name in (*names, ".".join(["y" * 49] * 5)):
+            with self.subTest(name), TlsClient(self.server, name, context=context) as client:
+                client.shake_hands()
+                found = client.tls.getpeercert()
+                [[(_, common_name)]] = found["subject"]
+                self.assertNotIn("subjectAltName", found)
+                self.assertEqual(common_name == name, len(name) <= 64)
+                self.assertTrue(0 < len(common_name) <= 64)
+        others = self.certify()["extensions"].keys() - {self.ALTERNATIVE_NAME}
+        self.assertEqual(self.certify(kind="no-san")["extensions"].keys(), others)
 
     def test_what_the_ca_says_of_itself(self):
         parts = self.authority()
@@ -3074,6 +3092,8 @@ class CertificateTest(ServerTestCase):
             ("valid", b"090306120000Z", b"100407120000Z"),
             ("wrong-host", b"090306120000Z", b"100407120000Z"),
             ("self-signed", b"090306120000Z", b"100407120000Z"),
+            ("incomplete-chain", b"090306120000Z", b"100407120000Z"),
+            ("no-san", b"090306120000Z", b"100407120000Z"),
             ("expired", b"080203120000Z", b"090306120000Z"),
             ("not-yet-valid", b"090308120000Z", b"100409120000Z"),
         ):
@@ -3097,7 +3117,15 @@ class CertificateTest(ServerTestCase):
                 parts = self.certify(kind=kind)
                 mine = parts["subject"] == parts["issuer"]
                 self.assertEqual(mine, kind == "self-signed")
-                self.assertEqual(parts["issuer"] == theirs, kind != "self-signed")
+                others = ("self-signed", "incomplete-chain")
+                self.assertEqual(parts["issuer"] == theirs, kind not in others)
+
+    def test_who_has_signed_one_whose_chain_is_incomplete(self):
+        """An intermediate CA, which is neither the CA nor the server."""
+        parts, authority = self.certify(kind="incomplete-chain"), self.authority()
+        _, [(_, [(_, issuer)])] = parts["extensions"][self.AUTHORITY_KEY]
+        self.assertNotIn(issuer, (self.identifier(parts), self.identifier(authority)))
+        self.assertNotIn(parts["issuer"], (parts["subject"], authority["subject"]))
 
     def test_no_two_have_a_serial_number_in_common(self):
         serials = {self.certify()["serial"] for _ in range(3)} | {self.authority()["serial"]}
@@ -4579,11 +4607,55 @@ class TlsTest(TlsTestCase):
                 self.subTest(kind),
                 self.assertRaisesRegex(
                     ValueError,
-                    r"certificate: found .*; it takes one of 'valid', 'expired', 'not-yet",
+                    "^certificate: found .*; it takes one of 'valid', 'expired', 'not-yet-valid',"
+                    " 'wrong-host', 'self-signed', 'incomplete-chain', 'no-san'$",
                 ),
             ):
                 server.certificate = kind
         self.assertEqual(server.certificate, "valid")
+
+    def test_a_chain_with_a_hole(self):
+        server = self.serve(self.FILES)
+        server.certificate = "incomplete-chain"
+        for version, name in itertools.product(TLS_VERSIONS, ("localhost", "127.0.0.1")):
+            context = self.context(server, version)
+            with self.subTest(name, version=version):
+                with self.assertRaises(ssl.SSLCertVerificationError) as caught:
+                    self.shake_hands(server, name, context)
+                self.assertEqual(caught.exception.verify_code, 20)
+                words = "unable to get local issuer certificate"
+                self.assertEqual(caught.exception.verify_message, words)
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+                self.assertIn(b"200 OK", self.exchange(server, LAST, context=context))
+        with server.intercept(), self.assertRaises(urllib.error.URLError) as caught:
+            urllib.request.urlopen("https://a.example/")
+        self.assertEqual(caught.exception.reason.verify_code, 20)
+        self.assertEqual(server.errors, [])
+
+    def test_a_host_in_the_common_name_alone(self):
+        """Browsers and urllib3 ignore it; Python goes by it unless it is told not to."""
+        server = self.serve(self.FILES)
+        server.certificate = "no-san"
+        for version, (name, by_common_name, words) in itertools.product(
+            TLS_VERSIONS,
+            (
+                ("localhost", True, ""),
+                ("localhost", False, "Hostname mismatch, .* not valid for 'localhost'"),
+                ("127.0.0.1", True, "IP address mismatch, .* not valid for '127.0.0.1'"),
+                ("x" * 57 + ".example", True, "Hostname mismatch"),
+            ),
+        ):
+            context = self.context(server, version)
+            with self.subTest(name, version=version, by_common_name=by_common_name):
+                if context.hostname_checks_common_name != by_common_name:
+                    context.hostname_checks_common_name = by_common_name
+                if words:
+                    with self.assertRaisesRegex(ssl.SSLCertVerificationError, words):
+                        self.shake_hands(server, name, context)
+                context.check_hostname = context.check_hostname and not words
+                with self.shake_hands(server, name, context) as connection:
+                    self.assertNotIn("subjectAltName", connection.getpeercert())
+        self.assertEqual(server.errors, [])
 
     def test_a_client_that_does_not_know_the_ca(self):
         server = self.serve()
