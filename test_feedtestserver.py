@@ -4914,6 +4914,236 @@ class TlsTest(TlsTestCase):
         self.assertEqual((done.stdout, done.stderr), ("True True\n", ""))
 
 
+class HandshakeTest(TlsTestCase):
+    WAYS = ("stall", "reset", "close")
+
+    def ended(self):
+        """How it ends for those that do not stall, as it is seen here."""
+        return ("reset", rst()), ("close", "FIN")
+
+    def test_it_is_completed_unless_told_otherwise(self):
+        server = self.serve()
+        self.assertEqual(server.handshake, "complete")
+        for way in (*self.WAYS, "complete"):
+            server.handshake = way
+            self.assertEqual(server.handshake, way)
+        self.assertIn(b" 404 ", self.exchange(server, LAST))
+
+    def test_a_way_that_there_is_not(self):
+        server = self.serve()
+        server.handshake = "close"
+        words = "^handshake: found .*; it takes one of 'complete', 'stall', 'reset', 'close'$"
+        for way in ("slow", "", "Stall", None, True, ["stall"], b"stall"):
+            with self.subTest(way), self.assertRaisesRegex(ValueError, words):
+                server.handshake = way
+        self.assertEqual(server.handshake, "close")
+
+    def test_nothing_is_sent_before_the_end(self):
+        server = self.serve()
+        for version, (way, end) in itertools.product(TLS_VERSIONS, self.ended()):
+            context, server.handshake = self.context(server, version), way
+            with self.subTest(way), TlsClient(server, context=context) as client:
+                client.connection.sendall(client.hello)
+                self.assertEqual(read_to_the_end(client.connection), (b"", end))
+        self.assertEqual((server.errors, server.requests), ([], []))
+
+    def test_what_it_is_for_urllib(self):
+        server = self.serve()
+        closed = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+        reset = ConnectionResetError if rst() == "RST" else closed
+        own, other = server.get_url("/", "https"), "https://a.example/"
+        context = server.ssl_context()
+        for way, error, seconds in (
+            ("reset", reset, PATIENCE),
+            ("close", closed, PATIENCE),
+            ("stall", OSError, 0.05),
+        ):
+            server.handshake = way
+            for url, proxy in ((own, True), (other, True), (other, False)):
+                with self.subTest(way, url=url, proxy=proxy), server.intercept(proxy=proxy):
+                    with self.assertRaises(urllib.error.URLError) as caught:
+                        urllib.request.urlopen(url, timeout=seconds, context=context)
+                    self.assertIsInstance(caught.exception.reason, error)
+                    self.assertEqual("timed out" in str(caught.exception), way == "stall")
+        self.assertEqual((server.errors, server.requests), ([], []))
+
+    def test_one_that_stalls_stays_so(self):
+        server = self.serve()
+        server.handshake = "stall"
+        with TlsClient(server) as client:
+            client.connection.sendall(client.hello)
+            self.assert_silent(server, client.connection)
+            server.handshake = "complete"
+            client.connection.sendall(b"\x16\x03\x01\xff\xff" + bytes(1000))
+            self.assertIn(b" 404 ", self.exchange(server, LAST))
+            self.assert_silent(server, client.connection)
+            server.stop()
+            self.assertEqual(read_to_the_end(client.connection)[0], b"")
+        self.assertEqual(server.errors, [])
+
+    def test_a_client_may_leave_one_that_stalls(self):
+        class Handler(FeedTestRequestHandler):
+            def converse(self):
+                by_reset = yield from super().converse()
+                finished.put(self.client_address)
+                return by_reset
+
+        class Server(FeedTestServer):
+            handler_class = Handler
+
+        finished, server = queue.Queue(), self.serve(server_class=Server)
+        server.handshake = "stall"
+        for leave in (socket.socket.close, close_by_reset):
+            with self.subTest(leave), TlsClient(server) as client:
+                client.connection.sendall(client.hello)
+                self.assert_silent(server, client.connection)
+                address = client.connection.getsockname()
+                leave(client.connection)
+                while finished.get(timeout=PATIENCE) != address:  # the other is assert_silent()'s
+                    pass
+        self.assertEqual(server.errors, [])
+
+    def test_those_that_stall_need_no_thread_and_end_with_the_server(self):
+        for down in (False, True):
+            threads = set(threading.enumerate())
+            server = self.serve()
+            server.respond("https://a.example/", 204)
+            server.handshake = "stall"
+            with self.subTest(down=down), contextlib.ExitStack() as stack:
+                clients = [
+                    TlsClient(server, "a.example", tunnel=at) for at in ("", "a.example:443")
+                ]
+                clients += [TlsClient(server) for _ in range(5)]
+                for client in map(stack.enter_context, clients):
+                    client.connection.sendall(client.hello)
+                self.assert_silent(server, client.connection)
+                self.assertEqual(set(threading.enumerate()) - threads, {server})
+                if down:
+                    stack.enter_context(server.down())
+                else:
+                    server.stop()
+                self.assertEqual(set(threading.enumerate()) - threads, {server} if down else set())
+                for client in clients:
+                    self.assertEqual(read_to_the_end(client.connection)[0], b"")
+
+    def test_in_a_tunnel(self):
+        for inside in (False, True):
+            server = self.serve()
+            server.respond("https://a.example/feed.xml", 204)
+            for way, end in (("stall", None), *self.ended()):
+                server.handshake = way
+                with (
+                    self.subTest(way, inside=inside),
+                    server.intercept() if inside else contextlib.nullcontext(),
+                    TlsClient(server, "a.example", tunnel="a.example:443") as client,
+                    TlsClient(server, "a.example", tunnel="a.example:443") as later,
+                ):
+                    client.connection.sendall(client.hello)
+                    if end:
+                        self.assertEqual(read_to_the_end(client.connection), (b"", end))
+                    else:
+                        self.assert_silent(server, client.connection)
+                    server.handshake = "complete"
+                    later.shake_hands()
+            self.assertEqual(server.errors, [])
+
+    def test_inside_of_another_one(self):
+        """Clients may speak TLS to a proxy, too."""
+        server = self.serve()
+        server.respond("https://a.example/", 204)
+        for way, end in self.ended():
+            server.handshake = "complete"
+            with self.subTest(way), self.shake_hands(server) as outer:
+                outer.sendall(b"CONNECT a.example:443 HTTP/1.1\r\nHost: a\r\n\r\n")
+                self.assertIn(b" 200 ", outer.recv(65536))
+                server.handshake = way
+                outer.sendall(hello_for("a.example"))
+                # In TLS, Python 3.11 takes a reset for an end.
+                with socket.socket(fileno=outer.detach()) as connection:
+                    connection.settimeout(PATIENCE)
+                    received, seen = read_to_the_end(connection)
+                self.assertEqual((len(received) > 100, seen), (False, end))
+        self.assertEqual(server.errors, [])
+
+    def test_it_is_looked_up_once_the_hello_is_whole(self):
+        server = self.serve()
+        for before, then, end in (
+            ("complete", "close", "FIN"),
+            ("close", "reset", rst()),
+            ("complete", "stall", ""),
+            ("stall", "complete", None),
+            ("reset", "complete", None),
+        ):
+            with self.subTest(before=before, then=then), TlsClient(server) as client:
+                server.handshake = before
+                client.connection.sendall(client.hello[:-1])
+                self.assert_silent(server, client.connection)
+                server.handshake = then
+                if end is None:
+                    client.shake_hands(client.hello[-1:])
+                    continue
+                client.connection.sendall(client.hello[-1:])
+                if end:
+                    self.assertEqual(read_to_the_end(client.connection), (b"", end))
+                else:
+                    self.assert_silent(server, client.connection)
+
+    def test_a_hello_in_pieces(self):
+        server = self.serve()
+        for way, end in self.ended():
+            server.handshake = way
+            for first in (None, 1, 5, 100):
+                with (
+                    self.subTest(way, first=first),
+                    arriving(server, first),
+                    TlsClient(server) as client,
+                ):
+                    client.connection.sendall(client.hello)
+                    self.assertEqual(read_to_the_end(client.connection), (b"", end))
+        self.assertEqual(server.errors, [])
+
+    def test_http_and_what_has_begun_before_are_not_concerned(self):
+        server = self.serve()
+        with self.shake_hands(server) as connection:
+            for way in self.WAYS:
+                server.handshake = way
+                with self.subTest(way), TlsClient(server) as later:
+                    later.connection.sendall(later.hello)
+                    connection.sendall(HEAD + b"\r\n")
+                    self.assertTrue(connection.recv(65536).startswith(b"HTTP/1.1 404 "))
+                    self.assertEqual(self.get(server, "/none").status, 404)
+                    server.handshake = "complete"
+                    with self.assertRaises((OSError, EOFError)):
+                        later.connection.settimeout(0 if way == "stall" else PATIENCE)
+                        later.shake_hands(b"")
+
+    def test_it_is_logged(self):
+        for way in self.WAYS:
+            server = self.serve()
+            server.handshake = way
+            with self.assertLogs("feedtestserver", "DEBUG") as logged:
+                with TlsClient(server, "a.example") as client:
+                    client.connection.sendall(client.hello)
+                    if way == "stall":
+                        self.assert_silent(server, client.connection)
+                    else:
+                        read_to_the_end(client.connection)
+                server.stop()
+            records = [each for each in logged.records if "TLS" in each.getMessage()]
+            with self.subTest(way):
+                [record] = records
+                self.assertIn("TLS handshake for 'a.example'", record.getMessage())
+                self.assertLess(record.levelno, logging.WARNING)
+                self.assertEqual(server.errors, [])
+
+    def test_it_may_be_set_before_start(self):
+        server = FeedTestServer(self.make_directory())
+        server.handshake = "close"
+        with server, TlsClient(server) as client:
+            client.connection.sendall(client.hello)
+            self.assertEqual(read_to_the_end(client.connection), (b"", "FIN"))
+
+
 # Any host
 
 
