@@ -3127,6 +3127,25 @@ class CertificateTest(ServerTestCase):
         self.assertNotIn(issuer, (self.identifier(parts), self.identifier(authority)))
         self.assertNotIn(parts["issuer"], (parts["subject"], authority["subject"]))
 
+    def test_what_it_says_of_a_client(self):
+        client_auth = bytes.fromhex("2b06010505070302")
+        pem = pathlib.Path(self.server.client_certificate("J\u00fcrgen")).read_text("ascii")
+        pem = re.search("(?s)-----BEGIN CERT.*?-----END CERTIFICATE-----", pem)[0]
+        parts, authority = self.parsed(ssl.PEM_cert_to_DER_cert(pem)), self.authority()
+        [(_, [(_, [_, (_, common_name)])])] = parts["subject"]
+        self.assertEqual(common_name.decode(), "J\u00fcrgen")
+        self.assertEqual(parts["issuer"], authority["subject"])
+        self.assertNotEqual(parts["serial"], authority["serial"])
+        for oid, value in (
+            (self.BASIC_CONSTRAINTS, (True, [(0x30, [])])),
+            (self.KEY_USAGE, (True, [(3, b"\x07\x80")])),  # digitalSignature
+            (self.EXTENDED_KEY_USAGE, (False, [(0x30, [(6, client_auth)])])),
+            (self.SUBJECT_KEY, (False, [(4, self.identifier(parts))])),
+            (self.AUTHORITY_KEY, (False, [(0x30, [(0x80, self.identifier(authority))])])),
+        ):
+            with self.subTest(oid.hex()):
+                self.assertEqual(parts["extensions"][oid], value)
+
     def test_no_two_have_a_serial_number_in_common(self):
         serials = {self.certify()["serial"] for _ in range(3)} | {self.authority()["serial"]}
         self.assertEqual(len(serials), 4)
@@ -4863,16 +4882,18 @@ class TlsTest(TlsTestCase):
         code = (
             "import feedtestserver, os, sys\n"
             "server = feedtestserver.FeedTestServer('data'); server.start()\n"
-            "print(server.ca_file, flush=True)\n"
+            "paths = server.ca_file, server.client_certificate()\n"
+            "print(*paths, sep='\\n', flush=True)\n"
             "if hasattr(os, 'fork'):\n"
             "    child = os.fork()\n"
             "    if not child: sys.exit()\n"
             "    os.waitpid(child, 0)\n"
-            "assert os.path.exists(server.ca_file)\n"
+            "assert all(map(os.path.exists, paths))\n"
         )
         done = run_script(code)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
-        self.assertFalse(os.path.exists(done.stdout.strip()))
+        paths = done.stdout.splitlines()
+        self.assertEqual([os.path.exists(path) for path in paths], [False] * 2)
 
     @unittest.skipUnless(hasattr(os, "fork"), "no fork here")
     def test_a_child_has_the_ca_of_its_parent_or_none(self):
@@ -5142,6 +5163,355 @@ class HandshakeTest(TlsTestCase):
         with server, TlsClient(server) as client:
             client.connection.sendall(client.hello)
             self.assertEqual(read_to_the_end(client.connection), (b"", "FIN"))
+
+
+#: A certificate that its own key has signed, valid from 2009 to 2109, and that key.
+SELF_SIGNED = """\
+-----BEGIN EC PRIVATE KEY-----
+MDECAQEEIAcNFtv+Ulqz7jYOKL9GhWZIbV4uDdiGYq7gJQz0+6qEoAoGCCqGSM49
+AwEH
+-----END EC PRIVATE KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBlzCCAT2gAwIBAgIQMkGC7WGrSL2FUj3u8c8pijAKBggqhkjOPQQDAjARMQ8w
+DQYDVQQDDAZjbGllbnQwIBcNMDkwMzA3MTIwMDAwWhgPMjEwOTAyMTExMjAwMDBa
+MBExDzANBgNVBAMMBmNsaWVudDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABFSA
+AzwJKlpVLeWi0ywtU9Cf+C0MvNrlMQO1LoxF692SgSHfQDPLeh+UZBvBvRHvALNE
+byrhCqNyjN8gQ5bGsZqjdTBzMAwGA1UdEwEB/wQCMAAwDgYDVR0PAQH/BAQDAgeA
+MBMGA1UdJQQMMAoGCCsGAQUFBwMCMB0GA1UdDgQWBBSLjDe7wHhllobdZKqyMnh5
+NT5yfDAfBgNVHSMEGDAWgBSLjDe7wHhllobdZKqyMnh5NT5yfDAKBggqhkjOPQQD
+AgNIADBFAiBq+ZuKADA0C6BItdryRhqdV4I9yTvEKxFHkc/KpNeLMgIhALo+9uzq
+bek3WOrJHyb1Sr2To/sNsqvq3AqFa5xCQw3Q
+-----END CERTIFICATE-----
+"""
+
+
+class ClientCertificateTest(TlsTestCase):
+    VALUES = ("none", "optional", "required")
+
+    def setUp(self):
+        super().setUp()
+        self.server = self.serve()
+
+    def shown_by(self, certificate, version=TLS_VERSIONS[-1], server=None):
+        """What a request says of its client, which shows the certificate in this file, or none."""
+        server = server or self.server
+        context = self.context(server, version, certificate)
+        self.assertIn(b" 404 ", self.exchange(server, LAST, context=context))
+        return server.requests[-1].client_certificate
+
+    def test_it_may_be_asked_for(self):
+        path = self.server.client_certificate()
+        self.assertEqual(self.server.client_certificates, "none")
+        for version, (value, with_it, without) in itertools.product(
+            TLS_VERSIONS,
+            (("none", None, None), ("optional", "client", None), ("required", "client", "")),
+        ):
+            self.server.client_certificates = value
+            with self.subTest(value, version=version):
+                self.assertEqual(self.server.client_certificates, value)
+                self.assertEqual(self.shown_by(path, version), with_it)
+                if without is None:
+                    self.assertIsNone(self.shown_by(None, version))
+        self.assertEqual(self.server.errors, [])
+
+    def test_whether_it_is_asked_for(self):
+        """In TLS 1.2 it can be seen on the wire (RFC 5246 7.3)."""
+        context = self.context(self.server, ssl.TLSVersion.TLSv1_2)
+        for value in self.VALUES:
+            self.server.client_certificates = value
+            with self.subTest(value), TlsClient(self.server, context=context) as client:
+                client.connection.sendall(client.hello)
+                received, messages, types = b"", b"", []
+                while not received.endswith(b"\x0e\0\0\0"):  # ServerHelloDone
+                    received += client.connection.recv(65536)
+                while received:
+                    end = 5 + int.from_bytes(received[3:5], "big")
+                    messages, received = messages + received[5:end], received[end:]
+                while messages:
+                    types.append(messages[0])
+                    messages = messages[4 + int.from_bytes(messages[1:4], "big") :]
+                self.assertEqual(13 in types, value != "none", types)  # CertificateRequest
+
+    def wrong_certificates(self):
+        """Files with certificates that no server should accept, and its alert for each."""
+        with at_system_time(1_236_427_200):
+            expired = self.server.client_certificate("of 2009")
+        folder = self.make_directory({"self-signed.pem": SELF_SIGNED.encode()})
+        other = self.serve(server_class=another_module().FeedTestServer)
+        return (
+            (expired, "certificate.expired"),
+            (folder / "self-signed.pem", "unknown.ca"),
+            (other.client_certificate(), "unknown.ca"),
+        )
+
+    def test_a_client_that_is_refused(self):
+        """It learns that in the handshake, in TLS 1.3 by what it reads first."""
+        missing = "handshake.failure|certificate.required"
+        cases = [(None, missing, ("required",))]
+        cases += [(*wrong, ("optional", "required")) for wrong in self.wrong_certificates()]
+        for version, (path, alert, values) in itertools.product(TLS_VERSIONS, cases):
+            context = self.context(self.server, version, path)
+            for value in values:
+                self.server.client_certificates = value
+                with (
+                    self.subTest(alert, version=version, value=value),
+                    self.assertRaisesRegex(ssl.SSLError, f"(?i)alert.({alert})"),
+                    self.shake_hands(self.server, context=context) as connection,
+                ):
+                    self.assertEqual(connection.version(), "TLSv1.3")
+                    connection.sendall(LAST)
+                    connection.recv(1)
+                self.assertEqual((self.server.errors, self.server.requests), ([], []))
+
+    def test_it_is_logged(self):
+        for version in TLS_VERSIONS:
+            server = self.serve()
+            server.client_certificates = "required"
+            with self.assertLogs("feedtestserver", "DEBUG") as logged:
+                with (
+                    self.assertRaises(ssl.SSLError),
+                    self.shake_hands(server, context=self.context(server, version)) as connection,
+                ):
+                    connection.recv(1)
+                server.stop()
+            with self.subTest(version):
+                [record] = logged.records
+                self.assertRegex(
+                    record.getMessage(),
+                    "^TLS handshake for 'localhost' failed: .*(?i:peer did not return a cert)",
+                )
+                self.assertLess(record.levelno, logging.WARNING)
+
+    def test_a_value_that_there_is_not(self):
+        self.server.client_certificates = "optional"
+        words = "^client_certificates: found .*; it takes one of 'none', 'optional', 'required'$"
+        for value in ("always", "", None, True, ssl.CERT_REQUIRED, ["none"]):
+            with self.subTest(value), self.assertRaisesRegex(ValueError, words):
+                self.server.client_certificates = value
+        self.assertEqual(self.server.client_certificates, "optional")
+
+    def test_each_request_of_the_connection_has_it(self):
+        self.server.client_certificates = "required"
+        self.server.respond("/feed.xml", lambda request: request.client_certificate.encode())
+        context = self.context(self.server, certificate=self.server.client_certificate("me"))
+        sent = HEAD + b"\r\n", b"GET /feed.xml HTTP/1.1\r\nHost: x\r\nbad line\r\n\r\n"
+        answer = Answer(self.exchange(self.server, *sent, context=context))
+        self.assertEqual(answer.body, b"me")
+        ask(self.server, "/none")
+        self.assertEqual(
+            [(each.response.status, each.client_certificate) for each in self.server.requests],
+            [(200, "me"), (400, "me"), (404, None)],
+        )
+
+    def test_before_start(self):
+        server = FeedTestServer(self.make_directory())
+        server.client_certificates = "required"
+        with server:
+            self.assertEqual(self.shown_by(server.client_certificate("x"), server=server), "x")
+
+    def test_a_connection_that_has_begun_before_goes_on(self):
+        with self.shake_hands(self.server) as connection:
+            self.server.client_certificates = "required"
+            connection.sendall(LAST)
+            self.assertIn(b" 404 ", read_all(connection))
+        self.assertIsNone(self.server.requests[0].client_certificate)
+
+    def test_tls_to_a_proxy_and_to_the_site_behind_it(self):
+        """A client may show one to each, or to one of them."""
+        server = self.server
+        server.client_certificates = "optional"
+        server.respond("https://a.example/", 200, method="CONNECT")
+        server.respond("https://a.example/feed.xml", 204)
+        paths = {name: server.client_certificate(name) for name in ("proxy's", "site's")}
+        paths[None] = None
+        for times, (outer_name, name) in enumerate(itertools.product(paths, repeat=2), 1):
+            context = self.context(server, certificate=paths[name])
+            client = TlsClient(server, "a.example", context=context)
+            client.connection.close()
+            outer_context = self.context(server, certificate=paths[outer_name])
+            client.connection = self.shake_hands(server, context=outer_context)
+            with self.subTest(outer=outer_name, inner=name), client:
+                client.connection.sendall(b"CONNECT a.example:443 HTTP/1.1\r\nHost: a\r\n\r\n")
+                self.assertIn(b" 200 ", client.connection.recv(65536))
+                client.shake_hands()
+                client.tls.write(LAST.replace(b": x", b": a.example"))
+                client.connection.sendall(client.outgoing.read())
+                request = server.wait_for_request("https://a.example/feed.xml", times=times)
+                self.assertEqual(request.client_certificate, name)
+                self.assertEqual(request.tunnel.client_certificate, outer_name)
+
+    def clients(self):
+        """Three that show what their contexts say: over a proxy, directly, and without a socket."""
+
+        def by_urllib(url, context):
+            urllib.request.urlopen(url, timeout=PATIENCE, context=context).close()
+
+        def by_http_client(url, context):
+            host = urllib.parse.urlsplit(url).netloc
+            with contextlib.closing(http.client.HTTPSConnection(host, context=context)) as client:
+                client.request("GET", "/")
+                client.getresponse().read()
+
+        async def by_asyncio(url, context):
+            parts = urllib.parse.urlsplit(url)
+            reader, writer = await asyncio.open_connection(
+                parts.hostname, parts.port or 443, ssl=context
+            )
+            writer.write(b"GET / HTTP/1.1\r\nHost: %s\r\n" % parts.netloc.encode())
+            writer.write(b"Connection: close\r\n\r\n")
+            await reader.read()
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+        return by_urllib, by_http_client, lambda *where: asyncio.run(by_asyncio(*where))
+
+    def test_in_an_interception(self):
+        """Contexts keep their certificates, each its own."""
+        server = self.server
+        server.respond("https://a.example/", 204)
+        server.client_certificates = "optional"
+        ways = [(version, True) for version in TLS_VERSIONS] + [(TLS_VERSIONS[-1], False)]
+        for (version, proxy), fetch in itertools.product(ways, self.clients()):
+            for name in ("me", None, "you"):
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                context.maximum_version = version
+                if name:
+                    context.load_cert_chain(server.client_certificate(name))
+                with self.subTest(fetch.__name__, name=name, version=version, proxy=proxy):
+                    with server.intercept(proxy=proxy):
+                        fetch("https://a.example/", context)
+                    request = server.requests[-1]
+                    self.assertEqual(request.url, "https://a.example/")
+                    self.assertEqual(request.client_certificate, name)
+                    self.assertEqual(context.get_ca_certs(), [])
+        self.assertEqual(server.errors, [])
+
+    def test_a_service_beside_an_interception(self):
+        service = self.serve(server_class=another_module().FeedTestServer)
+        service.respond("/", 204)
+        service.client_certificates = "required"
+        context = self.context(service, certificate=service.client_certificate("me"))
+        for fetch in self.clients():
+            with self.subTest(fetch.__name__):
+                with self.server.intercept():
+                    fetch(service.get_url("/", "https"), context)
+                self.assertEqual(service.requests[-1].client_certificate, "me")
+                service.clear()
+                service.respond("/", 204)
+        self.assertEqual(self.server.requests, [])
+
+    def test_two_servers_of_a_process_have_one_ca(self):
+        others = self.serve()
+        for server in (self.server, others):
+            server.client_certificates = "required"
+        paths = [server.client_certificate("x") for server in (self.server, others)]
+        self.assertNotEqual(*paths)
+        self.server.stop()
+        self.assertEqual(list(map(os.path.exists, paths)), [False, True])
+        third = self.serve()
+        third.client_certificates = "required"
+        self.assertEqual(self.shown_by(paths[1], server=third), "x")
+
+
+class ClientCertificateFileTest(TlsTestCase):
+    def setUp(self):
+        super().setUp()
+        self.server = self.serve()
+        self.server.client_certificates = "required"
+        self.folder = self.make_directory()
+        change = mock.patch("tempfile.tempdir", str(self.folder))
+        change.start()
+        self.addCleanup(change.stop)
+
+    def shown_by(self, path):
+        """What the server says of who shows the certificate in this file."""
+        context = self.context(self.server, certificate=path)
+        self.exchange(self.server, LAST, context=context)
+        return self.server.requests[-1].client_certificate
+
+    def test_it_holds_a_certificate_and_its_key_for_its_owner_only(self):
+        path = self.server.client_certificate()
+        self.assertIs(type(path), str)
+        self.assertEqual(self.server.client_certificate("client"), path)
+        self.assertEqual([path], [str(path) for path in self.folder.iterdir()])
+        if os.name == "posix":
+            self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
+        text = pathlib.Path(path).read_text("ascii")
+        labels = re.findall(r"(?m)^-----BEGIN (?:EC )?(.*)-----$", text)
+        self.assertEqual(sorted(labels), ["CERTIFICATE", "PRIVATE KEY"])
+        self.assertEqual(self.shown_by(path), "client")
+
+    def test_it_is_there_only_while_the_server_is_running(self):
+        path = self.server.client_certificate()
+        with self.server.down():
+            self.assertTrue(os.path.exists(path))
+        self.assertEqual(self.shown_by(path), "client")
+        self.server.stop()
+        self.assertFalse(os.path.exists(path))
+        self.assertEqual(list(self.folder.iterdir()), [])
+        for server in (self.server, FeedTestServer(self.folder)):
+            with self.assertRaisesRegex(RuntimeError, "is there only while the server is running"):
+                server.client_certificate()
+        self.assertEqual(list(self.folder.iterdir()), [])
+
+    def test_any_name_of_1_to_64_characters(self):
+        names = [
+            "a",
+            "A",
+            "x" * 64,
+            "\U0001d11e" * 64,
+            " a ",
+            "u\u0308",
+            "\u00fc",
+            "a\0b",
+            "a\r\nb",
+        ]
+        names += [
+            "..",
+            "../x",
+            "a/b",
+            "/x",
+            "a\\b",
+            "C:\\x",
+            "nul",
+            "*",
+            "ca.pem",
+            "key.pem",
+            "wgetrc",
+        ]
+        known = [self.server.ca_file]
+        with self.server.intercept():  # makes a file, too
+            known += set(map(str, self.folder.iterdir())) - {*known}
+        for name in names:
+            with self.subTest(name):
+                path = self.server.client_certificate(name)
+                self.assertNotIn(path, known)
+                known.append(path)
+                self.assertEqual(os.path.dirname(path), str(self.folder))
+                self.assertEqual(self.shown_by(path), name)
+                self.assertEqual(self.server.client_certificate(name), path)
+        self.assertEqual(sorted(known), sorted(map(str, self.folder.iterdir())))
+        self.server.stop()
+        self.assertEqual(list(self.folder.iterdir()), [])
+
+    def test_what_is_no_name(self):
+        for name in ("", "x" * 65, "\u00e9" * 65, None, 5, b"x", ["x"], "\ud800"):
+            with self.subTest(name), self.assertRaisesRegex(ValueError, "^client_certificate"):
+                self.server.client_certificate(name)
+        for name in ("", "x" * 65, None):
+            with self.subTest(name), self.assertRaisesRegex(ValueError, "1 to 64 characters"):
+                self.server.client_certificate(name)
+        self.assertEqual(list(self.folder.iterdir()), [])
+
+    def test_threads_that_ask_at_once_get_the_same(self):
+        paths = []
+        run_at_once([lambda: paths.append(self.server.client_certificate())] * 4)
+        self.assertEqual(paths, [str(path) for path in self.folder.iterdir()] * 4)
+
+    def test_a_test_s_own_step_may_make_one(self):
+        self.server.respond("/", lambda request: self.server.client_certificate("x").encode())
+        self.assertEqual(ask(self.server, "/").body.decode(), self.server.client_certificate("x"))
 
 
 # Any host
