@@ -5514,6 +5514,236 @@ class ClientCertificateFileTest(TlsTestCase):
         self.assertEqual(ask(self.server, "/").body.decode(), self.server.client_certificate("x"))
 
 
+class ConfigureTlsTest(TlsTestCase):
+    def at_most(self, context):
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+
+    def test_what_it_sets_counts_for_this_handshake_only(self):
+        server = self.serve()
+        self.assertIsNone(server.configure_tls)
+        ours = self.context(server, ssl.TLSVersion.TLSv1_2)
+        ours.set_ciphers("ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384")
+        ours.set_alpn_protocols(["http/1.1", "h2"])
+        for cipher, protocol in (("ECDHE-ECDSA-AES128-GCM-SHA256", "h2"),) * 2 + (
+            ("ECDHE-ECDSA-AES256-GCM-SHA384", "http/1.1"),
+            ("ECDHE-ECDSA-AES128-GCM-SHA256", None),
+        ):
+
+            def configure(context, cipher=cipher, protocol=protocol):
+                context.set_ciphers(cipher)
+                context.set_alpn_protocols([protocol] if protocol else ["none of these"])
+
+            server.configure_tls = configure
+            self.assertIs(server.configure_tls, configure)
+            with (
+                self.subTest(cipher, protocol=protocol),
+                self.shake_hands(server, context=ours) as connection,
+            ):
+                self.assertEqual(connection.cipher()[0], cipher)
+                self.assertEqual(connection.selected_alpn_protocol(), protocol)
+        server.configure_tls = None
+        with self.shake_hands(server, context=ours) as connection:
+            self.assertEqual(connection.selected_alpn_protocol(), "http/1.1")
+
+    def test_the_version(self):
+        server, other = self.serve(), self.serve()
+        newest = self.shake_hands(server).version()
+        for configure, version in ((self.at_most, "TLSv1.2"), (None, newest)) * 2:
+            server.configure_tls = configure
+            with self.subTest(version), self.shake_hands(server) as connection:
+                self.assertEqual(connection.version(), version)
+                self.assertEqual(self.shake_hands(other).version(), newest)
+
+    def test_it_is_called_once_for_each_handshake_with_a_context_of_its_own(self):
+        server, seen = self.serve(), []
+        server.respond("https://a.example/", 204)
+        server.configure_tls = seen.append
+        for version in (*TLS_VERSIONS, TLS_VERSIONS[0]):
+            self.shake_hands(server, context=self.context(server, version)).close()
+        with TlsClient(server, "a.example", tunnel="a.example:443") as client:
+            self.assertEqual(len(seen), len(TLS_VERSIONS) + 1)
+            client.shake_hands()
+        self.get(server, "/none")
+        self.assertEqual(len(set(map(id, seen))), len(TLS_VERSIONS) + 2)
+        for context in seen:
+            self.assertIsInstance(context, ssl.SSLContext)
+            self.assertEqual(context.protocol, ssl.PROTOCOL_TLS_SERVER)
+
+    def test_any_callable_will_do(self):
+        class Configure:
+            """It counts as false."""
+
+            def __len__(self):
+                return 0
+
+            def __call__(self, context):
+                called.append(context)
+                return context
+
+        server, called = self.serve(), []
+        for configure in (Configure(), functools.partial(Configure()), called.append):
+            server.configure_tls = configure
+            self.assertIs(server.configure_tls, configure)
+            self.assertIn(b" 404 ", self.exchange(server, LAST))
+        self.assertEqual(len(called), 3)
+
+    def test_what_cannot_be_called(self):
+        server = self.serve()
+        server.configure_tls = self.at_most
+        for value in (1, 0, "", "x", (), False, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)):
+            with (
+                self.subTest(value),
+                self.assertRaisesRegex((TypeError, ValueError), "^configure_tls"),
+            ):
+                server.configure_tls = value
+        self.assertEqual(server.configure_tls, self.at_most)
+
+    def test_before_start(self):
+        server = FeedTestServer(self.make_directory())
+        server.configure_tls = self.at_most
+        with server, self.shake_hands(server) as connection:
+            self.assertEqual(connection.version(), "TLSv1.2")
+
+    def test_what_it_raises_is_an_error(self):
+        class Odd(BaseException):
+            pass
+
+        class Unshown(Exception):
+            def __repr__(self):
+                raise ZeroDivisionError
+
+        server = self.serve()
+        for error, words in (
+            (ZeroDivisionError("zero"), r"ZeroDivisionError\('zero'\)"),
+            (ValueError("x"), "ValueError"),
+            (RuntimeError("x"), "RuntimeError"),
+            (OSError(errno.ENOENT, "x", "name"), "FileNotFoundError"),
+            (ConnectionResetError("x"), "ConnectionResetError"),
+            (ssl.SSLError(1, "x"), "SSLError"),
+            (ssl.SSLWantReadError(2, "x"), "SSLWantReadError"),
+            (EOFError(), "EOFError"),
+            (StopIteration(1), "StopIteration"),
+            (GeneratorExit(), "GeneratorExit"),
+            (SystemExit(1), "SystemExit"),
+            (KeyboardInterrupt(), "KeyboardInterrupt"),
+            (Odd(), "Odd"),
+            (Unshown(), r"Unshown, whose repr\(\) raises ZeroDivisionError"),
+        ):
+
+            def broken(context, error=error):
+                raise error
+
+            with self.subTest(words):
+                server.clear()
+                server.configure_tls = broken
+                with self.assertRaises(OSError):
+                    self.shake_hands(server)
+                [found] = server.errors
+                self.assertRegex(found, words)
+                self.assertIn("configure_tls", found)
+                self.assertIn("in broken\n    raise error\n", found)
+                self.assertEqual(found.count("\n  File "), 1)
+                self.assertEqual(server.requests, [])
+                server.configure_tls = None
+                self.assertIn(b" 404 ", self.exchange(server, LAST))
+
+    def test_a_setting_that_there_is_not(self):
+        server = self.serve()
+        server.configure_tls = lambda context: context.set_ciphers("none of these")
+        with self.assertRaises(OSError):
+            self.shake_hands(server)
+        self.assertRegex(server.errors[0], "(?s)No cipher can be selected.*, in <lambda>")
+        with self.assertRaisesRegex(AssertionError, "No cipher can be selected"):
+            server.__exit__(None, None, None)
+
+    def test_it_may_block(self):
+        """Others are served meanwhile, in TLS as well."""
+        entered, release = threading.Event(), threading.Event()
+        self.addCleanup(release.set)
+
+        def configure(context):
+            if not entered.is_set():
+                entered.set()
+                release.wait(PATIENCE)
+            context.maximum_version = ssl.TLSVersion.TLSv1_2
+
+        server = self.serve()
+        server.configure_tls = configure
+        with TlsClient(server) as client:
+            client.connection.sendall(client.hello)
+            self.assertTrue(entered.wait(PATIENCE))
+            self.assert_silent(server, client.connection)
+            for host in ("localhost", "a.example"):
+                self.assertEqual(self.shake_hands(server, host).version(), "TLSv1.2")
+            server.configure_tls = None
+            self.assertIn(b" 404 ", self.exchange(server, LAST))
+            self.assert_silent(server, client.connection)
+            release.set()
+            client.shake_hands(b"")
+            self.assertEqual(client.tls.version(), "TLSv1.2")
+
+    def test_it_may_use_the_server(self):
+        server, seen = self.serve(), []
+
+        def configure(context):
+            seen.append(self.get(server, "/none").status)
+            seen.append(os.path.exists(server.client_certificate("x")))
+            seen.append(os.path.exists(server.ca_file))
+            server.configure_tls = None
+            seen.append(self.exchange(server, LAST)[:12])
+
+        server.configure_tls = configure
+        self.assertIn(b" 404 ", self.exchange(server, LAST))
+        self.assertEqual(seen, [404, True, True, b"HTTP/1.1 404"])
+
+    def test_it_may_stop_the_server(self):
+        threads, stopped = set(threading.enumerate()), threading.Event()
+        server = self.serve()
+        server.configure_tls = lambda context: (server.stop(), stopped.set())
+        with connect(server) as connection:
+            connection.sendall(hello_for("localhost"))
+            self.assertTrue(stopped.wait(PATIENCE))
+            server.stop()
+            read_to_the_end(connection)
+        self.assertEqual(set(threading.enumerate()) - threads, set())
+        self.assertEqual(server.errors, [])
+
+    def test_stop_waits_for_it(self):
+        threads = set(threading.enumerate())
+        server, entered, release = self.serve(), threading.Event(), threading.Event()
+        self.addCleanup(release.set)
+        server.configure_tls = lambda context: (entered.set(), release.wait(PATIENCE), 1 / 0)
+        server.stop_timeout = 0.01
+        words = r"\(\) waited 0.01 s for the test code .* a\.example; it has to return by itself$"
+        with connect(server) as connection:
+            connection.sendall(hello_for("a.example"))
+            self.assertTrue(entered.wait(PATIENCE))
+            with self.assertRaisesRegex(RuntimeError, "^down" + words), server.down():
+                self.fail("it was entered")
+            with self.assertRaisesRegex(RuntimeError, "^stop" + words):
+                server.stop()
+            self.assertEqual(read_to_the_end(connection)[0], b"")
+            release.set()
+            server.stop_timeout = PATIENCE
+            server.stop()
+        self.assertEqual(set(threading.enumerate()) - threads, set())
+        self.assertRegex(server.errors[0], "(?s)ZeroDivisionError.*, in <lambda>")
+
+    def test_what_it_raises_after_the_client_has_left_is_an_error_all_the_same(self):
+        server, entered, release = self.serve(), threading.Event(), threading.Event()
+        self.addCleanup(release.set)
+        server.configure_tls = lambda context: (entered.set(), release.wait(PATIENCE), 1 / 0)
+        for leave in (socket.socket.close, close_by_reset):
+            entered.clear()
+            connection = connect(server)
+            connection.sendall(hello_for("localhost"))
+            self.assertTrue(entered.wait(PATIENCE))
+            leave(connection)
+        release.set()
+        server.stop()
+        self.assertEqual(["ZeroDivisionError" in error for error in server.errors], [True] * 2)
+
+
 # Any host
 
 
