@@ -5744,6 +5744,135 @@ class ConfigureTlsTest(TlsTestCase):
         self.assertEqual(["ZeroDivisionError" in error for error in server.errors], [True] * 2)
 
 
+class SessionTest(TlsTestCase):
+    """A client that comes back with a session finds what has changed since then."""
+
+    def setUp(self):
+        super().setUp()
+        self.server = self.serve()
+
+    def clients(self, certificate=None):
+        """Words and a context for each kind of session: in tickets, and by number in TLS 1.2."""
+        versions = [(version, True) for version in TLS_VERSIONS]
+        for version, has_tickets in (*versions, (ssl.TLSVersion.TLSv1_2, False)):
+            context = self.context(self.server, version, certificate)
+            context.options |= 0 if has_tickets else ssl.OP_NO_TICKET
+            yield f"{version.name}, {has_tickets=}", context
+
+    def visit(self, context, session=None):
+        """One request; what there is to know of its connection."""
+        with self.shake_hands(self.server, context=context, session=session) as connection:
+            connection.sendall(LAST)
+            self.assertIn(b" 404 ", read_all(connection))
+            self.assertIsNotNone(connection.session)
+            return types.SimpleNamespace(
+                session=connection.session,
+                is_resumed=connection.session_reused,
+                version=connection.version(),
+                protocol=connection.selected_alpn_protocol(),
+            )
+
+    def test_another_certificate(self):
+        for kind in ("expired", "incomplete-chain"):
+            for words, context in self.clients():
+                self.server.certificate = "valid"
+                session = self.visit(context).session
+                self.server.certificate = kind
+                with self.subTest(kind, words=words):
+                    with self.assertRaises(ssl.SSLCertVerificationError):
+                        self.visit(context, session)
+                    self.server.certificate = "valid"
+                    self.visit(context, session)
+
+    def test_another_end_of_the_handshake(self):
+        for words, context in self.clients():
+            self.server.handshake = "complete"
+            session = self.visit(context).session
+            self.server.handshake = "close"
+            with self.subTest(words), self.assertRaises(ssl.SSLError):
+                self.visit(context, session)
+
+    def test_a_client_that_has_to_show_a_certificate_now(self):
+        for before in ("none", "optional"):
+            for words, context in self.clients():
+                self.server.client_certificates = before
+                session = self.visit(context).session
+                self.server.clear()
+                self.server.client_certificates = "required"
+                with self.subTest(before, words=words):
+                    with self.assertRaises(ssl.SSLError):
+                        self.visit(context, session)
+                    self.assertEqual(self.server.requests, [])
+
+    def test_a_client_that_shows_its_certificate_whenever_it_is_asked(self):
+        for words, context in self.clients(self.server.client_certificate("me")):
+            session = None
+            for value, name in (
+                *(("none", None), ("optional", "me"), ("required", "me"), ("none", None)),
+                *(("required", "me"), ("optional", "me"), ("none", None)),
+            ):
+                self.server.client_certificates = value
+                visit = self.visit(context, session)
+                session = visit.session
+                with self.subTest(words, value=value):
+                    self.assertFalse(visit.is_resumed)
+                    self.assertEqual(self.server.requests[-1].client_certificate, name)
+
+    def test_a_client_s_certificate_is_known_though_nothing_has_changed(self):
+        for value in ("optional", "required"):
+            self.server.client_certificates = value
+            for words, context in self.clients(self.server.client_certificate("me")):
+                session = None
+                for number in range(3):
+                    session = self.visit(context, session).session
+                    with self.subTest(words, value=value, number=number):
+                        self.assertEqual(self.server.requests[-1].client_certificate, "me")
+
+    def test_another_configuration(self):
+        def other(context):
+            context.set_alpn_protocols(["other"])
+
+        def own(context):
+            context.set_alpn_protocols(["own"])
+
+        for words, context in self.clients():
+            session = None
+            context.set_alpn_protocols(["http/1.1", "own", "other"])
+            for configure, protocol in (
+                *((None, "http/1.1"), (own, "own"), (other, "other"), (None, "http/1.1")),
+                *((other, "other"), (own, "own"), (None, "http/1.1")),
+            ):
+                self.server.configure_tls = configure
+                visit = self.visit(context, session)
+                session = visit.session
+                with self.subTest(words, protocol=protocol):
+                    self.assertFalse(visit.is_resumed)
+                    self.assertEqual(visit.protocol, protocol)
+
+    def test_another_version(self):
+        def at_most(context):
+            context.maximum_version = ssl.TLSVersion.TLSv1_2
+
+        context = self.server.ssl_context()
+        newest, session = self.visit(context).version, None
+        for configure, version in ((None, newest), (at_most, "TLSv1.2")) * 2:
+            self.server.configure_tls = configure
+            visit = self.visit(context, session)
+            session = visit.session
+            with self.subTest(version):
+                self.assertFalse(visit.is_resumed)
+                self.assertEqual(visit.version, version)
+
+    def test_what_configures_it_is_called_for_each(self):
+        for words, context in self.clients():
+            called, session = [], None
+            self.server.configure_tls = called.append
+            for _ in range(3):
+                session = self.visit(context, session).session
+            with self.subTest(words):
+                self.assertEqual(len(set(map(id, called))), 3)
+
+
 # Any host
 
 
