@@ -5241,7 +5241,7 @@ class ClientCertificateTest(TlsTestCase):
         other = self.serve(server_class=another_module().FeedTestServer)
         return (
             (expired, "certificate.expired"),
-            (folder / "self-signed.pem", "unknown.ca"),
+            (str(folder / "self-signed.pem"), "unknown.ca"),
             (other.client_certificate(), "unknown.ca"),
         )
 
