@@ -5372,7 +5372,7 @@ class ClientCertificateTest(TlsTestCase):
         server = self.server
         server.respond("https://a.example/", 204)
         server.client_certificates = "optional"
-        ways = [(version, True) for version in TLS_VERSIONS] + [(TLS_VERSIONS[-1], False)]
+        ways = (TLS_VERSIONS[0], True), (TLS_VERSIONS[-1], False)
         for (version, proxy), fetch in itertools.product(ways, self.clients()):
             for name in ("me", None, "you"):
                 context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -5458,7 +5458,7 @@ class ClientCertificateFileTest(TlsTestCase):
 
     def test_any_name_of_1_to_64_characters(self):
         names = ["a", "A", "x" * 64, "\U0001d11e" * 64, " a ", "u\u0308", "\u00fc", ".."]
-        names += ["../x", "a/b", "/x", "a\\b", "C:\\x", "nul", "*", "ca.pem", "key.pem", "wgetrc"]
+        names += ["../x", "/x", "C:\\x", "nul", "*", "ca.pem", "ca_file", "wgetrc"]
         known = [self.server.ca_file]
         with self.server.intercept():  # makes a file, too
             known += set(map(str, self.folder.iterdir())) - {*known}
@@ -5789,7 +5789,7 @@ class SessionTest(TlsTestCase):
             session = None
             for value, name in (
                 *(("none", None), ("optional", "me"), ("required", "me"), ("none", None)),
-                *(("required", "me"), ("optional", "me"), ("none", None)),
+                ("required", "me"),
             ):
                 self.server.client_certificates = value
                 visit = self.visit(context, session)
@@ -5819,8 +5819,8 @@ class SessionTest(TlsTestCase):
             session = None
             context.set_alpn_protocols(["http/1.1", "own", "other"])
             for configure, protocol in (
-                *((None, "http/1.1"), (own, "own"), (other, "other"), (None, "http/1.1")),
-                *((other, "other"), (own, "own"), (None, "http/1.1")),
+                *((None, "http/1.1"), (own, "own"), (other, "other"), (own, "own")),
+                (None, "http/1.1"),
             ):
                 self.server.configure_tls = configure
                 visit = self.visit(context, session)
