@@ -5570,11 +5570,9 @@ class ConfigureTlsTest(TlsTestCase):
     def test_what_cannot_be_called(self):
         server = self.serve()
         server.configure_tls = self.at_most
+        words = "^configure_tls: found .*; it takes a function"
         for value in (1, 0, "", "x", (), False, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)):
-            with (
-                self.subTest(value),
-                self.assertRaisesRegex((TypeError, ValueError), "^configure_tls"),
-            ):
+            with self.subTest(value), self.assertRaisesRegex(ValueError, words):
                 server.configure_tls = value
         self.assertEqual(server.configure_tls, self.at_most)
 
