@@ -5149,7 +5149,7 @@ class HandshakeTest(TlsTestCase):
                         self.assert_silent(server, client.connection)
                     else:
                         read_to_the_end(client.connection)
-                self.get(server, "/none")  # whoever has left before this was noticed
+                self.get(server, "/none")  # the client that left before was noticed by then
                 server.stop()
             records = [each for each in logged.records if "TLS" in each.getMessage()]
             with self.subTest(way):
