@@ -5475,7 +5475,7 @@ class ClientCertificateFileTest(TlsTestCase):
         self.assertEqual(list(self.folder.iterdir()), [])
 
     def test_what_is_no_name(self):
-        words = "^client_certificate: found .*; it takes 1 to 64 printable characters"
+        words = "^client_certificate: found .*; it takes 1 to 64 characters without"
         for name in (
             *("", "x" * 65, "\u00e9" * 65, None, 5, b"x", ["x"], "\ud800"),
             *("\0", "a\0b", "a\n", "a\r\nb", "\t", "\x1b[0m", "\x7f", "\x85"),
