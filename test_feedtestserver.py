@@ -284,6 +284,18 @@ class NoTimePasses:
         return Selector
 
 
+class Holding:
+    """Stands in for the waits of NoTimePasses: each one lasts until the test has looked at it."""
+
+    def __init__(self, test):
+        self.begun, self.go_on = queue.SimpleQueue(), threading.Semaphore(0)
+        test.addCleanup(self.go_on.release, 1000)
+
+    def append(self, seconds):
+        self.begun.put(seconds)
+        self.go_on.acquire(timeout=3 * PATIENCE)
+
+
 class Answer:
     """One answer, parsed from the bytes by http.client."""
 
@@ -710,8 +722,11 @@ class DirectiveTest(unittest.TestCase):
                 "Compress: GZIP",
                 "Chunked: 100",
                 "Delay: 1.5",
+                "Pause: 2 at 50%",
+                "pause:  .5  AT  Headers",
                 "Rate: 1000",
                 "Fault:  Reset  at 50%",
+                "Early: Yes",
                 "Template: YES",
             )
         )
@@ -727,8 +742,10 @@ class DirectiveTest(unittest.TestCase):
                 compress="gzip",
                 chunked=100,
                 delay=1.5,
+                pause=["2 at 50%", ".5 at headers"],
                 rate=1000,
                 fault="reset at 50%",
+                early=True,
                 template=True,
             ),
         )
@@ -753,6 +770,10 @@ class DirectiveTest(unittest.TestCase):
         fault = (
             "it takes close, reset or stall, and maybe a place:"
             " at start, at headers, at a number of bytes, at 0% to 100%, at end"
+        )
+        pause = (
+            "it takes seconds and a place, such as 0.5 at 50%:"
+            " at headers, at a number of bytes, at 0% to 100%"
         )
         for line, sentence in (
             ("Status: abc", f"Status: found 'abc'; {status}"),
@@ -793,20 +814,48 @@ class DirectiveTest(unittest.TestCase):
             ("Delay: inf", f"Delay: found 'inf'; {delay}"),
             ("Delay: 1 s", f"Delay: found '1 s'; {delay}"),
             ("Delay: \u0661", f"Delay: found '\u0661'; {delay}"),
+            ("Pause: 2", f"Pause: found '2'; {pause}"),
+            ("Pause:", f"Pause: found ''; {pause}"),
+            ("Pause: at 5", f"Pause: found 'at 5'; {pause}"),
+            ("Pause: 2 at", f"Pause: found '2 at'; {pause}"),
+            ("Pause: 2 at start", f"Pause: found '2 at start'; {pause}"),
+            ("Pause: 2 at end", f"Pause: found '2 at end'; {pause}"),
+            ("Pause: 2 at -1", f"Pause: found '2 at -1'; {pause}"),
+            ("Pause: 2 at 007", f"Pause: found '2 at 007'; {pause}"),
+            ("Pause: 2 at 101%", f"Pause: found '2 at 101%'; {pause}"),
+            ("Pause: 2 at 1.5%", f"Pause: found '2 at 1.5%'; {pause}"),
+            ("Pause: 2 at 1000000000000", f"Pause: found '2 at 1000000000000'; {pause}"),
+            ("Pause: 2 50%", f"Pause: found '2 50%'; {pause}"),
+            ("Pause: -1 at 3", f"Pause: found '-1 at 3'; {pause}"),
+            ("Pause: 1000000000 at 3", f"Pause: found '1000000000 at 3'; {pause}"),
+            ("Pause: 1e3 at 3", f"Pause: found '1e3 at 3'; {pause}"),
+            ("Pause: inf at 3", f"Pause: found 'inf at 3'; {pause}"),
+            ("Pause: \u0661 at 3", f"Pause: found '\u0661 at 3'; {pause}"),
+            ("Pause: 2 seconds at 5", f"Pause: found '2 seconds at 5'; {pause}"),
+            ("Pause: 2 at 5 bytes", f"Pause: found '2 at 5 bytes'; {pause}"),
+            ("Pause: 2 at 5, 3 at 6", f"Pause: found '2 at 5, 3 at 6'; {pause}"),
             ("Rate: 0", f"Rate: found '0'; {rate}"),
             ("Rate: -1", f"Rate: found '-1'; {rate}"),
             ("Rate: 0100", f"Rate: found '0100'; {rate}"),
             ("Rate: fast", f"Rate: found 'fast'; {rate}"),
             ("Fault: explode", f"Fault: found 'explode'; {fault}"),
             ("Fault: reset at", f"Fault: found 'reset at'; {fault}"),
-            ("Fault: reset at finish", f"Fault: found 'reset at finish'; {fault}"),
+            ("Fault: reset at the end", f"Fault: found 'reset at the end'; {fault}"),
+            ("Fault: end", f"Fault: found 'end'; {fault}"),
             ("Fault: reset at 101%", f"Fault: found 'reset at 101%'; {fault}"),
             ("Fault: reset at -1", f"Fault: found 'reset at -1'; {fault}"),
             ("Fault: reset at 007", f"Fault: found 'reset at 007'; {fault}"),
             ("Fault: reset at 1.5%", f"Fault: found 'reset at 1.5%'; {fault}"),
             ("Fault: reset 50%", f"Fault: found 'reset 50%'; {fault}"),
             ("Fault:", f"Fault: found ''; {fault}"),
+            ("Early: no", "Early: found 'no'; it takes yes"),
+            ("Early: true", "Early: found 'true'; it takes yes"),
+            ("Early:", "Early: found ''; it takes yes"),
             ("Template: no", "Template: found 'no'; it takes yes"),
+            ("Pauses: 2 at 5", "found the key 'Pauses'; the directive is Pause"),
+            ("Pauze: 2 at 5", "found the key 'Pauze'; the directive is Pause"),
+            ("Earli: yes", "found the key 'Earli'; the directive is Early"),
+            ("Earl: yes", "found the key 'Earl'; the directive is Early"),
             ("Chunk: 100", "found the key 'Chunk'; the directive is Chunked"),
             ("Delays: 100", "found the key 'Delays'; the directive is Delay"),
             ("Headers: X: 1", "found the key 'Headers'; the directive is Header"),
@@ -886,6 +935,7 @@ class DirectiveTest(unittest.TestCase):
                 "Template: yes",
                 "Template: found a second value, 'yes'; it takes one only",
             ),
+            ("Early: yes", "early: YES", "Early: found a second value, 'YES'; it takes one only"),
         ):
             with self.subTest(second), self.assertRaises(DirectiveError) as caught:
                 parse_directives(comment(first, second))
@@ -1011,11 +1061,17 @@ class ResponseTest(unittest.TestCase):
             (["Delay: 0.0000001"], {"delay": 1e-7}),
             (["Delay: 0"], {"delay": 0}),
             (["Delay: .5"], {"delay": 0.5}),
+            (["Pause: 2 at headers"], {"pause": ["2 at headers"]}),
+            (["Pause: 3 at 9", "Pause:  .5  At 50%"], {"pause": ("3 at 9", ".5 AT 50%")}),
+            (["Pause: 1 at 1", "Rate: 5", "Pause: 1 at 1"], {"pause": ["1 at 1"] * 2, "rate": 5}),
             (["Rate: 1"], {"rate": 1}),
+            (["Early: YES"], {"early": True}),
+            (["Early: yes"], {"early": "yes"}),
             (["Fault: close"], {"fault": "close"}),
             (["Fault: RESET at START"], {"fault": "reset at start"}),
             (["Fault: stall at 0"], {"fault": "stall at 0"}),
             (["Fault: reset at 100%"], {"fault": "reset at 100%"}),
+            (["Fault: Stall at END"], {"fault": "stall at end"}),
         ):
             with self.subTest(lines):
                 parsed = parse_directives(comment(*lines)).arguments
@@ -1051,10 +1107,25 @@ class ResponseTest(unittest.TestCase):
             ({"delay": [1]}, "Delay: [1]"),
             ({"delay": float("nan")}, "Delay: nan"),
             ({"delay": float("inf")}, "Delay: inf"),
+            ({"pause": ["2"]}, "Pause: 2"),
+            ({"pause": ["1 at 5", "2 at start"]}, "Pause: 2 at start"),
+            ({"pause": ("2 at end",)}, "Pause: 2 at end"),
+            ({"pause": ["-1 at 3"]}, "Pause: -1 at 3"),
+            ({"pause": ["2 at 101%"]}, "Pause: 2 at 101%"),
+            ({"pause": ["2 seconds at 5"]}, "Pause: 2 seconds at 5"),
+            ({"pause": [""]}, "Pause:"),
+            ({"pause": [2]}, "Pause: 2"),
+            ({"pause": [("2", 5)]}, "Pause: ('2', 5)"),
+            ({"pause": [None]}, "Pause: None"),
+            ({"pause": [b"2 at 5"]}, "Pause: b'2 at 5'"),
+            ({"early": "no"}, "Early: no"),
+            ({"early": 1}, "Early: 1"),
+            ({"early": None}, "Early: None"),
             ({"rate": -1}, "Rate: -1"),
             ({"rate": 0}, "Rate: 0"),
             ({"fault": "explode"}, "Fault: explode"),
             ({"fault": "reset at 101%"}, "Fault: reset at 101%"),
+            ({"fault": "reset at the end"}, "Fault: reset at the end"),
             ({"fault": ("reset", 100)}, "Fault: ('reset', 100)"),
         ):
             with self.subTest(arguments), self.assertRaises(ValueError) as caught:
@@ -1098,9 +1169,28 @@ class ResponseTest(unittest.TestCase):
             ):
                 Response(without=names)
 
+    def test_pauses_as_one_string_are_an_error(self):
+        for pauses in ("2 at 50%", b"2 at 50%", 2, None, True):
+            with (
+                self.subTest(pauses),
+                self.assertRaisesRegex(ValueError, "^Pause: found .*; it ta.*, in a sequence$"),
+            ):
+                Response(pause=pauses)
+
+    def test_pauses_are_a_tuple_of_texts(self):
+        self.assertEqual(Response().pause, ())
+        for pauses in (["2 at 50%", "1 at headers"], iter(["2 at 50%", "1 at headers"])):
+            self.assertEqual(Response(pause=pauses).pause, ("2 at 50%", "1 at headers"))
+        self.assertEqual(Response(pause=["0.50 at 7"]).pause, ("0.50 at 7",))
+        self.assertNotEqual(Response(pause=["2 at 5"]), Response(pause=["3 at 5"]))
+        self.assertIs(Response().early, False)
+        response = Response(b"x", pause=("2 at 5",), early=True)
+        text = "Response(b'x', status=200, pause=('2 at 5',), early=True)"
+        self.assertEqual((repr(response), eval(text)), (text, response))
+
     def test_members_of_enumerations_are_values_like_any_other(self):
         class Word(str, enum.Enum):
-            GZIP, CLOSE, YES = "gzip", "close at 5", "yes"
+            GZIP, CLOSE, YES, PAUSE = "gzip", "close at 5", "yes", "2 at 5"
 
         class Number(enum.IntEnum):
             FIVE = 5
@@ -1109,6 +1199,7 @@ class ResponseTest(unittest.TestCase):
             ({"compress": Word.GZIP}, {"compress": "gzip"}),
             ({"fault": Word.CLOSE}, {"fault": "close at 5"}),
             ({"template": Word.YES}, {"template": True}),
+            ({"early": Word.YES, "pause": [Word.PAUSE]}, {"early": True, "pause": ["2 at 5"]}),
             ({"rate": Number.FIVE, "chunked": Number.FIVE}, {"rate": 5, "chunked": 5}),
         ):
             with self.subTest(arguments):
@@ -1856,6 +1947,7 @@ class WireTest(ServerTestCase):
             ({"fault": "stall at 0%"}, [head, "stall"]),
             ({"fault": "close at 4"}, [head, b"0123", "close"]),
             ({"fault": "close at 10"}, [head, body, "close"]),
+            ({"fault": "close at end"}, [head, body, "close"]),
             ({"fault": "close at 11"}, [head, body, "close"]),
             ({"fault": "reset at 59%"}, [head, b"01234", "reset"]),
             ({"fault": "reset at 9%"}, [head, "reset"]),
@@ -1863,6 +1955,10 @@ class WireTest(ServerTestCase):
             ({"fault": "reset at 100%"}, [head, body, "reset"]),
             ({"chunked": 4, "fault": "close at 6"}, [head, b"4\r\n0123\r\n4\r\n45", "close"]),
             ({"chunked": 4, "fault": "close at 4"}, [head, b"4\r\n0123\r\n", "close"]),
+            (
+                {"chunked": 10, "fault": "stall at end"},
+                [head, b"a\r\n0123456789\r\n", end, "stall"],
+            ),
             (
                 {"chunked": 4, "fault": "stall at 100%"},
                 [head, b"4\r\n0123\r\n4\r\n4567\r\n2\r\n89\r\n", "stall"],
@@ -3548,12 +3644,15 @@ class ProtocolTest(ServerTestCase):
         self.assertLess(max(record.levelno for record in logs.records), logging.WARNING)
 
 
-class FaultTest(ServerTestCase):
-    """Slowness and faults, as the client sees them."""
+class SendingTestCase(ServerTestCase):
+    """Asks for one response, and looks at what comes of it, and when."""
 
     BODY = bytes(range(256)) * 4
     GET = b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n"
+    LAST = b"GET /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     POST = b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf"
+    #: Stands for the head of a response.
+    A_HEAD = "head"
     #: More than a client may send while nobody reads it, what the system keeps for it included.
     TOO_MUCH = 200_000_000
 
@@ -3608,6 +3707,74 @@ class FaultTest(ServerTestCase):
         server.respond("/x", response)
         return server, finished
 
+    def receive(self, connection, size):
+        """The next bytes, as many as that; fewer if the connection ends before."""
+        received = bytearray()
+        while data := connection.recv(min(size - len(received), 65536)):
+            received += data
+        return bytes(received)
+
+    def receive_head(self, connection):
+        """A head, and nothing of what follows it."""
+        head = b""
+        while not head.endswith(b"\r\n\r\n") and (data := connection.recv(1)):
+            head += data
+        return head
+
+    def connect_to_read_late(self, server):
+        """A connection whose system takes little before it is read; the rest is with the server."""
+        connection = socket.socket()
+        self.addCleanup(connection.close)
+        connection.settimeout(PATIENCE)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        return connection
+
+    def send_without_end(self, server, connection):
+        """How many bytes a client gets rid of until the server takes no more, or it is too much."""
+        sent = refused = 0
+        data = bytes(1_000_000)
+        connection.setblocking(False)
+        while sent < self.TOO_MUCH and refused < 20:
+            try:
+                sent += connection.send(data)
+                refused = 0
+            except BlockingIOError:
+                refused += 1
+                self.assertEqual(self.get(server, "/y").status, 204)
+        return sent
+
+    def assert_seen(self, arguments, *expected, request=LAST):
+        """What comes of a response, and what it waits for, in order, up to the end."""
+        server = self.serve_one(**arguments)
+        waits = self.clock.waits = Holding(self)
+        with connect(server) as connection:
+            connection.sendall(request)
+            for part in expected:
+                if part is self.A_HEAD:
+                    self.assertRegex(self.receive_head(connection), rb"(?s)^HTTP/1.1 .*\r\n\r\n$")
+                elif isinstance(part, bytes):
+                    self.assertEqual(self.receive(connection, len(part)), part)
+                else:
+                    self.assertEqual(waits.begun.get(timeout=PATIENCE), part)
+                    self.assert_nothing_more(connection)
+                    waits.go_on.release()
+            self.assertEqual(read_all(connection), b"")
+        self.assertTrue(waits.begun.empty())
+        self.assertEqual(server.errors, [])
+        server.stop()
+
+    def assert_nothing_more(self, connection, error=BlockingIOError):
+        """The server waits meanwhile."""
+        connection.setblocking(False)
+        with self.assertRaises(error):
+            self.fail(f"there is {connection.recv(65536)!r}")
+        connection.settimeout(PATIENCE)
+
+
+class FaultTest(SendingTestCase):
+    """Slowness and faults, as the client sees them."""
+
     def test_places(self):
         NoTimePasses(self)
         big = os.urandom(3_000_000)
@@ -3618,6 +3785,7 @@ class FaultTest(ServerTestCase):
             (self.BODY, " at 100", self.BODY[:100]),
             (self.BODY, " at 50%", self.BODY[:512]),
             (self.BODY, " at 100%", self.BODY),
+            (self.BODY, " at end", self.BODY),
             (big, " at 2500000", big[:2_500_000]),
         ):
             with self.subTest(place, kind="close"):
@@ -3632,6 +3800,56 @@ class FaultTest(ServerTestCase):
                 server = self.serve_one(body=body, fault=f"stall{place}")
                 self.assert_stalls(server, arrived)
                 server.stop()
+
+    def test_at_the_end_all_of_it_has_come(self):
+        """What is sent is what is sent without the fault, the last chunk included."""
+        tag = {"headers": {"ETag": '"1"'}}
+        conditional = self.GET.replace(b"\r\n\r\n", b'\r\nIf-None-Match: "1"\r\n\r\n')
+        ranged = self.GET.replace(b"\r\n\r\n", b"\r\nRange: bytes=5-9\r\n\r\n")
+        server = self.serve()
+        for request, arguments in (
+            (self.GET, {}),
+            (self.GET, {"chunked": 100}),
+            (self.GET, {"compress": "gzip", "chunked": 7}),
+            (self.GET, {"body": b""}),
+            (self.GET, {"body": b"", "chunked": 9}),
+            (self.GET, {"status": 204}),
+            (self.GET, {"status": 304, "chunked": 9}),
+            (self.GET, {"body": bytes(3_000_000), "chunked": 99_999}),
+            (self.GET.replace(b"GET", b"HEAD"), {"compress": "deflate"}),
+            (b"GET /x HTTP/1.0\r\n\r\n", {"chunked": 9}),
+            (conditional, tag),
+            (ranged, {}),
+            (self.GET, {"body": b"HTTP/1.1 200 OK\r\n\r\nabc", "asis": True}),
+        ):
+            arguments = {"body": self.BODY, **arguments}
+            server.respond("/x", Response(**arguments))
+            whole = exchange_end(server, request)
+            for kind in ("close", "reset", "stall"):
+                server.respond("/x", Response(**arguments, fault=f"{kind} at end"), 204)
+                with self.subTest(request, kind=kind), connect(server) as connection:
+                    connection.sendall(request + self.GET)
+                    received = self.receive(connection, len(whole)) if kind == "stall" else None
+                    if kind == "stall":
+                        self.assertEqual(received, whole)
+                        self.assert_silent(server, connection)
+                    elif kind == "reset":
+                        self.assert_reset(read_to_the_end(connection), whole)
+                    else:
+                        self.assertEqual(read_to_the_end(connection), (whole, "FIN"))
+                    self.assertEqual(len(server.unused), 1)
+                    record = [each for each in server.requests if each.path == "/x"]
+                    self.assertEqual(record[-1].response.fault, f"{kind} at end")
+        self.assertEqual(server.errors, [])
+
+    def test_urllib_gets_what_ends_at_the_end(self):
+        for kind in ("close", "stall"):
+            for chunked in (None, 30):
+                server = self.serve_one(fault=f"{kind} at end", chunked=chunked)
+                with self.subTest(kind, chunked=chunked):
+                    with urllib.request.urlopen(server.get_url("x"), timeout=PATIENCE) as answer:
+                        self.assertEqual(answer.read(), self.BODY)
+                    server.stop()
 
     def test_how_long_a_response_takes(self):
         clock = NoTimePasses(self)
@@ -3671,15 +3889,6 @@ class FaultTest(ServerTestCase):
                         stack.enter_context(urllib.request.urlopen(url, timeout=timeout)).read()
                     self.assertIs(type(caught.exception), error)
                     server.stop()
-
-    def connect_to_read_late(self, server):
-        """A connection whose system takes little before it is read; the rest is with the server."""
-        connection = socket.socket()
-        self.addCleanup(connection.close)
-        connection.settimeout(PATIENCE)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(("127.0.0.1", server.port))
-        return connection
 
     @unittest.skipUnless(TELLS_WHAT_ARRIVES, "the system does not tell what has arrived")
     def test_a_reset_waits_until_what_was_sent_has_arrived(self):
@@ -3725,6 +3934,9 @@ class FaultTest(ServerTestCase):
             {"fault": "stall at headers"},
             {"fault": "stall at 50%"},
             {"fault": "stall at 100%"},
+            {"fault": "stall at end"},
+            {"pause": ["86400 at headers"]},
+            {"pause": ["86400 at 50%"], "chunked": 100},
         ):
             for leaves in (True, False):
                 server, finished = self.watched(Response(self.BODY, **arguments))
@@ -3834,6 +4046,7 @@ class FaultTest(ServerTestCase):
             {"delay": 86400},
             {"delay": 86400, "rate": 1},
             {"rate": 1, "chunked": 100},
+            {"pause": ["86400 at headers", "86400 at 50%"], "chunked": 100},
             {"body": os.urandom(300_000), "rate": 1000},
         ):
             server = self.serve_one(**arguments)
@@ -3845,7 +4058,7 @@ class FaultTest(ServerTestCase):
                 server.stop()
 
     def test_a_client_that_half_closes_during_a_wait(self):
-        for arguments in ({"delay": 86400}, {"rate": 1}):
+        for arguments in ({"delay": 86400}, {"rate": 1}, {"pause": ["86400 at 9"]}):
             server = self.serve_one(**arguments)
             with self.subTest(arguments), connect(server) as connection:
                 connection.sendall(self.GET)
@@ -3898,6 +4111,7 @@ class FaultTest(ServerTestCase):
         asis = {"body": b"HTTP/1.0 200 OK\r\n\r\n" + bytes(3_000_000), "asis": True}
         for request, arguments in (
             (self.GET, {"fault": "close at 100%"}),
+            (self.GET, {"fault": "close at end"}),
             (closing, {"fault": "close at 100%"}),
             (b"GET /x HTTP/1.0\r\n\r\n", {"fault": "close at 100%"}),
             (b"GET /x HTTP/1.0\r\n\r\n", asis),
@@ -3912,7 +4126,7 @@ class FaultTest(ServerTestCase):
             self.assertEqual((len(received.partition(b"\r\n\r\n")[2]), end), (3_000_000, "FIN"))
 
     def test_requests_that_arrive_meanwhile_are_kept_and_end_no_wait(self):
-        for arguments in ({"delay": 86400}, {"rate": 1}):
+        for arguments in ({"delay": 86400}, {"rate": 1}, {"pause": ["86400 at 9"]}):
             server = self.serve_one(**arguments)
             server.respond("/y", Response(b"y"))
             with self.subTest(arguments), connect(server) as connection:
@@ -3939,20 +4153,6 @@ class FaultTest(ServerTestCase):
         self.addCleanup(go_on.set)
         server.respond("/x", respond)
         return server, begun, go_on
-
-    def send_without_end(self, server, connection):
-        """How many bytes a client gets rid of until the server takes no more, or it is too much."""
-        sent = refused = 0
-        data = bytes(1_000_000)
-        connection.setblocking(False)
-        while sent < self.TOO_MUCH and refused < 20:
-            try:
-                sent += connection.send(data)
-                refused = 0
-            except BlockingIOError:
-                refused += 1
-                self.assertEqual(self.get(server, "/y").status, 204)
-        return sent
 
     def test_a_client_that_keeps_sending_during_a_wait_is_not_read_without_end(self):
         for arguments in ({"delay": 86400}, {"fault": "stall"}, {"body": bytes(50_000_000)}):
@@ -4058,12 +4258,16 @@ class FaultTest(ServerTestCase):
         self.assertEqual(server.errors, [])
 
     def test_many_stalls_keep_nobody_waiting(self):
-        server = self.serve_one(fault="stall")
-        with contextlib.ExitStack() as stack:
-            for number in range(1, 101):
-                stack.enter_context(connect(server)).sendall(self.GET)
-                server.wait_for_request("/x", times=number)
-            self.assertEqual(self.get(server, "/none").status, 404)
+        for arguments in ({"fault": "stall"}, {"pause": ["86400 at 50%"]}):
+            server = self.serve_one(**arguments)
+            threads = threading.active_count()
+            with self.subTest(arguments), contextlib.ExitStack() as stack:
+                for number in range(1, 101):
+                    stack.enter_context(connect(server)).sendall(self.GET)
+                    server.wait_for_request("/x", times=number)
+                self.assertEqual(self.get(server, "/none").status, 404)
+                self.assertEqual(threading.active_count(), threads)
+                server.stop()
 
     def test_compressing_keeps_nobody_waiting(self):
         begun, go_on = threading.Event(), threading.Event()
@@ -4242,12 +4446,231 @@ class FaultTest(ServerTestCase):
 
     def test_a_response_on_record_can_be_given_again(self):
         NoTimePasses(self)
-        server = self.serve_one(compress="gzip", chunked=5, rate=1000, delay=1)
+        slow = {"rate": 1000, "delay": 1, "pause": ["1 at 3", "2 at headers"]}
+        server = self.serve_one(compress="gzip", chunked=5, **slow)
         first = self.get(server, "/x")
         server.respond("/x", server.requests[0].response)
         again = self.get(server, "/x")
         self.assertEqual(first.headers.items(), again.headers.items())
         self.assertEqual(first.content, again.content)
+
+
+class PauseTest(SendingTestCase):
+    """Pauses, as the client sees them."""
+
+    BODY = b"0123456789"
+
+    def setUp(self):
+        self.clock = NoTimePasses(self)
+
+    def test_places(self):
+        head = self.A_HEAD
+        for places, *expected in (
+            (["2 at headers"], head, 2, self.BODY),
+            (["2 at 0"], head, 2, self.BODY),
+            (["2 at 0%"], head, 2, self.BODY),
+            (["2 at 4"], head, b"0123", 2, b"456789"),
+            (["2 at 50%"], head, b"01234", 2, b"56789"),
+            (["2 at 59%"], head, b"01234", 2, b"56789"),
+            (["2 at 10"], head, self.BODY, 2),
+            (["2 at 100%"], head, self.BODY, 2),
+            (["2 at 11"], head, self.BODY),
+            (["2 at 999999999999"], head, self.BODY),
+            ([".25 at 4"], head, b"0123", 0.25, b"456789"),
+            (["0 at 4"], head, self.BODY),
+            (["3 at 8", "1 at headers", "2 at 50%"], head, 1, b"01234", 2, b"567", 3, b"89"),
+            (["1 at 80%", "2 at 11", "3 at 2"], head, b"01", 3, b"234567", 1, b"89"),
+            (["2 at 5", "1 at 50%", "3 at 5"], head, b"01234", 2, 1, 3, b"56789"),
+            (["2 at 50%", "1 at 50%"], head, b"01234", 2, 1, b"56789"),
+            (["1 at headers", "2 at headers"], head, 1, 2, self.BODY),
+        ):
+            with self.subTest(places):
+                self.assert_seen({"pause": places}, *expected)
+
+    def test_combined_with_other_directives(self):
+        head = self.A_HEAD
+        coded = packed(self.BODY)
+        half = len(coded) // 2
+        asis = b"HTTP/1.1 200 OK\r\n\r\n0123"
+        for arguments, *expected in (
+            ({"delay": 3, "pause": ["2 at headers"]}, 3, head, 2, self.BODY),
+            ({"delay": 3, "pause": ["2 at 4"]}, 3, head, b"0123", 2, b"456789"),
+            (
+                {"rate": 40, "pause": ["2 at 4", "1 at 8"]},
+                *(head, 0.1, b"0123", 2, 0.1, b"4567", 1, 0.05, b"89"),
+            ),
+            ({"rate": 40, "pause": ["2 at headers"], "body": b"0123"}, head, 2, 0.1, b"0123"),
+            ({"rate": 40, "pause": ["2 at 4"], "body": b"0123"}, head, 0.1, b"0123", 2),
+            (
+                {"chunked": 4, "pause": ["2 at 6"]},
+                *(head, b"4\r\n0123\r\n4\r\n45", 2, b"67\r\n2\r\n89\r\n0\r\n\r\n"),
+            ),
+            (
+                {"chunked": 4, "pause": ["2 at 4"]},
+                *(head, b"4\r\n0123\r\n", 2, b"4\r\n4567\r\n2\r\n89\r\n0\r\n\r\n"),
+            ),
+            (
+                {"chunked": 4, "pause": ["2 at 100%"]},
+                *(head, b"4\r\n0123\r\n4\r\n4567\r\n2\r\n89\r\n", 2, b"0\r\n\r\n"),
+            ),
+            (
+                {"chunked": 9, "pause": ["2 at headers"], "body": b"0123"},
+                *(head, 2, b"4\r\n0123\r\n0\r\n\r\n"),
+            ),
+            (
+                {"chunked": 4, "rate": 40, "pause": ["2 at 4"], "body": b"0123"},
+                *(head, 0.1, b"4\r\n0123\r\n", 2, b"0\r\n\r\n"),
+            ),
+            ({"compress": "gzip", "pause": ["2 at 3"]}, head, coded[:3], 2, coded[3:]),
+            ({"compress": "gzip", "pause": ["2 at 50%"]}, head, coded[:half], 2, coded[half:]),
+            ({"fault": "close", "pause": ["2 at headers"]},),
+            ({"fault": "close at headers", "pause": ["2 at headers"]}, head, 2),
+            ({"fault": "close at headers", "pause": ["2 at 1"]}, head),
+            ({"fault": "close at 4", "pause": ["2 at 4", "1 at 5"]}, head, b"0123", 2),
+            ({"fault": "close at 4", "pause": ["2 at 3"]}, head, b"012", 2, b"3"),
+            ({"fault": "close at 50%", "pause": ["2 at 6"]}, head, b"01234"),
+            ({"fault": "close at end", "pause": ["2 at 100%"]}, head, self.BODY, 2),
+            (
+                {"fault": "close at end", "pause": ["2 at 4"], "chunked": 4, "body": b"0123"},
+                *(head, b"4\r\n0123\r\n", 2, b"0\r\n\r\n"),
+            ),
+            (
+                {"headers": {"Content-Length": "4"}, "pause": ["2 at 7"]},
+                head,
+                b"0123456",
+                2,
+                b"789",
+            ),
+            ({"asis": True, "body": asis, "pause": ["2 at 9"]}, asis[:9], 2, asis[9:]),
+            ({"asis": True, "body": asis, "pause": ["2 at 0"]}, 2, asis),
+            ({"body": b"", "pause": ["2 at headers", "1 at 1"]}, head, 2),
+            ({"body": b"", "chunked": 4, "pause": ["2 at headers"]}, head, 2, b"0\r\n\r\n"),
+        ):
+            with self.subTest(arguments):
+                self.assert_seen(arguments, *expected)
+
+    def test_places_that_are_never_reached(self):
+        head = self.A_HEAD
+        pauses = {"pause": ["2 at 5", "1 at headers", "3 at 50%"]}
+        tagged = {**pauses, "headers": {"ETag": '"1"'}}
+        conditional = self.LAST.replace(b"\r\n\r\n", b'\r\nIf-None-Match: "1"\r\n\r\n')
+        for request, arguments in (
+            (self.LAST.replace(b"GET", b"HEAD"), pauses),
+            (self.LAST.replace(b"GET", b"HEAD"), {**pauses, "chunked": 4}),
+            (self.LAST, {**pauses, "status": 204}),
+            (self.LAST, {**pauses, "status": 304}),
+            (conditional, tagged),
+        ):
+            with self.subTest(request, arguments=arguments):
+                self.assert_seen(arguments, head, 1, request=request)
+
+    def test_a_place_counts_in_the_part_that_a_range_asks_for(self):
+        request = self.LAST.replace(b"\r\n\r\n", b"\r\nRange: bytes=2-7\r\n\r\n")
+        for pause, *expected in (
+            ("2 at 50%", b"234", 2, b"567"),
+            ("2 at 4", b"2345", 2, b"67"),
+            ("2 at 7", b"234567"),
+        ):
+            with self.subTest(pause):
+                self.assert_seen({"pause": [pause]}, self.A_HEAD, *expected, request=request)
+
+    def test_http_1_0(self):
+        request = b"GET /x HTTP/1.0\r\n\r\n"
+        arguments = {"pause": ["2 at 4"], "chunked": 3}
+        self.assert_seen(arguments, self.A_HEAD, b"0123", 2, b"456789", request=request)
+
+    def test_in_tls(self):
+        server = self.serve()
+        server.respond("/x", Response(self.BODY, pause=["2 at headers", "1 at 4"]))
+        context = server.ssl_context()
+        with context.wrap_socket(connect(server), server_hostname="localhost") as connection:
+            waits = self.clock.waits = Holding(self)
+            connection.sendall(self.LAST)
+            self.receive_head(connection)
+            for seconds, part in ((2, b"0123"), (1, b"456789")):
+                self.assertEqual(waits.begun.get(timeout=PATIENCE), seconds)
+                self.assert_nothing_more(connection, ssl.SSLWantReadError)
+                waits.go_on.release()
+                self.assertEqual(self.receive(connection, len(part)), part)
+            self.assertEqual(read_all(connection), b"")
+
+    def test_the_clock_of_rate_stands_still(self):
+        """Wherever the place is, the body takes as long as without the pause."""
+        for places in (["2 at 3", "3 at 7"], ["5 at headers"], ["1 at 1", "4 at 100%"]):
+            for chunked in (None, 3):
+                with self.subTest(places, chunked=chunked):
+                    arguments = {"rate": 40, "pause": places, "chunked": chunked}
+                    server = self.serve_one(headers=CLOSE, **arguments)
+                    self.clock.waits.clear()
+                    self.assertEqual(Answer(exchange(server, self.GET)).body, self.BODY)
+                    self.assertAlmostEqual(sum(self.clock.waits), 5.25, 3)
+                    server.stop()
+
+    def test_it_changes_no_byte(self):
+        """Whatever else happens to the response on its way."""
+        chance = random.Random(16)
+        server = self.serve()
+        for _ in range(60):
+            arguments = {
+                "body": chance.randbytes(chance.choice((0, 1, 40, 300))),
+                "chunked": chance.choice((None, 1, 7, 40)),
+                "rate": chance.choice((None, 33, 1000)),
+                "compress": chance.choice((None, None, "gzip")),
+                "fault": chance.choice((None, None, "close at 20", "close at 75%", "close at end")),
+            }
+            ends = ("headers", "0", "7", "20", "40", "41", "33%", "75%", "100%")
+            pauses = [f"1 at {chance.choice(ends)}" for _ in range(chance.randrange(1, 5))]
+            with self.subTest(pauses, arguments=arguments):
+                server.respond("/x", Response(**arguments), Response(**arguments, pause=pauses))
+                self.assertEqual(exchange(server, self.LAST), exchange(server, self.LAST))
+
+    def test_a_pause_begins_when_its_place_is_reached(self):
+        """However late that is, it takes as long as it says."""
+        self.clock.late = 0.5
+        server = self.serve_one(delay=1, pause=["2 at 4", "3 at 5"])
+        self.assertEqual(self.get(server, "/x").content, self.BODY)
+        self.assertEqual(self.clock.waits, [1, 2, 3])
+        self.clock.waits.clear()
+        body = bytes(12_000_000)
+        server.respond("/x", Response(body, pause=["2 at 100%"]))
+        with self.connect_to_read_late(server) as connection:
+            connection.sendall(self.GET)
+            server.wait_for_request("/x", times=2)
+            self.assertEqual(self.get(server, "/none").status, 404)
+            self.clock.time += 100  # it does not read so long
+            self.receive_head(connection)
+            self.assertEqual(len(self.receive(connection, len(body))), len(body))
+            connection.sendall(LAST)
+            self.assertEqual(Answer(read_all(connection)).status, 404)
+        self.assertEqual(self.clock.waits, [2])
+
+    def test_a_large_body(self):
+        body = os.urandom(3_000_000)
+        places = ["2 at 2500000", "1 at 10%", "3 at 100%", "4 at 262144"]
+        pauses = "".join(f"Pause: {place}\n" for place in places).encode()
+        server = self.serve({"x.bin": body, "x.bin.headers": pauses})
+        # A client that goes by the length might leave during the last pause.
+        received = exchange(server, self.LAST.replace(b"/x", b"/x.bin"))
+        self.assertTrue(Answer(received).body == body)  # too long to be shown
+        self.assertEqual(self.clock.waits, [4, 1, 2, 3])
+
+    def test_the_connection_goes_on(self):
+        server = self.serve_one(pause=["2 at 4"])
+        rest = exchange(server, self.GET * 2 + LAST)
+        for body in (self.BODY, self.BODY):
+            answer = Answer(rest)
+            self.assertEqual((answer.body, answer.headers["Connection"]), (body, None))
+            rest = answer.rest
+        self.assertEqual(Answer(rest).status, 404)
+        self.assertEqual(self.clock.waits, [2, 2])
+
+    def test_pauses_of_a_fixture(self):
+        lines = ("Pause: 3 at 80%", "pause:  1  AT  Headers", "Pause: 2 at 5")
+        server = self.serve({"feed.xml": comment(*lines)})
+        self.assertEqual(self.get(server, "/feed.xml").content, comment(*lines))
+        self.assertEqual(self.clock.waits, [1, 2, 3])
+        response = server.requests[0].response
+        self.assertEqual(sorted(response.pause), ["1 at headers", "2 at 5", "3 at 80%"])
 
 
 def packed(data):
@@ -9473,7 +9896,8 @@ class RespondTest(ServerTestCase):
         def not_modified(request):
             return 304
 
-        broken = Response(b"12", delay=0.001, rate=99999, fault="close at 1")
+        pauses = ["0.001 at 50%", "0.002 at headers"]
+        broken = Response(b"12", delay=0.001, pause=pauses, rate=99999, fault="close at 1")
         server.respond("/x", "v1.xml", not_modified, broken, 410)
         for path in ("/x", "/v1.xml", "/x", "/x", "/x", "/x"):
             with contextlib.suppress(http.client.IncompleteRead):
@@ -9484,7 +9908,10 @@ class RespondTest(ServerTestCase):
                 "  GET /x -> 200 (step 1 of 4: v1.xml)",
                 "  GET /v1.xml -> 200",
                 "  GET /x -> 304 (step 2 of 4: not_modified)",
-                "  GET /x -> 200 (step 3 of 4; Delay: 0.001; Rate: 99999; Fault: close at 1)",
+                (
+                    "  GET /x -> 200 (step 3 of 4; Delay: 0.001; Pause: 0.001 at 50%;"
+                    " Pause: 0.002 at headers; Rate: 99999; Fault: close at 1)"
+                ),
                 "  GET /x -> 410 (step 4 of 4)",
                 "  GET /x -> 410 (step 4 of 4)",
             ],
@@ -10635,6 +11062,14 @@ TRANSCRIPTS = {
         GET /feed.xml -> 200 | ETag: "v1" | Fault: close at 100%
         GET /feed.xml -> 200 !! no-validator
     """,
+    "a connection that ended after all of the response": """
+        GET /feed.xml -> 200 | ETag: "v1" | Fault: close at end
+        GET /feed.xml -> 200 | ETag: "v2" | Chunked: 3 | Fault: close at end !! no-validator
+        GET /feed.xml -> 200 | ETag: "v2" | Chunked: 3 | Fault: reset at end !! no-validator
+        GET /feed.xml | If-None-Match: "v2" -> 304 | ETag: "v2" | Fault: close at end
+        GET /feed.xml | If-None-Match: "v2" -> 410 | Fault: close at end
+        GET /feed.xml | If-None-Match: "v2" -> 410 !! gone
+    """,
     "a response that promises more": """
         GET /feed.xml -> 200 | ETag: "v1" | Content-Length: 100
         GET /feed.xml -> 200 | ETag: "v1"
@@ -11493,13 +11928,14 @@ class AuditTest(ServerTestCase):
         for_later = {"ETag": '"later"', "Cache-Control": "max-age=60"}
         slow = Response(bytes(60), rate=1, headers=for_later)
         delayed = Response(delay=60, headers=for_later)
-        server.respond("/feed.xml", respond_late, delayed, slow, early, 200)
+        paused = Response(b"<rss/>", pause=["60 at 1"], headers=for_later)
+        server.respond("/feed.xml", respond_late, delayed, slow, paused, early, 200)
         get = functools.partial(self.get, server, "/feed.xml", headers=POLITE)
         first = threading.Thread(target=get)
         first.start()
         self.assertTrue(asked.wait(PATIENCE))
         with contextlib.ExitStack() as stack:
-            for times in (1, 2):  # these get their responses a minute later
+            for times in (1, 2, 3):  # these get their responses a minute later
                 connection = stack.enter_context(connect(server))
                 connection.sendall(b"GET /feed.xml HTTP/1.0\r\n\r\n")
                 server.wait_for_request("/feed.xml", times=times)
@@ -11508,10 +11944,10 @@ class AuditTest(ServerTestCase):
             first.join()
             get()
             requests = server.requests
-            findings = [finding for finding in audit(requests) if finding.request in requests[2:]]
+            findings = [finding for finding in audit(requests) if finding.request in requests[3:]]
         self.assertEqual([finding.rule for finding in findings[:2]], ["no-validator", "too-early"])
         self.assertEqual({f"{f.request.response.status}" for f in findings}, {"200"})
-        self.assertEqual({f.partition(" request")[0] for f in findings}, {"GET /feed.xml (5th"})
+        self.assertEqual({f.partition(" request")[0] for f in findings}, {"GET /feed.xml (6th"})
 
     def test_pipelined_requests_bind_nobody_either(self):
         server = self.serve()
@@ -12506,7 +12942,10 @@ class CommandLineTest(ServerTestCase):
                 "sub/x y.xml": b"<x/>",
                 "latin-1.xml": b"<!--\nHeader: X: Z\xfcrich\nDescription: G\xf6teborg\n-->",
                 "wrong.xml": comment("Status: <x>"),
-                "slow.xml": comment("Delay: 2", "Rate: 10", "Fault: reset at 50%", "Chunked: 9"),
+                "slow.xml": comment(
+                    *("Delay: 2", "Rate: 10", "Pause: 2 at 50%", "Pause: .5 at headers"),
+                    *("Fault: reset at 50%", "Chunked: 9", "Early: yes"),
+                ),
                 "odd.asis": b"HTTP/1.1 <299> OK\r\n\r\n",
                 "reset.xml": comment("Fault: reset"),
                 "reset.asis": b"HTTP/1.1 298 OK\r\n\r\n",
@@ -12537,7 +12976,8 @@ class CommandLineTest(ServerTestCase):
             "<a href='/sub/x%20y.xml'>sub/x y.xml</a>",
             "Status: found &#x27;&lt;x&gt;&#x27;",
             "Content-Type: application/xml",
-            "<em>Delay: 2</em><li><em>Rate: 10</em><li><em>Fault: reset at 50%</em>",
+            "<em>Delay: 2</em><li><em>Pause: 2 at 50%</em><li><em>Pause: .5 at headers</em>",
+            "<li><em>Rate: 10</em><li><em>Fault: reset at 50%</em><li><em>Early: yes</em>",
             "<code>Transfer-Encoding: chunked</code>",
             "<td>HTTP/1.1 &lt;299&gt; OK<td><ul><li><em>as it is</em></ul>",
             "<td>no response<td>",
