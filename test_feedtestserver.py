@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: 0BSD
 """The tests of feedtestserver: python -m unittest."""
 
+import array
 import ast
 import asyncio
 import contextlib
@@ -294,6 +295,30 @@ class Holding:
     def append(self, seconds):
         self.begun.put(seconds)
         self.go_on.acquire(timeout=3 * PATIENCE)
+
+
+class Produced:
+    """An iterator of these items, which raises those that are exceptions and notes its calls."""
+
+    def __init__(self, *items):
+        self.items, self.asked, self.closed = iter(items), 0, threading.Event()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.asked += 1
+        item = next(self.items)
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self):
+        self.closed.set()
+
+
+async def async_items():
+    yield b"one"
 
 
 class Answer:
@@ -1236,6 +1261,44 @@ class ResponseTest(unittest.TestCase):
                 self.assertRaisesRegex(TypeError, "^body: found .* it takes bytes"),
             ):
                 Response(body)
+
+    def test_body_may_be_an_iterable(self):
+        """It is not iterated before it is sent, nor by a comparison."""
+        items = Produced(b"one")
+        response = Response(items, 201, headers={"A": "1"})
+        self.assertIs(response.body, items)
+        self.assertRegex(repr(response), r"^Response\(.*Produced.*, status=201, headers=")
+        self.assertEqual(response, Response(items, 201, headers={"A": "1"}))
+        self.assertNotEqual(response, Response(items))
+        self.assertNotEqual(response, Response(Produced(b"one"), 201, headers={"A": "1"}))
+        self.assertNotEqual(response, Response(b"one", 201, headers={"A": "1"}))
+        self.assertEqual((items.asked, items.closed.is_set()), (0, False))
+        self.assertLess(len(repr(Response([bytes(1000)] * 1000))), 200)
+        for body in ("text", 5, None, object(), async_items(), async_items, int, {}, {b"a": b"b"}):
+            with (
+                self.subTest(body),
+                self.assertRaisesRegex(TypeError, "^body: found .* it takes bytes, or an iterable"),
+            ):
+                Response(body)
+
+    def test_what_an_iterable_cannot_do(self):
+        places = (
+            "found '{}' and the body [b'one']; per cent take a body in bytes, or a Content-Length"
+        )
+        for arguments, words in (
+            ({"template": True}, "Template: found the body [b'one']; it takes bytes"),
+            ({"compress": "gzip"}, "Compress: found the body [b'one']; it takes bytes"),
+            ({"pause": ["2 at 50%"]}, places.format("2 at 50%")),
+            ({"pause": ["2 at 5", "1 at 0%"]}, places.format("1 at 0%")),
+            ({"fault": "close at 100%"}, places.format("close at 100%")),
+        ):
+            with self.subTest(arguments):
+                with self.assertRaises(ValueError) as caught:
+                    Response([b"one"], **arguments)
+                self.assertEqual(str(caught.exception), words)
+                Response(b"one", **arguments)
+                if "per cent" in words:
+                    Response([b"one"], headers={"content-LENGTH": "3"}, **arguments)
 
     def test_status_may_be_of_the_enumeration(self):
         self.assertEqual(Response(status=http.HTTPStatus.GONE), Response(status=410))
@@ -4671,6 +4734,891 @@ class PauseTest(SendingTestCase):
         self.assertEqual(self.clock.waits, [1, 2, 3])
         response = server.requests[0].response
         self.assertEqual(sorted(response.pause), ["1 at headers", "2 at 5", "3 at 80%"])
+
+
+class StreamTest(SendingTestCase):
+    """Bodies that are iterables, as the client and the test see them."""
+
+    OLD = b"GET /x HTTP/1.0\r\n\r\n"
+
+    def gated(self, *items):
+        """A generator of these, the event of its end, and what lets it go on, item by item."""
+
+        def generate():
+            try:
+                for item in items:
+                    go_on.acquire(timeout=3 * PATIENCE)
+                    yield item
+                go_on.acquire(timeout=3 * PATIENCE)
+            finally:
+                ended.set()
+
+        ended, go_on = threading.Event(), threading.Semaphore(0)
+        self.addCleanup(go_on.release, 1000)
+        return generate(), ended, go_on
+
+    def endless(self, item, most=INFINITY):
+        """A generator of that item, the list of what it has produced, and the event of its end."""
+
+        def generate():
+            try:
+                while len(produced) < most:
+                    produced.append(len(item))
+                    yield item
+            finally:
+                ended.set()
+
+        produced, ended = [], threading.Event()
+        return generate(), produced, ended
+
+    def chunks(self, data, whole=True):
+        """The chunks of a body, the last of which may be cut short unless it has come whole."""
+        found = []
+        while data:
+            size, _, data = data.partition(b"\r\n")
+            self.assertRegex(size[:20], rb"^[0-9a-fA-F]+$")
+            found.append(data[: int(size, 16)])
+            data = data[len(found[-1]) + 2 :]
+        self.assertEqual(found[-1:] == [b""], whole)
+        return list(filter(None, found))
+
+    def one_error(self, server, *words):
+        """The one error there is, which names the request and begins in the test's code."""
+        [error] = server.errors
+        for word in ("GET /x", *words):
+            self.assertIn(word, error)
+        server.clear()
+        return error
+
+    # What is sent
+
+    def test_whatever_produces_bytes(self):
+        class Iterable:
+            def __iter__(self):
+                return iter([b"a", b"bc"])
+
+        old_request = b"GET /x HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+
+        class Odd:
+            """It has no truth, and its length and comparison mean something else."""
+
+            __hash__ = None
+
+            def __iter__(self):
+                return iter([b"ab", b"c"])
+
+            def __len__(self):
+                return 10**9
+
+            def __bool__(self):
+                raise ZeroDivisionError
+
+            __eq__ = __bool__
+
+        numbers = array.array("H", [1, 2])
+        for make, body in (
+            (Odd, b"abc"),
+            (lambda: [b"a", b"bc"], b"abc"),
+            (lambda: (b"a", b"bc"), b"abc"),
+            (lambda: iter([b"a", b"bc"]), b"abc"),
+            (lambda: (item for item in (b"a", b"bc")), b"abc"),
+            (lambda: map(bytes, [[97], [98, 99]]), b"abc"),
+            (lambda: Produced(b"a", b"bc"), b"abc"),
+            (Iterable, b"abc"),
+            (lambda: io.BytesIO(b"a\nbc"), b"a\nbc"),
+            (lambda: [bytearray(b"a"), memoryview(b"-bc")[1:], b""], b"abc"),
+            (lambda: [memoryview(numbers), b"abc"], bytes(numbers) + b"abc"),
+            (lambda: [memoryview(b"a-b-c")[::2]], b"abc"),
+            (lambda: [b"", b"a", b"", b"", b"bc", b""], b"abc"),
+            (lambda: [b""], b""),
+            (list, b""),
+            (lambda: itertools.repeat(b"abcde" * 100, 50), b"abcde" * 5000),
+            (lambda: [bytes(700_001), b"x"], bytes(700_001) + b"x"),
+        ):
+            with self.subTest(body[:10]):
+                server = self.serve()
+                server.respond("/x", lambda request, make=make: Response(make()))
+                answer = Answer(exchange(server, self.GET + self.LAST))
+                for _ in range(2):
+                    self.assertEqual((answer.status, answer.body == body), (200, True))
+                    self.assertEqual(answer.headers.get_all("Transfer-Encoding"), ["chunked"])
+                    self.assertIsNone(answer.headers["Content-Length"])
+                    answer = Answer(answer.rest) if answer.rest else answer
+                old = Answer(exchange(server, old_request))
+                self.assertEqual((old.body == body, old.headers["Connection"]), (True, "close"))
+                self.assertIsNone(old.headers["Transfer-Encoding"])
+                for request, coding in zip(server.requests, ("chunked", "chunked", None)):
+                    headers = dict(request.response.headers)
+                    self.assertEqual(headers.get("Transfer-Encoding"), coding)
+                    self.assertNotIn("Content-Length", headers)
+                self.assertEqual(server.errors, [])
+                server.stop()
+
+    def test_each_item_is_sent_as_soon_as_it_is_there(self):
+        """The head is sent before the first one is there, and the last chunk only at the end."""
+        length = {"Content-Length": "6"}
+        for request, arguments, parts in (
+            (self.GET, {}, [b"3\r\none", b"\r\n", b"3\r\ntwo"]),
+            (self.GET, {"headers": length}, [b"one", b"", b"two"]),
+            (self.OLD, {}, [b"one", b"", b"two"]),
+            (self.OLD, {"headers": length}, [b"one", b"", b"two"]),
+        ):
+            with self.subTest(request, arguments=arguments):
+                items, ended, go_on = self.gated(b"one", b"two")
+                server = self.serve()
+                server.respond("/x", Response(items, **arguments))
+                with connect(server) as connection:
+                    connection.sendall(request)
+                    self.assertIn(b" 200 OK\r\n", self.receive_head(connection))
+                    [recorded] = server.requests  # before the first byte
+                    self.assertEqual(str(recorded), "GET /x -> 200")
+                    self.assert_silent(server, connection)
+                    go_on.release()
+                    self.assertEqual(self.receive(connection, len(parts[0])), parts[0])
+                    self.assertFalse(ended.is_set())
+                    go_on.release()
+                    rest = self.receive(connection, len(parts[1] + parts[2]))
+                    self.assertEqual(rest, parts[1] + parts[2])
+                    self.assertFalse(ended.is_set())
+                    go_on.release()
+                    connection.shutdown(socket.SHUT_WR)
+                    rest = b"\r\n0\r\n\r\n" if b"\r\n" in parts else b""
+                    self.assertEqual(read_all(connection), rest)
+                    self.assertTrue(ended.wait(PATIENCE))
+                self.assertEqual(server.errors, [])
+                server.stop()
+
+    def test_a_buffer_that_the_generator_uses_again(self):
+        def items():
+            buffer = bytearray()
+            for letter in b"abc":
+                buffer[:] = bytes([letter]) * (100 - letter // 2)
+                yield buffer
+                buffer.clear()
+
+        server = self.serve()
+        server.respond("/x", Response(items()))
+        self.assertEqual(self.get(server, "/x").content, b"a" * 52 + b"b" * 51 + b"c" * 51)
+        self.assertEqual(server.errors, [])
+
+    def test_chunks_of_a_size(self):
+        """No item waits for the next one to fill a chunk."""
+        server = self.serve()
+        for size, items in (
+            (4, [b"0123456789", b"a"]),
+            (1, [b"012", b"", b"3456"]),
+            (300_000, [bytes(700_000), b"x"]),
+        ):
+            with self.subTest(size):
+                server.respond("/x", Response(items, chunked=size))
+                received = exchange(server, self.LAST)
+                chunks = self.chunks(received.partition(b"\r\n\r\n")[2])
+                self.assertEqual(b"".join(chunks), b"".join(items))
+                self.assertLessEqual(max(map(len, chunks)), size)
+                self.assertEqual(server.requests[-1].response.chunked, size)
+        items, _, go_on = self.gated(b"01", b"2345")
+        server.respond("/x", Response(items, chunked=4))
+        with connect(server) as connection:
+            connection.sendall(self.LAST)
+            self.receive_head(connection)
+            go_on.release()
+            self.assertEqual(self.receive(connection, 5), b"2\r\n01")
+            go_on.release(2)
+            self.assertEqual(b"".join(self.chunks(b"2\r\n01" + read_all(connection))), b"012345")
+
+    def test_a_length_that_is_right(self):
+        server = self.serve()
+        for items, length in (([b"one", b"", b"two"], 6), ([], 0), ([bytes(300_000)] * 2, 600_000)):
+            with self.subTest(length):
+                server.respond("/x", Response(items, headers={"content-length": f"{length}"}))
+                for request in (
+                    self.GET,
+                    self.OLD.replace(b"\r\n\r\n", b"\r\nConnection: keep-alive\r\n\r\n"),
+                ):
+                    answer = Answer(exchange(server, request + self.LAST))
+                    self.assertEqual(answer.headers.get_all("Content-Length"), [f"{length}"])
+                    self.assertIsNone(answer.headers["Transfer-Encoding"])
+                    self.assertEqual(answer.body, b"".join(items))
+                    self.assertEqual(Answer(answer.rest).body, b"".join(items))
+        self.assertEqual(server.errors, [])
+
+    def test_a_length_that_is_wrong(self):
+        server = self.serve()
+        for items, length in (
+            ([b"one", b"two"], 5),
+            ([b"one", b"two"], 7),
+            ([b"one"], 0),
+            ([], 1),
+            ([bytes(300_000)], 299_999),
+        ):
+            for request in (self.GET, self.OLD):
+                with self.subTest(items, length=length, request=request):
+                    body = Produced(*items)
+                    server.respond("/x", Response(body, headers={"Content-Length": f"{length}"}))
+                    received = exchange(server, request + self.GET)  # the connection ends
+                    sent = received.partition(b"\r\n\r\n")[2]
+                    self.assertEqual(sent, b"".join(items)[:length])
+                    self.assertTrue(body.closed.wait(PATIENCE))
+                    self.one_error(server, f"{length}")
+
+    def test_where_no_content_is_sent_nothing_is_produced(self):
+        server = self.serve()
+        tag = {"headers": {"ETag": '"1"'}}
+        for method, fields, arguments, status in (
+            ("HEAD", {}, {}, 200),
+            ("HEAD", {}, {"headers": {"Content-Length": "3"}}, 200),
+            ("HEAD", {}, {"chunked": 2, "rate": 1, "pause": ["1 at 2"]}, 200),
+            ("GET", {}, {"status": 204}, 204),
+            ("GET", {}, {"status": 205}, 205),
+            ("GET", {}, {"status": 304}, 304),
+            ("GET", {"If-None-Match": '"1"'}, tag, 304),
+            ("GET", {"If-Match": '"2"'}, tag, 412),
+            ("HEAD", {"If-None-Match": "*"}, tag, 304),
+        ):
+            with self.subTest(method, fields=fields, arguments=arguments):
+                body = Produced(b"one")
+                server.respond("/x", Response(body, **arguments), 204)
+                lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+                first = f"{method} /x HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode()
+                answer = Answer(exchange_end(server, first + self.LAST), method)
+                self.assertEqual((answer.status, Answer(answer.rest).status), (status, 204))
+                if method == "HEAD":
+                    length = arguments.get("headers", {}).get("Content-Length")
+                    self.assertEqual(answer.headers["Content-Length"], length)
+                self.assertEqual(body.asked, 0)
+        self.assertEqual(server.errors, [])
+
+    def test_however_it_is_cut_into_items(self):
+        NoTimePasses(self)
+        chance = random.Random(16)
+        server = self.serve()
+        for _ in range(60):
+            body = chance.randbytes(chance.choice((0, 1, 40, 300)))
+            cuts = sorted(chance.choices(range(len(body) + 1), k=chance.randrange(9)))
+            items = [body[start:end] for start, end in zip([0, *cuts], [*cuts, len(body)])]
+            end = chance.choice((None, None, 0, 5, 39))
+            arguments = {
+                "chunked": chance.choice((None, 1, 7, 40)),
+                "rate": chance.choice((None, 33, 1000)),
+                "pause": chance.choice(((), ["1 at 5", "1 at headers"], ["1 at 40", "2 at 39"])),
+            }
+            with self.subTest(items, end=end, arguments=arguments):
+                fault = None if end is None else f"close at {min(end, len(body))}"
+                server.respond("/x", Response(items, fault=fault, **arguments))
+                received = exchange(server, self.LAST).partition(b"\r\n\r\n")[2]
+                sent = b"".join(self.chunks(received, whole=not fault))
+                self.assertEqual(sent, body if end is None else body[:end])
+        self.assertEqual(server.errors, [])
+
+    def test_range_is_ignored(self):
+        server = self.serve()
+        for headers in ({"ETag": '"1"'}, {"Content-Length": "6"}):
+            server.respond("/x", Response([b"one", b"two"], headers=headers))
+            response = self.get(server, "/x", headers={"Range": "bytes=1-2"})
+            self.assertEqual((response.status, response.content), (200, b"onetwo"))
+            self.assertIsNone(response.headers["Content-Range"])
+
+    def test_returned_by_callables_and_do_methods(self):
+        class Handler(FeedTestRequestHandler):
+            def do_POST(self):
+                self.reply(Response(iter([b"post", self.received.body]), 201))
+
+        class Server(FeedTestServer):
+            handler_class = Handler
+
+        async def respond(request):
+            return Response(iter([b"later"]))
+
+        server = self.serve(server_class=Server)
+        server.respond("/a", lambda request: Response(iter([request.method.encode(), b"!"])))
+        server.respond("/b", respond)
+        for _ in range(2):
+            self.assertEqual(self.get(server, "/a").content, b"GET!")
+            self.assertEqual(self.get(server, "/b").content, b"later")
+            response = self.get(server, "/x", "POST", b"ed")
+            self.assertEqual((response.status, response.content), (201, b"posted"))
+        self.assertEqual(server.errors, [])
+
+    def test_in_tls(self):
+        items, ended, go_on = self.gated(b"one", bytes(300_000))
+        server = self.serve()
+        server.respond("/x", Response(items))
+        context = server.ssl_context()
+        with context.wrap_socket(connect(server), server_hostname="localhost") as connection:
+            connection.sendall(self.LAST)
+            self.receive_head(connection)
+            go_on.release()
+            self.assertEqual(self.receive(connection, 6), b"3\r\none")
+            self.assertFalse(ended.is_set())
+            go_on.release(2)
+            chunks = self.chunks(b"3\r\none" + read_all(connection))
+            self.assertEqual(b"".join(chunks), b"one" + bytes(300_000))
+        self.assertEqual(server.errors, [])
+
+    def test_workers_iterate_it(self):
+        """And close it: not the thread that serves, which it might block."""
+
+        class Items(Produced):
+            def __iter__(self):
+                threads.add(threading.current_thread())
+                return self
+
+            def __next__(self):
+                threads.add(threading.current_thread())
+                return super().__next__()
+
+            def close(self):
+                threads.add(threading.current_thread())
+                super().close()
+
+        for arguments in ({}, {"fault": "close at 1"}):
+            threads = set()
+            server = self.serve()
+            server.respond("/x", Response(Items(b"one", b"two"), **arguments))
+            exchange(server, self.LAST)
+            server.stop()
+            self.assertTrue(threads)
+            self.assertTrue(threads.isdisjoint({server, threading.current_thread()}))
+
+    def test_what_is_produced_may_come_from_the_server_itself(self):
+        def items():
+            yield b"".join(str(request).encode() for request in server.requests)
+            yield self.get(server, "/y").content
+
+        server = self.serve()
+        server.respond("/x", Response(items()))
+        server.respond("/y", b"!")
+        self.assertEqual(self.get(server, "/x").content, b"GET /x -> 200!")
+
+    def test_an_iterator_that_is_used_up_is_empty(self):
+        server = self.serve()
+        body = (item for item in [b"one"])
+        server.respond("/x", Response(body))
+        self.assertEqual(self.get(server, "/x").content, b"one")
+        self.assertEqual(self.get(server, "/x").content, b"")
+        self.assertEqual(server.errors, [])
+        server.respond("/x", Response([b"one"]))  # this one is none
+        for _ in range(2):
+            self.assertEqual(self.get(server, "/x").content, b"one")
+
+    def test_as_it_is(self):
+        """Then the iterable produces the head as well."""
+        wire = [b"HTTP/1.1 203 Odd\r\n", b"Content-Length: 3\r\n\r\n", b"", b"one"]
+        server = self.serve()
+        server.respond(
+            "/x", Response(wire, asis=True, fault="close at 43"), Response(wire, asis=True)
+        )
+        self.assertEqual(exchange(server, self.GET), b"".join(wire)[:43])
+        self.assertEqual(exchange(server, self.GET * 2), b"".join(wire))
+        self.assertEqual(server.errors, [])
+
+    def test_a_framing_that_is_given(self):
+        """The iterable has to keep to it; without any, the connection ends with the body."""
+        server = self.serve()
+        for arguments, items, coding in (
+            (
+                {"headers": {"Transfer-Encoding": "chunked"}},
+                [b"3\r\nabc", b"\r\n0\r\n\r\n"],
+                "chunked",
+            ),
+            ({"without": ["Transfer-Encoding"]}, [b"a", b"bc"], None),
+        ):
+            with self.subTest(arguments):
+                server.respond("/x", Response(items, **arguments))
+                received = exchange(server, self.GET * 2)
+                answer = Answer(received)
+                self.assertEqual((answer.body, answer.rest), (b"abc", b""))
+                self.assertEqual(answer.headers["Transfer-Encoding"], coding)
+        self.assertEqual(server.errors, [])
+
+    def test_expressions_in_its_headers(self):
+        server = self.serve()
+        server.respond("/x", Response([b"{{port}}"], headers={"X-Port": "{{port}}"}))
+        response = self.get(server, "/x")
+        self.assertEqual(response.headers["X-Port"], f"{server.port}")
+        self.assertEqual(response.content, b"{{port}}")
+
+    # What happens to it on its way
+
+    def test_slowness_pauses_and_faults(self):
+        self.clock = NoTimePasses(self)
+        head, whole = self.A_HEAD, b"0123456789"
+        length = {"Content-Length": "10"}
+        for arguments, *expected in (
+            ({"delay": 3}, 3, head, b"4\r\n0123\r\n6\r\n456789\r\n0\r\n\r\n"),
+            ({"pause": ["2 at headers"]}, head, 2, b"4\r\n0123\r\n6\r\n456789\r\n0\r\n\r\n"),
+            ({"headers": length, "pause": ["2 at 6"]}, head, b"012345", 2, b"6789"),
+            ({"headers": length, "pause": ["2 at 4"]}, head, b"0123", 2, b"456789"),
+            (
+                {"headers": length, "pause": ["2 at 50%", "1 at 2"]},
+                *(head, b"01", 1, b"234", 2, b"56789"),
+            ),
+            ({"headers": length, "pause": ["2 at 11"]}, head, whole),
+            ({"fault": "close at headers"}, head),
+            ({"headers": length, "fault": "close at 6"}, head, b"012345"),
+            ({"headers": length, "fault": "close at 4"}, head, b"0123"),
+            ({"headers": length, "fault": "close at 60%"}, head, b"012345"),
+            ({"headers": length, "fault": "close at 4", "pause": ["2 at 4"]}, head, b"0123", 2),
+            ({"fault": "close at end"}, head, b"4\r\n0123\r\n6\r\n456789\r\n0\r\n\r\n"),
+            ({"headers": length, "fault": "close at end"}, head, whole),
+        ):
+            with self.subTest(arguments):
+                self.assert_seen({**arguments, "body": [b"0123", b"456789"]}, *expected)
+
+    def test_rate(self):
+        clock = NoTimePasses(self)
+        server = self.serve()
+        for rate, items, seconds in (
+            (1000, [bytes(100), bytes(100), bytes(50)], 0.25),
+            (5, [b"123"], 0.6),
+            (5, [b"1", b"", b"2", b"3"], 0.6),
+            (10_000, [bytes(30_000)], 3),
+        ):
+            for arguments in ({}, {"chunked": 7}, {"pause": ["2 at 1"]}):
+                with self.subTest(items[0][:10], rate=rate, arguments=arguments):
+                    server.respond("/x", Response(items, rate=rate, **arguments))
+                    clock.waits.clear()
+                    self.assertEqual(self.get(server, "/x").content, b"".join(items))
+                    total = seconds + 2 * ("pause" in arguments)
+                    self.assertAlmostEqual(sum(clock.waits), total, 3)
+
+    def test_places_inside_of_the_chunks(self):
+        """A chunk may be as long as its item, or end at the place: only its data counts."""
+        clock = NoTimePasses(self)
+        server = self.serve()
+        for kind in ("close", "reset"):
+            for place in (1, 4, 6, 9):
+                with self.subTest(kind, place=place):
+                    body = Produced(b"0123", b"456789")
+                    server.respond("/x", Response(body, fault=f"{kind} at {place}"))
+                    with connect(server) as connection:
+                        connection.sendall(self.GET)
+                        received, end = read_to_the_end(connection)
+                    self.assertEqual(end, "FIN" if kind == "close" else rst())
+                    if kind == "close" or TELLS_WHAT_ARRIVES:
+                        chunks = self.chunks(received.partition(b"\r\n\r\n")[2], whole=False)
+                        self.assertEqual(b"".join(chunks), b"0123456789"[:place])
+                    self.assertTrue(body.closed.wait(PATIENCE))
+        server.respond("/x", Response([b"0123", b"456789"], pause=["2 at 6", "1 at 11"]))
+        clock.waits.clear()
+        self.assertEqual(self.get(server, "/x").content, b"0123456789")
+        self.assertEqual(clock.waits, [2])
+        self.assertEqual(server.errors, [])
+
+    def test_a_stall_in_it(self):
+        body = Produced(b"0123", b"456789")
+        server = self.serve()
+        server.respond("/x", Response(body, headers={"Content-Length": "10"}, fault="stall at 6"))
+        self.assert_stalls(server, b"012345")
+        self.assertTrue(body.closed.wait(PATIENCE))
+        self.assertEqual(server.errors, [])
+
+    def test_a_client_that_does_not_read(self):
+        """No more is produced than a block, or two, and what the client's system holds."""
+        for size, arguments, most in (
+            (10_000, {}, 100),
+            (10_000, {"chunked": 1000}, 100),
+            (1_000_000, {}, 2),
+            (1_000_000, {"pause": ["86400 at 1"]}, 1),
+            (1_000_000, {"rate": 1}, 1),
+        ):
+            items, produced, ended = self.endless(bytes(size), 1000)
+            server = self.serve()
+            server.respond("/x", Response(items, **arguments))
+            with self.subTest(arguments), self.connect_to_read_late(server) as connection:
+                connection.sendall(self.GET)
+                server.wait_for_request("/x")
+                before, alike = -1, 0
+                while alike < 20:
+                    self.assertEqual(self.get(server, "/none").status, 404)
+                    before, alike = len(produced), alike + 1 if len(produced) == before else 0
+                self.assertLessEqual(len(produced), most)
+                self.assertFalse(ended.is_set())
+                server.stop()
+                self.assertTrue(ended.is_set())
+                self.assertEqual(server.errors, [])
+
+    def test_small_items_do_not_pile_up(self):
+        items, produced, ended = self.endless(b"0123456789")
+        server = self.serve()
+        server.respond(
+            "/x", Response(items, headers={"Content-Length": "999"}, pause=["86400 at 25"])
+        )
+        with connect(server) as connection:
+            connection.sendall(self.GET)
+            self.receive_head(connection)
+            self.assertEqual(self.receive(connection, 25), b"0123456789012345678901234")
+            self.assert_silent(server, connection)
+            self.assertLessEqual(len(produced), 4)
+            self.assertFalse(ended.is_set())
+
+    # What is wrong with it
+
+    def test_what_it_raises_is_an_error_and_ends_the_connection(self):
+        class Failed(BaseException):
+            pass
+
+        server = self.serve()
+        for error in (
+            *(ValueError("broken"), Failed("broken"), SystemExit("broken"), EOFError("broken")),
+            *(KeyboardInterrupt("broken"), asyncio.CancelledError("broken")),
+            *(GeneratorExit("broken"), BrokenPipeError("broken"), OSError(2, "broken", "file")),
+        ):
+            for request, headers, tells in (
+                (self.GET, {}, True),
+                (self.LAST, {}, True),
+                (self.GET, {"Content-Length": "9"}, True),
+                (self.OLD, {"Content-Length": "9"}, True),
+                (self.OLD, {}, False),
+            ):
+                with self.subTest(error, request=request, headers=headers):
+                    body = Produced(b"one", error)
+                    server.respond("/x", Response(body, headers=headers))
+                    with connect(server) as connection:
+                        connection.sendall(request + self.GET)
+                        received, end = read_to_the_end(connection)
+                    self.assertEqual(end, "FIN" if tells else rst())
+                    if tells or TELLS_WHAT_ARRIVES:
+                        self.assertEqual(received.count(b" 200 OK\r\n"), 1)
+                        sent = received.partition(b"\r\n\r\n")[2].removeprefix(b"3\r\n")
+                        self.assertIn(sent, (b"one", b"one\r\n"))
+                    self.assertTrue(body.closed.wait(PATIENCE))
+                    text = self.one_error(server, type(error).__name__, "broken", "__next__")
+                    [first, *_] = re.findall('File "(.*?)", line', text)
+                    self.assertEqual(os.path.basename(first), os.path.basename(__file__))
+        self.assertEqual(self.get(server, "/none").status, 404)
+
+    def test_what_is_wrong_before_the_first_item(self):
+        class Wrong:
+            def __init__(self, make):
+                self.make = make
+
+            def __iter__(self):
+                return self.make()
+
+        def stop():
+            raise ZeroDivisionError
+
+        server = self.serve()
+        for make, word in ((stop, "ZeroDivisionError"), (lambda: 5, "TypeError")):
+            with self.subTest(word):
+                server.respond("/x", Response(Wrong(make)))
+                with connect(server) as connection:
+                    connection.sendall(self.GET)
+                    received, _ = read_to_the_end(connection)
+                self.assertNotIn(b"0\r\n\r\n", received)
+                self.one_error(server, word)
+
+    def test_items_that_are_no_bytes(self):
+        server = self.serve()
+        for item in ("two", 2, None, [b"two"], {"two": 2}, 2.5, Response(b"two")):
+            for request, tells in ((self.GET, True), (self.OLD, False)):
+                with self.subTest(item, request=request):
+                    body = Produced(b"one", item, b"three")
+                    server.respond("/x", Response(body))
+                    with connect(server) as connection:
+                        connection.sendall(request)
+                        received, end = read_to_the_end(connection)
+                    self.assertEqual(end, "FIN" if tells else rst())
+                    self.assertNotIn(b"three", received)
+                    self.assertFalse(received.endswith(b"0\r\n\r\n"))
+                    self.assertTrue(body.closed.wait(PATIENCE))
+                    self.assertEqual(body.asked, 2)
+                    self.one_error(server, repr(item), "bytes")
+
+    def test_what_its_end_raises_is_an_error_too(self):
+        def ends_badly():
+            try:
+                yield b"one"
+                yield b"two"
+            finally:
+                raise ZeroDivisionError
+
+        def goes_on():
+            try:
+                yield b"one"
+                yield b"two"
+            except GeneratorExit:
+                yield b"three"
+
+        server = self.serve()
+        for make, word in ((ends_badly, "ZeroDivisionError"), (goes_on, "ignored GeneratorExit")):
+            with self.subTest(word):
+                server.respond("/x", Response(make(), fault="close at 1"))
+                with connect(server) as connection:
+                    connection.sendall(self.GET)
+                    self.assertEqual(read_to_the_end(connection)[1], "FIN")
+                while not server.errors:
+                    self.assertEqual(self.get(server, "/none").status, 404)
+                self.one_error(server, word)
+
+    def test_one_iterator_for_two_at_once(self):
+        """That is an error in the test; the server goes on."""
+
+        def items():
+            begun.set()
+            go_on.wait(3 * PATIENCE)
+            yield b"one"
+
+        begun, go_on = threading.Event(), threading.Event()
+        self.addCleanup(go_on.set)
+        server = self.serve()
+        server.respond("/x", Response(items()))
+        with connect(server) as first, connect(server) as second:
+            first.sendall(self.LAST)
+            self.assertTrue(begun.wait(PATIENCE))
+            second.sendall(self.LAST)
+            self.assertFalse(read_all(second).endswith(b"0\r\n\r\n"))
+            self.assertIn("ValueError('generator already executing')", server.errors[0])
+            go_on.set()
+            read_all(first)
+        self.assertEqual(self.get(server, "/none").status, 404)
+
+    # When it is closed
+
+    def test_closed_when_the_client_leaves_or_the_server_stops_or_is_down(self):
+        for arguments in (
+            {},
+            {"pause": ["86400 at 3"]},
+            {"rate": 1},
+            {"fault": "stall at 1"},
+            {"fault": "stall at end"},
+            {"headers": {"Content-Length": "999999999"}},
+        ):
+            for how in ("leaves", "resets", "stop", "down"):
+                large = itertools.repeat(bytes(1_000_000), 100)
+                body = Produced(b"one", *(() if "end" in f"{arguments}" else large))
+                server = self.serve()
+                server.respond("/x", Response(body, **arguments))
+                with self.subTest(arguments, how=how), connect(server) as connection:
+                    connection.sendall(self.GET)
+                    server.wait_for_request("/x")
+                    self.assertEqual(self.get(server, "/none").status, 404)
+                    if how == "leaves":
+                        connection.close()
+                    elif how == "resets":
+                        close_by_reset(connection)
+                    elif how == "stop":
+                        server.stop()
+                        self.assertTrue(body.closed.is_set())
+                    else:
+                        with server.down():
+                            self.assertTrue(body.closed.is_set())
+                        self.assertEqual(self.get(server, "/none").status, 404)
+                    self.assertTrue(body.closed.wait(PATIENCE))
+                    self.assertEqual(server.errors, [])
+                    server.stop()
+
+    def test_closed_at_its_end(self):
+        server = self.serve()
+        body = Produced(b"one")
+        server.respond("/x", Response(body))
+        self.assertEqual(self.get(server, "/x").content, b"one")
+        self.assertTrue(body.closed.wait(PATIENCE))
+        self.assertEqual(body.asked, 2)
+
+    def test_a_client_that_leaves_an_endless_stream(self):
+        for item in (b"0123456789" * 100, b"x", bytes(1_000_000)):
+            for by_reset in (False, True):
+                with self.subTest(len(item), by_reset=by_reset):
+                    items, _, ended = self.endless(item)
+                    server = self.serve()
+                    server.respond("/x", Response(items))
+                    connection = connect(server)
+                    connection.sendall(self.GET)
+                    self.receive_head(connection)
+                    self.receive(connection, 1)
+                    self.assertEqual(self.get(server, "/none").status, 404)
+                    close_by_reset(connection) if by_reset else connection.close()
+                    self.assertTrue(ended.wait(PATIENCE))
+                    server.stop()
+                    self.assertEqual(server.errors, [])
+
+    def test_empty_items_without_end_keep_nobody_waiting(self):
+        items, _, ended = self.endless(b"")
+        server = self.serve()
+        server.respond("/x", Response(items))
+        with connect(server) as connection:
+            connection.sendall(self.GET)
+            self.receive_head(connection)
+            self.assert_silent(server, connection)
+            self.assertFalse(ended.is_set())
+            server.stop()
+        self.assertTrue(ended.is_set())
+        self.assertEqual(server.errors, [])
+
+    def test_a_client_that_leaves_while_the_next_item_is_produced(self):
+        """A generator cannot be closed while it runs, so it is closed when it yields."""
+        for by_reset in (False, True):
+            items, ended, go_on = self.gated(b"one", bytes(1000), bytes(1000), bytes(1000))
+            server = self.serve()
+            server.respond("/x", Response(items))
+            with self.subTest(by_reset=by_reset):
+                connection = connect(server)
+                connection.sendall(self.GET)
+                go_on.release()
+                self.receive_head(connection)
+                self.assertEqual(self.receive(connection, 6), b"3\r\none")
+                close_by_reset(connection) if by_reset else connection.close()
+                self.assertEqual(self.get(server, "/none").status, 404)
+                self.assertFalse(ended.is_set())
+                go_on.release(4)
+                self.assertTrue(ended.wait(PATIENCE))
+                server.stop()
+                self.assertEqual(server.errors, [])
+
+    def test_a_half_closed_client_gets_all_of_it(self):
+        items, _, go_on = self.gated(b"one", b"two")
+        server = self.serve()
+        for body, arguments in (
+            ([b"one", b"two"], {}),
+            ([b"one", b"two"], {"delay": 86400, "rate": 1, "pause": ["86400 at 4"]}),
+            (items, {}),
+        ):
+            server.respond("/x", Response(body, **arguments))
+            with self.subTest(arguments), connect(server) as connection:
+                connection.sendall(self.GET)
+                connection.shutdown(socket.SHUT_WR)
+                self.assertEqual(self.get(server, "/none").status, 404)
+                go_on.release(3)
+                self.assertEqual(Answer(read_all(connection)).body, b"onetwo")
+
+    def test_its_end_keeps_nobody_waiting(self):
+        """The code that runs when a generator is closed is test code, and may block."""
+
+        def items():
+            try:
+                while True:
+                    yield b"one"
+            finally:
+                closing.set()
+                go_on.wait(3 * PATIENCE)
+                ended.set()
+
+        closing, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+        self.addCleanup(go_on.set)
+        server = self.serve()
+        server.respond("/x", Response(items()))
+        with connect(server) as connection:
+            connection.sendall(self.GET)
+            self.receive_head(connection)
+        self.assertTrue(closing.wait(PATIENCE))
+        self.assertEqual(self.get(server, "/none").status, 404)
+        server.stop_timeout = 0.01
+        with self.assertRaisesRegex(RuntimeError, "GET /x -> 200; it has to return by itself"):
+            server.stop()
+        go_on.set()
+        server.stop_timeout = PATIENCE
+        server.stop()
+        self.assertTrue(ended.is_set())
+        self.assertEqual(server.errors, [])
+
+    def test_stop_and_down_wait_for_what_is_being_produced(self):
+        for down in (False, True):
+            items, ended, go_on = self.gated(b"one", b"two")
+            server = self.serve()
+            server.respond("/x", Response(items))
+            with self.subTest(down=down), connect(server) as connection:
+                connection.sendall(self.GET)
+                go_on.release()
+                self.receive_head(connection)
+                self.assertEqual(self.receive(connection, 6), b"3\r\none")
+                server.stop_timeout = 0.01
+                with self.assertRaisesRegex(RuntimeError, "GET /x -> 200; it has to return by i"):
+                    if down:
+                        with server.down():
+                            self.fail("it was entered")
+                    else:
+                        server.stop()
+                self.assertFalse(ended.is_set())
+                go_on.release(3)
+                server.stop_timeout = PATIENCE
+                server.stop()
+                self.assertTrue(ended.is_set())
+                self.assertEqual(server.errors, [])
+                self.assertFalse(server.is_alive())
+
+    def test_a_stream_that_stops_the_server(self):
+        def items():
+            try:
+                yield b"one"
+                server.stop()
+                yield b"two"
+            finally:
+                ended.set()
+
+        ended = threading.Event()
+        server = self.serve()
+        server.respond("/x", Response(items()))
+        with connect(server) as connection:
+            connection.sendall(self.LAST)
+            self.assertIn(b"one", read_to_the_end(connection)[0])
+        self.assertTrue(ended.wait(PATIENCE))
+        server.stop()
+        self.assertFalse(server.is_alive())
+        self.assertEqual(server.errors, [])
+
+    def test_what_waits_for_the_client_needs_no_thread(self):
+        before = set(threading.enumerate())
+        server = self.serve()
+        server.respond("/x", lambda request: Response(iter([b"one", b"two"]), pause=["86400 at 3"]))
+        with contextlib.ExitStack() as stack:
+            for _ in range(30):
+                connection = stack.enter_context(connect(server))
+                connection.sendall(self.GET)
+                self.receive_head(connection)
+                self.assertEqual(self.receive(connection, 6), b"3\r\none")
+            self.assertEqual(self.get(server, "/none").status, 404)
+            for thread in set(threading.enumerate()) - before - {server}:
+                thread.join(PATIENCE)
+                self.assertFalse(thread.is_alive())
+            server.stop()
+            self.assertEqual(set(threading.enumerate()), before)
+
+    def test_a_client_that_keeps_sending_is_not_read_without_end(self):
+        server = self.serve()
+        server.respond("/y", 204)
+        items, _, go_on = self.gated(b"one")
+        server.respond("/x", Response(items))
+        with connect(server) as connection:
+            connection.sendall(self.GET)
+            self.receive_head(connection)
+            self.assertLess(self.send_without_end(server, connection), self.TOO_MUCH)
+            go_on.release(2)
+
+    def test_what_is_pipelined_behind_it_is_kept(self):
+        items, _, go_on = self.gated(b"one")
+        server = self.serve()
+        server.respond("/x", Response(items), 204)
+        with connect(server) as connection:
+            connection.sendall(self.GET)
+            self.receive_head(connection)
+            connection.sendall(self.LAST)
+            self.assertEqual(self.get(server, "/none").status, 404)
+            go_on.release(2)
+            self.assertTrue(read_all(connection).startswith(b"3\r\none\r\n0\r\n\r\nHTTP/1.1 204 "))
+
+    def test_it_keeps_nobody_waiting(self):
+        class Slow:
+            def __iter__(self):
+                go_on.acquire(timeout=3 * PATIENCE)
+                return iter([b"one"])
+
+        large, _, _ = self.endless(bytes(1_000_000))
+        small, _, _ = self.endless(b"x")
+        blocked, _, go_on = self.gated(b"one")
+        server = self.serve()
+        with contextlib.ExitStack() as stack:
+            for items in (large, small, blocked, Slow()):
+                server.respond("/x", Response(items))
+                connection = stack.enter_context(connect(server))
+                connection.sendall(self.GET)
+                self.receive_head(connection)
+            for _ in range(3):
+                self.assertEqual(self.get(server, "/none").status, 404)
+            go_on.release(3)
+            server.stop()
+        self.assertEqual(server.errors, [])
 
 
 def packed(data):
@@ -12001,6 +12949,38 @@ class AuditTest(ServerTestCase):
                 server.stop()
                 rules = [finding.rule for finding in audit(server.requests)[2:]]
                 self.assertEqual(rules, ["no-validator"])
+
+    def test_streams_bind_once_they_have_come_whole(self):
+        def live():
+            yield b"<rss/>"
+            go_on.wait(3 * PATIENCE)
+
+        def broken():
+            yield b"<rss/>"
+            raise ZeroDivisionError
+
+        go_on = threading.Event()
+        self.addCleanup(go_on.set)
+        for items, rules in (
+            ((item for item in [b"<rss/>"]), ["no-validator"]),
+            (live(), []),
+            (broken(), []),
+        ):
+            go_on.clear()
+            server = self.serve()
+            server.respond("/feed.xml", Response(items, headers={"ETag": '"v1"'}), 200)
+            fields = {**POLITE, "Host": f"127.0.0.1:{server.port}", "Connection": "close"}
+            lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+            with self.subTest(items), connect(server) as connection:
+                connection.sendall(f"GET /feed.xml HTTP/1.1\r\n{lines}\r\n".encode())
+                received = b""
+                while b"<rss/>" not in received:
+                    received += connection.recv(65536)
+                if items.__name__ != "live":
+                    read_to_the_end(connection)
+                self.get(server, "/feed.xml", headers=POLITE)
+                self.assertEqual([finding.rule for finding in audit(server.requests)], rules)
+                go_on.set()
 
     def test_a_callable_may_audit(self):
         server = self.serve()
