@@ -5621,6 +5621,388 @@ class StreamTest(SendingTestCase):
         self.assertEqual(server.errors, [])
 
 
+class EarlyTest(SendingTestCase):
+    """Responses that do not wait for the body of the request."""
+
+    HEAD = b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n"
+    EXPECT = b"Expect: 100-continue\r\n"
+    GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+    def serve_early(self, status=417, **arguments):
+        server = self.serve()
+        server.respond("/x", Response(b"no", status, early=True, **arguments))
+        return server
+
+    def test_a_final_status_instead_of_100_continue(self):
+        for status in (417, 413, 401, 200, 204):
+            for framing in (b"Content-Length: 9\r\n", b"Transfer-Encoding: chunked\r\n"):
+                for sent in (b"", b"abc"):
+                    with self.subTest(status, framing=framing, sent=sent):
+                        server = self.serve_early(status)
+                        head = b"POST /x HTTP/1.1\r\nHost: x\r\n" + framing + self.EXPECT
+                        with connect(server) as connection:
+                            connection.sendall(head + b"\r\n" + sent)
+                            received = read_all(connection)
+                        answer = Answer(received)
+                        self.assertTrue(received.startswith(b"HTTP/1.1 %d " % status), received)
+                        self.assertEqual(answer.headers.get_all("Connection"), ["close"])
+                        self.assertEqual(answer.body, b"" if status == 204 else b"no")
+                        [request] = server.requests
+                        self.assertEqual((request.body, request.refused), (b"", False))
+                        self.assertEqual(request.headers["Expect"], "100-continue")
+                        self.assertEqual(server.errors, [])
+                        server.stop()
+
+    def test_while_the_client_is_sending(self):
+        """What it still sends is thrown away, and resets nothing, however much it is."""
+        size = 5_000_000
+        for first in (b"HTTP/1.1", b"HTTP/1.1\r\nConnection: close", b"HTTP/1.0"):
+            for sent in (0, size // 2):
+                head = b"PUT /x %s\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (first, size)
+                server = self.serve_early(413)
+                with self.subTest(first, sent=sent), connect(server) as connection:
+                    connection.sendall(head + bytes(sent))
+                    self.assertIn(b" 413 ", self.receive_head(connection))
+                    connection.sendall(bytes(size - sent))
+                    self.assertEqual(read_to_the_end(connection), (b"no", "FIN"))
+                    server.stop()
+
+    def test_chunks_without_end_are_thrown_away(self):
+        """Nothing counts or keeps them, also while the response waits for its time."""
+        head = b"POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        chunk = b"f4240\r\n%s\r\n" % bytes(1_000_000)
+        for arguments in ({}, {"delay": 86400}):
+            server = self.serve_early(401, **arguments)
+            with self.subTest(arguments), connect(server) as connection:
+                connection.sendall(head)
+                for _ in range(80):  # the limit for a body that is read is 64 MiB
+                    connection.sendall(chunk)
+                connection.shutdown(socket.SHUT_WR)
+                self.assertEqual(Answer(read_all(connection)).body, b"no")
+                self.assertEqual(server.requests[0].body, b"")
+                server.stop()
+
+    def test_a_client_that_reads_when_all_is_sent(self):
+        size = 5_000_000
+        server = self.serve_early(413)
+        response = self.get(server, "/x", "PUT", bytes(size))
+        self.assertEqual((response.status, response.content), (413, b"no"))
+        self.assertEqual(response.headers["Connection"], "close")
+        request = server.assert_requested("/x", method="PUT", body=b"", times=1)
+        self.assertEqual(request.headers["Content-Length"], f"{size}")
+
+    def test_a_response_that_takes_its_time_to_a_large_request(self):
+        """The client reads nothing until all is sent; it does not wait for the response."""
+        NoTimePasses(self)
+        for arguments in ({"delay": 3}, {"pause": ["2 at headers"]}, {"rate": 100_000}):
+            server = self.serve()
+            server.respond("/x", Response(bytes(50_000), early=True, **arguments))
+            with self.subTest(arguments):
+                response = self.get(server, "/x", "PUT", bytes(20_000_000))
+                self.assertEqual(response.content, bytes(50_000))
+                server.stop()
+
+    def test_no_more_than_the_head_is_waited_for(self):
+        for sent in (b"", b"half"):
+            server = self.serve_early(401)
+            with self.subTest(sent), connect(server) as connection:
+                connection.sendall(self.HEAD + b"\r\n" + sent)
+                self.assertEqual(Answer(read_all(connection)).body, b"no")
+                self.assertEqual(str(server.requests[0]), "POST /x -> 401")
+                server.stop()
+
+    def test_where_there_is_no_body(self):
+        for request, method in (
+            (self.GET, "GET"),
+            (self.GET.replace(b"GET", b"HEAD"), "HEAD"),
+            (self.GET.replace(b"GET", b"DELETE"), "DELETE"),
+            (self.HEAD.replace(b" 9", b" 0") + b"\r\n", "POST"),
+            (b"GET /x HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", "GET"),
+        ):
+            server = self.serve_early(200)
+            with self.subTest(request):
+                answer = Answer(exchange(server, request), method)
+                self.assertEqual(answer.headers.get_all("Connection"), ["close"])
+                self.assertEqual(answer.body, b"" if method == "HEAD" else b"no")
+                server.stop()
+
+    def test_what_is_pipelined_behind_it_is_thrown_away(self):
+        server = self.serve_early(200)
+        received = exchange(server, self.HEAD + b"\r\n" + bytes(9) + self.GET * 5)
+        self.assertEqual(Answer(received).rest, b"")
+        received = exchange(server, self.GET * 5)
+        self.assertEqual(Answer(received).rest, b"")
+        self.assertEqual(len(server.requests), 2)
+
+    def test_one_that_is_pipelined_behind_others(self):
+        server = self.serve_early()
+        server.respond("/y", 204)
+        first = self.GET.replace(b"/x", b"/y")
+        answer = Answer(exchange(server, first + self.HEAD + self.EXPECT + b"\r\n"))
+        self.assertEqual((answer.status, Answer(answer.rest).status), (204, 417))
+        with self.assertRaisesRegex(AssertionError, "POST /x -> 417 \\(step 1 of 1; Early: yes\\)"):
+            server.assert_not_requested("/x")
+
+    def test_the_connection_stays_open_for_what_the_client_sends(self):
+        """Until the client has closed it, or the server stops."""
+        server = self.serve_early()
+        with connect(server) as connection:
+            connection.sendall(self.HEAD + b"\r\n")
+            self.assertEqual(Answer(read_all(connection)).status, 417)
+            for _ in range(5):
+                self.assertEqual(self.get(server, "/none").status, 404)
+                connection.sendall(bytes(100_000))
+            server.stop()
+        self.assertEqual(server.errors, [])
+
+    def test_a_fixture(self):
+        files = {
+            "early.xml": comment("Status: 413", "EARLY: Yes"),
+            "late.xml": comment("Status: 413"),
+        }
+        server = self.serve(files)
+        server.respond("/x", "early.xml")
+        request = self.HEAD + self.EXPECT + b"\r\n"
+        answer = Answer(exchange(server, request))
+        self.assertEqual((answer.status, answer.body), (413, files["early.xml"]))
+        self.assertIs(server.requests[0].response.early, True)
+        answer = Answer(exchange(server, self.GET.replace(b"/x", b"/early.xml") * 2))
+        self.assertEqual((answer.status, answer.headers["Connection"]), (413, "close"))
+        self.assertEqual(answer.rest, b"")
+        for path, step in ((b"/early.xml", None), (b"/y", "late.xml")):
+            if step:
+                server.respond(path.decode(), step)
+            with self.subTest(path), connect(server) as connection:
+                connection.sendall(request.replace(b"/x", path))
+                self.assertEqual(self.receive(connection, len(self.GO_ON)), self.GO_ON)
+                connection.sendall(b"123456789")
+                connection.shutdown(socket.SHUT_WR)
+                self.assertEqual(Answer(read_all(connection)).status, 413 if step else 405)
+            self.assertEqual(server.requests[-1].body, b"123456789")
+        self.assertEqual(server.errors, [])
+
+    def test_an_upload_is_broken_off(self):
+        upload = self.HEAD.replace(b" 9", b" 60000000") + b"\r\nhalf"
+        for fault, data, end in (
+            ("close", b"", "FIN"),
+            ("close at headers", None, "FIN"),
+            ("reset", b"", "RST"),
+            ("reset at 1", b"n", "RST"),
+            ("reset at end", b"no", "RST"),
+        ):
+            with self.subTest(fault), connect(self.serve_early(fault=fault)) as connection:
+                connection.sendall(upload)
+                received, seen = read_to_the_end(connection)
+                if end == "RST":
+                    self.assert_reset((received.partition(b"\r\n\r\n")[2], seen), data)
+                else:
+                    self.assertEqual(seen, end)
+                    self.assertEqual(received.endswith(b"\r\n\r\n"), data is None)
+
+    def test_an_upload_that_stalls(self):
+        for fault, arrived in (("stall", None), ("stall at headers", b""), ("stall at end", b"no")):
+            server = self.serve_early(fault=fault)
+            with self.subTest(fault), connect(server) as connection:
+                connection.sendall(self.HEAD.replace(b" 9", b" 60000000") + b"\r\nhalf")
+                server.wait_for_request("/x")
+                if arrived is not None:
+                    self.receive_head(connection)
+                    self.assertEqual(self.receive(connection, len(arrived)), arrived)
+                connection.sendall(b"more")
+                self.assert_silent(server, connection)
+                server.stop()
+                self.assertEqual(server.errors, [])
+
+    def test_slowly(self):
+        clock = NoTimePasses(self)
+        request = self.HEAD + self.EXPECT + b"\r\nhalf"
+        for arguments, waits in (
+            ({"delay": 3}, [3]),
+            ({"pause": ["2 at headers", "1 at 1"]}, [2, 1]),
+            ({"rate": 4}, [0.25, 0.25]),
+            ({"chunked": 1}, []),
+        ):
+            clock.waits.clear()
+            server = self.serve_early(**arguments)
+            with self.subTest(arguments):
+                self.assertEqual(Answer(exchange(server, request)).body, b"no")
+                self.assertEqual(clock.waits, waits)
+                server.stop()
+
+    def test_what_the_client_sends_meanwhile_ends_no_wait(self):
+        server = self.serve_early(delay=86400)
+        with connect(server) as connection:
+            connection.sendall(self.HEAD + b"\r\nhalf")
+            server.wait_for_request("/x")
+            for _ in range(3):
+                connection.sendall(b"more")
+                self.assert_silent(server, connection)
+            connection.shutdown(socket.SHUT_WR)
+            self.assertEqual(Answer(read_all(connection)).status, 417)
+
+    def test_a_body_that_is_malformed_is_not_noticed(self):
+        server = self.serve_early(200)
+        head = b"POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        for body in (b"no size\r\n", b"3\r\nabcdef\r\n", b"\x00" * 100, b"\n\n"):
+            with self.subTest(body):
+                self.assertEqual(Answer(exchange(server, head + body)).status, 200)
+        with connect(server) as connection:  # and not that it ends too early
+            connection.sendall(self.HEAD + b"\r\nhalf")
+            connection.shutdown(socket.SHUT_WR)
+            self.assertEqual(Answer(read_all(connection)).status, 200)
+        self.assertEqual([request.refused for request in server.requests], [False] * 5)
+
+    def test_a_head_that_is_wrong_is_refused(self):
+        server = self.serve()
+        server.respond("/x", Response(status=201, early=True), 202)
+        for lines, status in (
+            (b"Content-Length: 9\r\nTransfer-Encoding: chunked\r\n", 400),
+            (b"Content-Length: x\r\n", 400),
+            (b"Content-Length: 9\r\nContent-Length: 8\r\n", 400),
+            (b"Transfer-Encoding: gzip\r\n", 400),
+            (b"Bad Name: x\r\nContent-Length: 9\r\n", 400),
+            (b"Content-Length: 67108865\r\n", 413),
+        ):
+            with self.subTest(lines):
+                request = b"POST /x HTTP/1.1\r\nHost: x\r\n" + lines + b"\r\n"
+                self.assertEqual(Answer(exchange(server, request)).status, status)
+        self.assertEqual(len(server.unused), 2)  # these took no step
+        for status in (201, 202):
+            self.assertEqual(self.get(server, "/x", "POST", b"abc").status, status)
+
+    def test_a_fixture_that_is_wrong_is_one_error(self):
+        for data, words in (
+            (comment("Early: maybe"), "line 2: Early: found 'maybe'; it takes yes"),
+            (None, "feed.xml"),
+        ):
+            server = self.serve({"feed.xml": b"<rss/>"})
+            server.respond("/x", "feed.xml")
+            path = pathlib.Path(server.directory, "feed.xml")
+            path.write_bytes(data) if data else path.unlink()
+            with self.subTest(words):
+                self.assertEqual(self.get(server, "/x", "POST", b"abc").status, 500)
+                [error] = server.errors
+                self.assertIn(words, error)
+                self.assertEqual(server.requests[0].body, b"abc")
+                server.stop()
+
+    def test_each_request_takes_one_step(self):
+        server = self.serve()
+        early = Response(status=417, early=True)
+        server.respond("/x", 201, early, early, 202, early)
+        for status in (201, 417, 417, 202, 417, 417):
+            self.assertEqual(self.get(server, "/x", "POST", b"abc").status, status)
+            body = b"" if status == 417 else b"abc"
+            self.assertEqual(server.requests[-1].body, body)
+        self.assertEqual(server.unused, [])
+
+    def test_a_request_that_does_not_come_whole_takes_no_step_unless_it_is_early(self):
+        server = self.serve()
+        server.respond("/x", 201, Response(status=417, early=True), 202)
+        for sent in (self.HEAD + b"\r\nhalf", self.HEAD + self.EXPECT + b"\r\n"):
+            with connect(server) as connection:
+                connection.sendall(sent)
+                connection.shutdown(socket.SHUT_WR)
+                received = read_all(connection).removeprefix(self.GO_ON)
+                self.assertEqual(Answer(received).status, 400)
+        self.assertEqual(len(server.unused), 3)
+        self.assertEqual(self.get(server, "/x", "POST", b"abc").status, 201)
+        with connect(server) as connection:
+            connection.sendall(self.HEAD + b"\r\nhalf")
+            connection.shutdown(socket.SHUT_WR)
+            self.assertEqual(Answer(read_all(connection)).status, 417)
+        self.assertEqual(self.get(server, "/x", "POST", b"abc").status, 202)
+
+    def test_steps_for_methods_and_patterns(self):
+        server = self.serve()
+        server.respond("/x", Response(status=413, early=True), method="PUT")
+        server.respond("/*", Response(status=401, early=True))
+        server.respond("/x", 201, method="POST")
+        for method, path, status in (
+            ("PUT", "/x", 413),
+            ("POST", "/x", 201),
+            ("PATCH", "/x", 401),
+            ("POST", "/y", 401),
+        ):
+            with self.subTest(method, path=path):
+                self.assertEqual(self.get(server, path, method, b"abc").status, status)
+                body = b"abc" if status == 201 else b""
+                self.assertEqual(server.requests[-1].body, body)
+
+    def test_it_means_nothing_in_what_a_callable_returns(self):
+        server = self.serve()
+        server.respond("/x", lambda request: Response(request.body, early=True))
+        with connect(server) as connection:
+            connection.sendall(self.HEAD + self.EXPECT + b"\r\n")
+            self.assertEqual(self.receive(connection, len(self.GO_ON)), self.GO_ON)
+            connection.sendall(b"123456789" + LAST)
+            answer = Answer(read_all(connection))
+            self.assertEqual(answer.body, b"123456789")
+            self.assertIsNone(answer.headers["Connection"])
+            self.assertEqual(Answer(answer.rest).status, 404)
+        self.assertEqual(server.requests[0].body, b"123456789")
+
+    def test_it_means_nothing_behind_a_callable_that_passes(self):
+        """The callable is asked first, and that with the whole request."""
+        bodies = []
+        server = self.serve()
+        server.respond("/*", Response(b"no", 401, early=True))
+        server.respond("/x", lambda request: bodies.append(request.body))
+        with connect(server) as connection:
+            connection.sendall(self.HEAD + self.EXPECT + b"\r\n")
+            self.assertEqual(self.receive(connection, len(self.GO_ON)), self.GO_ON)
+            connection.sendall(b"123456789")
+            connection.shutdown(socket.SHUT_WR)
+            answer = Answer(read_all(connection))
+        self.assertEqual((answer.status, answer.body, bodies), (401, b"no", [b"123456789"]))
+        self.assertEqual((server.requests[0].body, server.unused), (b"123456789", []))
+
+    def test_a_connection_field_that_is_given(self):
+        server = self.serve_early(200, headers={"Connection": "keep-alive"})
+        answer = Answer(exchange(server, self.HEAD + b"\r\n"))  # it ends all the same
+        self.assertEqual(answer.headers.get_all("Connection"), ["keep-alive"])
+        server.respond("/x", Response(early=True, without=["Connection"]))
+        answer = Answer(exchange(server, self.HEAD + b"\r\n"))
+        self.assertIsNone(answer.headers["Connection"])
+
+    def test_a_stream(self):
+        """It is sent while the client is still sending."""
+        first = threading.Event()
+
+        def items():
+            yield b"one"
+            first.wait(3 * PATIENCE)
+            yield b"two"
+
+        self.addCleanup(first.set)
+        server = self.serve()
+        server.respond("/x", Response(items(), early=True))
+        with connect(server) as connection:
+            connection.sendall(self.HEAD.replace(b" 9", b" 9000000") + b"\r\n" + bytes(1000))
+            self.assertIn(b"\r\nConnection: close\r\n", self.receive_head(connection))
+            self.assertEqual(self.receive(connection, 6), b"3\r\none")
+            first.set()
+            connection.sendall(bytes(8_999_000))
+            self.assertEqual(read_to_the_end(connection), (b"\r\n3\r\ntwo\r\n0\r\n\r\n", "FIN"))
+        self.assertEqual(server.errors, [])
+
+    def test_in_tls(self):
+        server = self.serve_early(413)
+        context = server.ssl_context()
+        with context.wrap_socket(connect(server), server_hostname="localhost") as connection:
+            connection.sendall(self.HEAD.replace(b" 9", b" 4000000") + self.EXPECT + b"\r\n")
+            self.assertIn(b"HTTP/1.1 413 ", self.receive_head(connection))
+            connection.sendall(bytes(4_000_000))
+            self.assertEqual(read_all(connection), b"no")
+        self.assertEqual(server.requests[0].body, b"")
+
+    def test_judged_like_any_other(self):
+        server = self.serve_early(200, headers={"ETag": '"1"'})
+        for _ in range(2):
+            self.get(server, "/x", headers=POLITE)
+        self.assertEqual([finding.rule for finding in audit(server.requests)], ["no-validator"])
+
+
 def packed(data):
     """A gzip stream as the server makes it."""
     compressor = zlib.compressobj(wbits=31)
