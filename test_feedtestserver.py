@@ -5409,6 +5409,39 @@ class StreamTest(SendingTestCase):
                     self.assertEqual(server.errors, [])
                     server.stop()
 
+    def test_closed_though_it_was_not_begun(self):
+        """It may be an open file."""
+        for method, arguments in (
+            ("HEAD", {}),
+            ("GET", {"status": 304}),
+            ("GET", {"fault": "reset"}),
+            ("GET", {"fault": "close at headers"}),
+        ):
+            with self.subTest(method, arguments=arguments):
+                body = Produced(b"one")
+                server = self.serve()
+                server.respond("/x", Response(body, **arguments))
+                with connect(server) as connection:
+                    connection.sendall(self.LAST.replace(b"GET", method.encode()))
+                    read_to_the_end(connection)
+                self.assertTrue(body.closed.wait(PATIENCE))
+                self.assertEqual(body.asked, 0)
+                server.stop()
+        for arguments in ({"delay": 86400}, {"pause": ["86400 at headers"]}, {"fault": "stall"}):
+            for leaves in (False, True):
+                with self.subTest(arguments, leaves=leaves):
+                    body = Produced(b"one")
+                    server = self.serve()
+                    server.respond("/x", Response(body, **arguments))
+                    with connect(server) as connection:
+                        connection.sendall(self.GET)
+                        server.wait_for_request("/x")
+                        if leaves:
+                            close_by_reset(connection)
+                            self.assertTrue(body.closed.wait(PATIENCE))
+                        server.stop()
+                    self.assertTrue(body.closed.is_set())
+
     def test_closed_at_its_end(self):
         server = self.serve()
         body = Produced(b"one")
