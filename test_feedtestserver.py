@@ -5480,6 +5480,18 @@ class StreamTest(SendingTestCase):
         self.assertTrue(ended.is_set())
         self.assertEqual(server.errors, [])
 
+    def test_a_client_that_leaves_an_endless_stream_of_empty_items(self):
+        """Nothing is sent that could fail, and still the server learns that it has gone."""
+        items, _, ended = self.endless(b"")
+        server = self.serve()
+        server.respond("/x", Response(items))
+        with connect(server) as connection:
+            connection.sendall(self.GET)
+            self.receive_head(connection)
+            close_by_reset(connection)
+            self.assertTrue(ended.wait(PATIENCE))
+        self.assertEqual(server.errors, [])
+
     def test_a_client_that_leaves_while_the_next_item_is_produced(self):
         """A generator cannot be closed while it runs, so it is closed when it yields."""
         for by_reset in (False, True):
