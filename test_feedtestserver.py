@@ -10223,9 +10223,14 @@ class LifeCycleTest(ServerTestCase):
             for _ in range(3):
                 self.assertEqual(self.get(server, "/feed.xml").content, b"<rss/>")
             self.assertEqual(self.get(server, "/x").status, 500)
-            [error] = server.errors
-            self.assertIn('GET /x: RuntimeError("can\'t start new thread")', error)
+            server.respond("/y", Response([b"one"]))
+            with self.assertRaises(http.client.IncompleteRead):
+                self.get(server, "/y")
+            for path, error in zip(("/x", "/y"), server.errors):
+                self.assertIn(f'GET {path}: RuntimeError("can\'t start new thread")', error)
+            self.assertEqual(len(server.errors), 2)
         self.assertEqual(self.get(server, "/x").status, 204)
+        self.assertEqual(self.get(server, "/y").content, b"one")
         server.stop()
         self.assert_gone(server)
 
