@@ -5975,16 +5975,24 @@ class EarlyTest(SendingTestCase):
                 self.assertEqual(server.requests[-1].body, body)
 
     def test_it_means_nothing_in_what_a_callable_returns(self):
-        server = self.serve()
-        server.respond("/x", lambda request: Response(request.body, early=True))
-        with connect(server) as connection:
-            connection.sendall(self.HEAD + self.EXPECT + b"\r\n")
-            self.assertEqual(self.receive(connection, len(self.GO_ON)), self.GO_ON)
-            connection.sendall(b"123456789" + LAST)
-            answer = Answer(read_all(connection))
-            self.assertEqual(answer.body, b"123456789")
-            self.assertIsNone(answer.headers["Connection"])
-            self.assertEqual(Answer(answer.rest).status, 404)
+        class Handler(FeedTestRequestHandler):
+            def do_PATCH(self):
+                self.reply(Response(self.received.body, early=True))
+
+        class Server(FeedTestServer):
+            handler_class = Handler
+
+        server = self.serve(server_class=Server)
+        server.respond("/x", lambda request: Response(request.body, early=True), method="POST")
+        for method in (b"POST", b"PATCH"):
+            with self.subTest(method), connect(server) as connection:
+                connection.sendall(self.HEAD.replace(b"POST", method) + self.EXPECT + b"\r\n")
+                self.assertEqual(self.receive(connection, len(self.GO_ON)), self.GO_ON)
+                connection.sendall(b"123456789" + LAST)
+                answer = Answer(read_all(connection))
+                self.assertEqual(answer.body, b"123456789")
+                self.assertIsNone(answer.headers["Connection"])
+                self.assertEqual(Answer(answer.rest).status, 404)
         self.assertEqual(server.requests[0].body, b"123456789")
 
     def test_it_means_nothing_behind_a_callable_that_passes(self):
@@ -6001,6 +6009,17 @@ class EarlyTest(SendingTestCase):
             answer = Answer(read_all(connection))
         self.assertEqual((answer.status, answer.body, bodies), (401, b"no", [b"123456789"]))
         self.assertEqual((server.requests[0].body, server.unused), (b"123456789", []))
+
+    def test_it_means_nothing_for_a_response_as_it_is(self):
+        wire = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+        server = self.serve()
+        server.respond("/x", Response(wire, asis=True, early=True))
+        with connect(server) as connection:
+            connection.sendall(self.HEAD + self.EXPECT + b"\r\n")
+            self.assertEqual(self.receive(connection, len(self.GO_ON)), self.GO_ON)
+            connection.sendall(b"123456789")
+            self.assertEqual(read_all(connection), wire)
+        self.assertEqual(server.requests[0].body, b"123456789")
 
     def test_a_connection_field_that_is_given(self):
         server = self.serve_early(200, headers={"Connection": "keep-alive"})
