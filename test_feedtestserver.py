@@ -7671,7 +7671,9 @@ class SessionTest(TlsTestCase):
 # Any host
 
 
-class InterceptionTest(ServerTestCase):
+class AnyHostTestCase(ServerTestCase):
+    """Fetches from hosts that a server stands in for."""
+
     FILES = {
         "example.com/feed.xml": comment("Header: X-URL: {{base_url}}"),
         "example.com/moved.xml": comment("Status: 301", "Header: Location: //example.org/new.xml"),
@@ -7715,6 +7717,21 @@ class InterceptionTest(ServerTestCase):
         request = b"GET /x HTTP/1.1\r\nHost: nobody.example\r\nConnection: close\r\n\r\n"
         return Answer(exchange(server, request)).status == 502
 
+    def unused_port(self):
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            return listening.getsockname()[1]
+
+    def called(self, name):
+        """The addresses that a method of sockets gets, and a context in which it does no more."""
+        called = []
+
+        def note(connection, address):
+            called.append(address)
+
+        return called, mock.patch.object(socket.socket, name, note)
+
+
+class InterceptionTest(AnyHostTestCase):
     def test_code_with_the_url_written_into_it(self):
         server = self.serve(self.FILES)
         with server.intercept() as entered:
@@ -7954,10 +7971,6 @@ class InterceptionTest(ServerTestCase):
             self.assertEqual(socket.gethostbyname("192.0.2.1"), "192.0.2.1")
         self.assertEqual(outside[3][0][4], ("192.0.2.1", 8))
 
-    def unused_port(self):
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            return listening.getsockname()[1]
-
     def test_whichever_port_a_client_takes_for_a_name(self):
         server, port = self.serve(self.FILES), self.unused_port()
         for words, find, address in (
@@ -8001,15 +8014,6 @@ class InterceptionTest(ServerTestCase):
                     socket.getaddrinfo(name, service.getsockname()[1])
                 with socket.create_connection(service.getsockname()) as connection:
                     self.assertEqual(connection.getpeername(), service.getsockname())
-
-    def called(self, name):
-        """The addresses that a method of sockets gets, and a context in which it does no more."""
-        called = []
-
-        def note(connection, address):
-            called.append(address)
-
-        return called, mock.patch.object(socket.socket, name, note)
 
     def test_addresses_are_connected_to_as_they_are(self):
         server = self.serve()
