@@ -18,6 +18,7 @@ import http.client
 import importlib.util
 import inspect
 import io
+import ipaddress
 import itertools
 import json
 import logging
@@ -2522,7 +2523,8 @@ class LookupTest(ServerTestCase):
 
 
 HEAD = b"GET /feed.xml HTTP/1.1\r\nHost: x\r\n"
-LAST = HEAD + b"Connection: close\r\n\r\n"
+CLOSING = b"Connection: close\r\n\r\n"
+LAST = HEAD + CLOSING
 
 
 #: Good heads and bad ones, maybe with a body.
@@ -7704,11 +7706,13 @@ class AnyHostTestCase(ServerTestCase):
 
     def places(self):
         """All that intercept() may change."""
-        names = ("getaddrinfo", "gethostbyname", "gethostbyname_ex", "gethostbyaddr")
+        modules = ("socket", "ssl", "select", "asyncio.windows_events", "_overlapped")
+        classes = [socket.socket, ssl.SSLContext, ssl.SSLSocket, ssl.SSLObject]
+        classes.append(getattr(asyncio, "IocpProactor", object))  # of Windows
         return (
             dict(os.environ),
-            [getattr(socket, name) for name in names],
-            [dict(vars(owner)) for owner in (socket.socket, ssl.SSLContext)],
+            [dict(vars(sys.modules[name])) for name in modules if name in sys.modules],
+            [dict(vars(owner)) for owner in classes],
             urllib.request._opener,
         )
 
@@ -8467,6 +8471,1309 @@ class InterceptionTest(AnyHostTestCase):
         )
         done = run("-W", "error", "-c", code, str(folder))
         self.assertEqual((done.returncode, done.stderr), (0, ""))
+
+
+class WithoutProxyTest(AnyHostTestCase):
+    """Inside of intercept(proxy=False)."""
+
+    def test_clients_connect_as_in_production(self):
+        server = self.serve(self.FILES)
+        with server.intercept(proxy=False) as entered:
+            self.assertIs(entered, server)
+            for fetch in (self.fetch, self.fetch_directly):
+                for scheme in ("http", "https"):
+                    with self.subTest(fetch.__name__, scheme=scheme):
+                        self.assertIn(b"<rss/>", fetch(f"{scheme}://example.com/feed.xml"))
+                        request = server.requests[-1]
+                        self.assertEqual(request.url, f"{scheme}://example.com/feed.xml")
+                        self.assertEqual((request.target, request.tunnel), ("/feed.xml", None))
+                        self.assertEqual(request.headers["Host"], "example.com")
+            self.assertIn(b"<rss/>", self.fetch("http://example.com:8080/feed.xml"))
+            self.assertEqual(server.requests[-1].headers["Host"], "example.com:8080")
+        self.assertEqual(len({request.connection for request in server.requests}), 5)
+        self.assertEqual(server.errors, [])
+
+    def test_the_proxy_is_the_default(self):
+        parameter = inspect.signature(FeedTestServer.intercept).parameters["proxy"]
+        self.assertIs(parameter.default, True)
+        server = self.serve(self.FILES)
+        with server.intercept(proxy=True):
+            self.assertIn(b"<rss/>", self.fetch(self.URL))
+            self.assertEqual(os.environ["https_proxy"], server.base_url)
+        self.assertEqual(server.requests[0].tunnel.method, "CONNECT")
+
+    def test_the_environment_stays_as_it_is(self):
+        variables = {"http_proxy": "http://192.0.2.1:1", "SSL_CERT_FILE": "none", "all_proxy": "x"}
+        with mock.patch.dict(os.environ, variables):
+            before = dict(os.environ)
+            with self.serve().intercept(proxy=False):
+                self.assertEqual(dict(os.environ), before)
+                os.environ["http_proxy"] = "changed"
+            self.assertEqual(dict(os.environ), {**before, "http_proxy": "changed"})
+
+    def test_each_host_has_connections_of_its_own(self):
+        server = self.serve()
+        server.respond("*", b"x")
+        hosts = ("a.example", "b.example", "a.example", "b.example")
+        with server.intercept(proxy=False), contextlib.ExitStack() as stack:
+            pool = {}
+            for host in hosts:
+                if host not in pool:
+                    pool[host] = http.client.HTTPConnection(host, timeout=PATIENCE)
+                    stack.callback(pool[host].close)
+                pool[host].request("GET", "/")
+                self.assertEqual(pool[host].getresponse().read(), b"x")
+        self.assertEqual([request.host for request in server.requests], list(hosts))
+        first, second, third, fourth = (request.connection for request in server.requests)
+        self.assertEqual((third, fourth), (first, second))
+        self.assertNotEqual(first, second)
+
+    def test_asyncio(self):
+        server = self.serve(self.FILES)
+
+        async def fetch(port, context):
+            reader, writer = await asyncio.open_connection("example.com", port, ssl=context)
+            writer.write(b"GET /feed.xml HTTP/1.0\r\nHost: example.com\r\n\r\n")
+            answer = await reader.read()
+            writer.close()
+            await writer.wait_closed()
+            return answer
+
+        with server.intercept(proxy=False):
+            self.assertIn(b"<rss/>", asyncio.run(fetch(443, ssl.create_default_context())))
+            self.assertIn(b"<rss/>", asyncio.run(fetch(80, None)))
+        urls = [request.url for request in server.requests]
+        self.assertEqual(urls, [self.URL, "http://example.com/feed.xml"])
+
+    def test_wrong_certificates_are_refused(self):
+        server, context = self.serve(self.FILES), ssl.create_default_context()
+        with server.intercept(proxy=False):
+            for kind in ("expired", "wrong-host", "self-signed"):
+                server.certificate = kind
+                with self.subTest(kind), self.assertRaises(ssl.SSLCertVerificationError):
+                    self.fetch_directly(self.URL, context)
+            with self.assertRaises(urllib.error.URLError) as caught:
+                self.fetch(self.URL, context=context)
+            self.assertIsInstance(caught.exception.reason, ssl.SSLCertVerificationError)
+        self.assertEqual((server.requests, server.errors), ([], []))
+
+    def test_a_server_that_is_down_refuses_connections(self):
+        server, url = self.serve(self.FILES), "http://example.com/feed.xml"
+        with server.intercept(proxy=False):
+            with server.down():
+                with self.assertRaises(ConnectionRefusedError):
+                    self.fetch_directly(url)
+                with self.assertRaises(urllib.error.URLError) as caught:
+                    self.fetch(url)
+                self.assertIsInstance(caught.exception.reason, ConnectionRefusedError)
+            self.assertIn(b"<rss/>", self.fetch(url))
+            server.stop()
+            with self.assertRaises(ConnectionRefusedError):
+                self.fetch_directly(url)
+
+    def test_a_host_that_is_not_known(self):
+        server = self.serve(self.FILES)
+        with server.intercept(proxy=False):
+            with self.assertRaises(urllib.error.HTTPError) as caught:
+                self.fetch("http://unknown.example/a")
+            caught.exception.close()
+            self.assertEqual(caught.exception.code, 502)
+        [error] = server.errors
+        self.assertIn("GET http://unknown.example/a: no such host here", error)
+
+    def test_all_is_put_back(self):
+        before, server = self.places(), self.serve(self.FILES)
+        for inside in (lambda: None, lambda: 1 / 0):
+            with contextlib.suppress(ZeroDivisionError), server.intercept(proxy=False):
+                self.assertNotEqual(self.places(), before)
+                self.assertIn(b"<rss/>", self.fetch(self.URL))
+                inside()
+            self.assertEqual(self.places(), before)
+            self.assertFalse(self.intercepts(server))
+
+    def test_who_stays_connected_is_disconnected_in_the_end(self):
+        server = self.serve(self.FILES)
+        with server.intercept(proxy=False):
+            pooled = socket.create_connection(("example.com", 80), PATIENCE)
+            pooled.sendall(b"GET /feed.xml HTTP/1.1\r\nHost: example.com\r\n\r\n")
+            self.assertIn(b" 200 OK", pooled.recv(65536))
+        with pooled:
+            while data := pooled.recv(65536):
+                self.assertNotIn(b"HTTP/", data)
+
+    def places(self):
+        """All but urllib's opener, which urlopen() itself may make."""
+        return super().places()[:3]
+
+    def test_inside_of_another_the_environment_leads_to_the_outer_one(self):
+        outer, inner = (self.serve({"a.example/x": name}) for name in (b"outer", b"inner"))
+        before = self.places()
+        with outer.intercept():
+            within = self.places()
+            with inner.intercept(proxy=False):
+                self.assertEqual(dict(os.environ), within[0])
+                for scheme in ("http", "https"):
+                    self.assertEqual(self.fetch(f"{scheme}://a.example/x"), b"outer")
+                    self.assertEqual(self.fetch_directly(f"{scheme}://a.example/x"), b"inner")
+            self.assertEqual(self.fetch_directly("http://a.example/x"), b"outer")
+            self.assertEqual(self.places(), within)
+        self.assertEqual(self.places(), before)
+
+    def test_another_inside_leads_there_with_both(self):
+        outer, inner = (self.serve({"a.example/x": name}) for name in (b"outer", b"inner"))
+        before = self.places()
+        with outer.intercept(proxy=False):
+            within = self.places()
+            with inner.intercept():
+                for fetch in (self.fetch, self.fetch_directly):
+                    self.assertEqual(fetch("http://a.example/x"), b"inner")
+            self.assertEqual(self.places(), within)
+            for fetch in (self.fetch, self.fetch_directly):
+                self.assertEqual(fetch("http://a.example/x"), b"outer")
+        self.assertEqual(self.places(), before)
+
+    def test_one_server_both_ways(self):
+        server, before = self.serve(self.FILES), self.places()
+        for first, second in ((True, False), (False, True), (False, False)):
+            with server.intercept(proxy=first):
+                with server.intercept(proxy=second):
+                    self.assertIn(b"<rss/>", self.fetch_directly("http://example.com/feed.xml"))
+                    self.assertEqual(
+                        os.environ.get("http_proxy"), server.base_url if first or second else None
+                    )
+                self.assertEqual(os.environ.get("http_proxy"), server.base_url if first else None)
+                self.assertIn(b"<rss/>", self.fetch_directly("http://example.com/feed.xml"))
+            self.assertEqual(self.places(), before)
+
+    #: Whether each of those that are begun one inside of the other goes by the environment as well.
+    NESTED = (
+        *itertools.product((True, False), repeat=2),
+        *((True, False, True), (True, True, False), (True, False, False), (False, True, False)),
+    )
+
+    def test_they_may_end_in_any_order(self):
+        before = self.places()
+        servers = [self.serve({"a.example/x": b"%d" % number}) for number in range(3)]
+        for proxies in self.NESTED:
+            for order in itertools.permutations(range(len(proxies))):
+                contexts = [each.intercept(proxy=proxy) for each, proxy in zip(servers, proxies)]
+                for context in contexts:
+                    context.__enter__()
+                begun = list(range(len(proxies)))
+                for number in order:
+                    contexts[number].__exit__(None, None, None)
+                    begun.remove(number)
+                    with self.subTest(proxies, order=order, begun=begun):
+                        proxy = max((each for each in begun if proxies[each]), default=None)
+                        url = None if proxy is None else servers[proxy].base_url
+                        self.assertEqual(os.environ.get("http_proxy"), url)
+                        if begun:
+                            innermost = begun[-1]
+                            found = self.fetch_directly("http://a.example/x")
+                            self.assertEqual(found, b"%d" % innermost)
+                            found = self.fetch("http://a.example/x")
+                            self.assertEqual(found, b"%d" % (innermost if url is None else proxy))
+                self.assertEqual(self.places(), before)
+
+    def test_it_needs_a_server_that_is_running(self):
+        before, server = self.places(), FeedTestServer(self.make_directory())
+        words = r"intercept\(\) needs a server that is running: call start\(\) first"
+        with self.assertRaisesRegex(RuntimeError, words), server.intercept(proxy=False):
+            self.fail("it was entered")
+        self.assertEqual(self.places(), before)
+
+    def test_an_argument_that_it_does_not_have(self):
+        before, server = self.places(), self.serve()
+        with self.assertRaises(TypeError), server.intercept(proxies=False):
+            self.fail("it was entered")
+        self.assertEqual(self.places(), before)
+
+
+PUBLIC, OTHER = "93.184.216.34", "93.184.216.35"
+STREAM = socket.SOCK_STREAM
+
+
+def connect_at_once(address, family=socket.AF_INET):
+    """A connection by a socket that does not block, and the number of the error, or 0."""
+    connection = socket.socket(family)
+    connection.setblocking(False)
+    error = connection.connect_ex(address)
+    if error in (errno.EINPROGRESS, errno.EWOULDBLOCK):
+        with selectors.DefaultSelector() as selector:
+            selector.register(connection, selectors.EVENT_WRITE)
+            selector.select(PATIENCE)
+        error = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    connection.settimeout(PATIENCE)
+    return connection, error
+
+
+class ResolveTest(AnyHostTestCase):
+    """What look-ups find, by server.resolve()."""
+
+    #: Those that may be a service's on this machine are asked for at a port that nobody has.
+    ADDRESSES = (PUBLIC, "10.0.0.1", "127.0.0.1", "127.0.0.2", "169.254.169.254", "192.168.1.1")
+    ADDRESSES_6 = ("2001:db8::1", "::1", "::ffff:10.0.0.1", "fe80::1%1", "2001:DB8:0::2")
+    #: Ways to look up a host, and what each finds first.
+    LOOK_UPS = {
+        "getaddrinfo": lambda host: socket.getaddrinfo(host, 80, type=STREAM)[0][4][0],
+        "gethostbyname": lambda host: f"{socket.gethostbyname(host)}",
+        "gethostbyname_ex": lambda host: socket.gethostbyname_ex(host)[2][0],
+        "gethostbyaddr": lambda host: socket.gethostbyaddr(host)[2][0],
+        "asyncio": lambda host: asyncio.run(ResolveTest.look_up(host))[0][4][0],
+        "create_connection": lambda host: ResolveTest.peer(
+            socket.create_connection((host, 80), PATIENCE)
+        ),
+        "connect": lambda host: ResolveTest.peer_of_a_name("connect", host),
+        "connect_ex": lambda host: ResolveTest.peer_of_a_name("connect_ex", host),
+        "urlopen": lambda host: urllib.request.urlopen(f"http://{host}/").read().decode(),
+    }
+
+    @staticmethod
+    async def look_up(host, **options):
+        return await asyncio.get_running_loop().getaddrinfo(host, 80, type=STREAM, **options)
+
+    @staticmethod
+    def peer(connection):
+        with connection:
+            return connection.getpeername()[0]
+
+    @staticmethod
+    def peer_of_a_name(method, host):
+        with socket.socket() as connection:
+            getattr(connection, method)((host, 80))
+            return connection.getpeername()[0]
+
+    def serve_all(self, **options):
+        """A server inside of intercept(), which responds to whatever is asked by its address."""
+        server = self.serve()
+        server.respond("*", lambda request: request.address.encode())
+        context = server.intercept(**{"proxy": False, **options})
+        context.__enter__()
+        self.addCleanup(context.__exit__, None, None, None)
+        return server
+
+    def found(self, host, port=80, **options):
+        return [each[4][0] for each in socket.getaddrinfo(host, port, type=STREAM, **options)]
+
+    def ask(self, server, connection):
+        """One request on a connection; the address that it went to as the server sees it."""
+        connection.sendall(LAST.replace(b"Host: x", b"Host: a.example"))
+        self.assertIn(b" 200 OK", read_all(connection))
+        return server.requests[-1].address
+
+    def need_ipv6(self):
+        try:
+            socket.socket(socket.AF_INET6).close()
+        except OSError as error:
+            self.skipTest(f"no IPv6 here: {error}")
+
+    # What is found
+
+    def test_each_look_up_takes_the_next_answer_and_the_last_stays(self):
+        server = self.serve_all()
+        answers = [f"203.0.113.{number}" for number in range(1, len(self.LOOK_UPS) + 1)]
+        server.resolve("a.example", *answers)
+        found = {name: find("a.example") for name, find in self.LOOK_UPS.items()}
+        self.assertEqual(found, dict(zip(self.LOOK_UPS, answers)))
+        for name, find in self.LOOK_UPS.items():
+            with self.subTest(name):
+                self.assertEqual(find("a.example"), answers[-1])
+        self.assertEqual(server.errors + server.unused, [])
+
+    def test_answers_given_before_inside_and_in_another_thread(self):
+        server = FeedTestServer("")
+        server.resolve("a.example", PUBLIC)
+        server.resolve("b.example", OTHER)
+        server.start()
+        self.addCleanup(server.stop)
+        with server.intercept(proxy=False):
+            self.assertEqual(self.found("a.example"), [PUBLIC])
+            run_at_once([functools.partial(server.resolve, "a.example", OTHER)])
+            self.assertEqual(self.found("a.example"), [OTHER])
+            self.assertEqual(self.found("b.example"), [OTHER])
+        with server.intercept(proxy=False):
+            self.assertEqual(self.found("a.example"), [OTHER])
+
+    def test_results_of_getaddrinfo_are_as_usual(self):
+        """As those for the address itself."""
+
+        def look_up(host, *arguments, **options):
+            try:
+                return socket.getaddrinfo(host, *arguments, **options)
+            except OSError as error:
+                return type(error)
+
+        calls = [
+            ((80,), {}),
+            ((443, 0, STREAM), {}),
+            (("443", socket.AF_INET, 0, socket.IPPROTO_TCP), {}),
+            (("https",), {"type": STREAM}),
+            ((b"http",), {"type": STREAM}),
+            ((None, socket.AF_UNSPEC, socket.SOCK_DGRAM), {}),
+            ((0,), {"proto": socket.IPPROTO_UDP}),
+            (("no-such-service",), {}),
+            ((80, socket.AF_INET6), {"type": STREAM}),
+            ((80, socket.AF_INET), {"type": STREAM}),
+        ]
+        addresses = (PUBLIC, *self.ADDRESSES_6)
+        usual = {address: [look_up(address, *a, **o) for a, o in calls] for address in addresses}
+        server = self.serve_all()
+        for address in addresses:
+            server.resolve("a.example", address)
+            with self.subTest(address):
+                found = [look_up("a.example", *a, **o) for a, o in calls]
+                self.assertEqual(found, usual[address])
+
+    def test_both_families_in_the_order_given(self):
+        server = self.serve_all()
+        for addresses in (["2001:db8::1", PUBLIC, OTHER], [PUBLIC, "2001:db8::1", OTHER]):
+            server.resolve("a.example", addresses)
+            with self.subTest(addresses):
+                self.assertEqual(self.found("a.example"), addresses)
+                self.assertEqual(self.found("a.example", family=socket.AF_INET), [PUBLIC, OTHER])
+                family = self.found("a.example", family=socket.AF_INET6)
+                self.assertEqual(family, ["2001:db8::1"])
+                self.assertEqual(socket.gethostbyname("a.example"), PUBLIC)
+                names = ("a.example", [], [PUBLIC, OTHER])
+                self.assertEqual(socket.gethostbyname_ex("a.example"), names)
+
+    def test_what_the_machine_has_does_not_matter(self):
+        """AI_ADDRCONFIG leaves out the families that this machine has no address of."""
+        server = self.serve_all()
+        server.resolve("a.example", ["2001:db8::1", PUBLIC])
+        found = self.found("a.example", flags=socket.AI_ADDRCONFIG)
+        self.assertEqual(found, ["2001:db8::1", PUBLIC])
+
+    def test_a_family_of_which_there_is_no_address(self):
+        server = self.serve_all()
+        server.resolve("six.example", "2001:db8::1")
+        server.resolve("four.example", [PUBLIC])
+        for find in (
+            lambda: socket.getaddrinfo("six.example", 80, socket.AF_INET),
+            lambda: socket.gethostbyname("six.example"),
+            lambda: socket.gethostbyname_ex("six.example"),
+            lambda: socket.getaddrinfo("four.example", 80, socket.AF_INET6),
+        ):
+            with self.assertRaises(socket.gaierror):
+                self.fail(f"{find()}")
+
+    def test_a_look_up_of_digits_alone_is_none(self):
+        server = self.serve_all()
+        server.resolve("a.example", PUBLIC, OTHER)
+        with self.assertRaises(socket.gaierror):
+            socket.getaddrinfo("a.example", 80, flags=socket.AI_NUMERICHOST)
+        self.assertEqual(self.found("192.0.2.1"), ["192.0.2.1"])
+        self.assertEqual(self.found("a.example"), [PUBLIC])
+
+    def test_what_is_no_name_is_not_looked_up(self):
+        def look_up(host, flags=0):
+            try:
+                return socket.getaddrinfo(host, 80, type=STREAM, flags=flags)
+            except OSError as error:  # not every system knows localhost
+                return repr(error)
+
+        hosts = [("localhost",), ("192.0.2.1",), ("::1",), ("",), (None,)]
+        hosts.append((None, socket.AI_PASSIVE))
+        outside = [look_up(*each) for each in hosts]
+        server = self.serve_all(proxy=True)
+        server.resolve("*", "unknown")
+        self.assertEqual([look_up(*each) for each in hosts], outside)
+        for url in ("http://192.0.2.1/x", "http://[2001:db8::1]/x", server.get_url("x")):
+            self.assertEqual(ask(server, url).status, 200)
+        self.assertEqual(self.get(server, "/x").content, b"127.0.0.1")
+        with self.assertRaises(socket.gaierror):
+            self.found("a.example")
+
+    def test_all_spellings_of_a_host_are_one_host(self):
+        server = self.serve_all()
+        spellings = ("a.example", "A.Example", "a.example.", b"a.example", b"A.example.")
+        for given in ("a.example", "A.EXAMPLE", "a.example.", "*.example", "*"):
+            answers = [f"203.0.113.{number}" for number in range(len(spellings))]
+            server.clear()
+            server.resolve(given, *answers)
+            with self.subTest(given):
+                self.assertEqual([self.found(host) for host in spellings], [[a] for a in answers])
+        for given in ("b\u00fccher.example", "xn--bcher-kva.example", "B\u00dcCHER.example"):
+            server.clear()
+            server.resolve(given, "203.0.113.1", "203.0.113.2", "203.0.113.3")
+            for number, host in enumerate(
+                ("b\u00fccher.example", "xn--bcher-kva.example", "B\u00fccher.example."), 1
+            ):
+                with self.subTest(given, host=host):
+                    self.assertEqual(self.found(host), [f"203.0.113.{number}"])
+
+    def test_what_an_address_is_called_is_not_looked_up_in_the_network(self):
+        for name, arguments in (
+            ("gethostbyaddr", (PUBLIC,)),
+            ("gethostbyaddr", ("2001:db8::1",)),
+            ("getnameinfo", ((PUBLIC, 80), 0)),
+        ):
+            stub = mock.patch.object(socket, name)
+            with contextlib.suppress(OSError), stub as find, self.serve().intercept(proxy=False):
+                getattr(socket, name)(*arguments)
+            self.assertEqual(find.call_args_list, [])
+
+    def test_no_such_name(self):
+        server = self.serve_all()
+        server.resolve("none.example", "unknown")
+        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+            for find in (
+                *(functools.partial(find, "none.example") for find in self.LOOK_UPS.values()),
+                lambda: socket.getaddrinfo("none.example", None),
+                lambda: socket.getaddrinfo("NONE.example.", 80, socket.AF_INET6),
+                lambda: tcp.connect(("none.example", 80)),
+                lambda: tcp.connect_ex(("none.example", 80)),
+                lambda: udp.sendto(b"x", ("none.example", 9)),
+            ):
+                with self.assertRaises(OSError) as caught:
+                    self.fail(f"{find()}")
+                reason = getattr(caught.exception, "reason", caught.exception)
+                self.assertIsInstance(reason, socket.gaierror)
+                self.assertEqual(reason.errno, socket.EAI_NONAME)
+                self.assertTrue(reason.strerror)
+        self.assertEqual((server.requests, server.errors), ([], []))
+
+    def test_answers_of_every_kind_one_after_the_other(self):
+        server = self.serve_all()
+        answers = ("unknown", PUBLIC, "refused", ["2001:db8::1", OTHER], "unknown", OTHER)
+        server.resolve("a.example", *answers)
+
+        def fetch():
+            try:
+                return self.fetch_directly("http://a.example/").decode()
+            except OSError as error:
+                return type(error)
+
+        self.assertEqual(fetch(), socket.gaierror)
+        self.assertEqual(fetch(), PUBLIC)
+        self.assertEqual(fetch(), ConnectionRefusedError)
+        self.assertEqual(self.found("a.example"), ["2001:db8::1", OTHER])
+        self.assertEqual([fetch() for _ in range(3)], [socket.gaierror, OTHER, OTHER])
+
+    def test_patterns(self):
+        server = self.serve_all()
+        server.resolve("*", "203.0.113.1", "203.0.113.2")
+        server.resolve("*.example.com", "203.0.113.3", "203.0.113.4", "203.0.113.5")
+        server.resolve("b.example.com", "203.0.113.6")
+        server.resolve("c*.example.com", "203.0.113.7")
+        for host, *last in (
+            ("a.example.com", 3, 4, 5, 5),
+            ("d.example.com", 3, 4),
+            ("d.example.com", 5),
+            ("a.d.example.com", 3, 4),
+            ("example.com", 1, 2, 2),
+            ("notexample.com", 1),
+            ("a.example.com.org", 1),
+            ("b.example.com", 6),
+            ("B.EXAMPLE.com.", 6),
+            ("a.b.example.com", 3),
+            ("c.example.com", 7),
+            ("cc.example.com", 7),
+            ("x", 1, 2),
+        ):
+            with self.subTest(host):
+                found = [self.found(host) for _ in last]
+                self.assertEqual(found, [[f"203.0.113.{number}"] for number in last])
+
+    def test_of_two_patterns_the_one_given_last(self):
+        server = self.serve_all()
+        server.resolve("b.example", OTHER)
+        for host, answer in (("a*", "192.0.2.1"), ("*e", "192.0.2.2"), ("a*", "192.0.2.3")):
+            server.resolve(host, answer)
+            self.assertEqual(self.found("a.example"), [answer])
+        self.assertEqual(self.found("c.example"), ["192.0.2.2"])
+        server.resolve("*", "192.0.2.4")
+        self.assertEqual(self.found("a.example"), ["192.0.2.4"])
+        self.assertEqual(self.found("b.example"), [OTHER])
+
+    def test_what_is_given_again_begins_anew(self):
+        server = self.serve_all()
+        for host in ("a.example", "*.example"):
+            server.resolve(host, PUBLIC, OTHER)
+            self.assertEqual([*self.found("a.example"), *self.found("a.example")], [PUBLIC, OTHER])
+            server.resolve(host, PUBLIC, "unknown")
+            with self.subTest(host):
+                self.assertEqual(self.found("a.example"), [PUBLIC])
+                with self.assertRaises(socket.gaierror):
+                    self.found("a.example")
+            server.clear()
+
+    def test_clear_forgets_answers(self):
+        server = self.serve_all()
+        server.resolve("a.example", "unknown")
+        server.resolve("*", PUBLIC, OTHER)
+        self.assertEqual(self.found("b.example"), [PUBLIC])
+        server.clear()
+        for host in ("a.example", "b.example"):
+            self.assertEqual(socket.gethostbyname(host), "127.0.0.1")
+        server.respond("*", b"x")
+        self.assertEqual(self.fetch_directly("http://a.example/"), b"x")
+        server.resolve("*", PUBLIC)
+        self.assertEqual(self.found("b.example"), [PUBLIC])
+
+    def test_hosts_without_answers_are_at_the_server(self):
+        server = self.serve_all()
+        server.resolve("a.example", PUBLIC)
+        self.assertEqual(self.found("a.example"), [PUBLIC])
+        found = socket.getaddrinfo("b.example", 443, type=STREAM)
+        self.assertEqual([each[4] for each in found], [("127.0.0.1", server.port)])
+        self.assertEqual(self.fetch_directly("http://b.example/"), b"127.0.0.1")
+
+    def test_answers_are_for_inside_alone(self):
+        server, before = self.serve(), self.places()
+        server.resolve("a.example", PUBLIC)
+        self.assertEqual(self.places(), before)
+        with server.intercept(proxy=False):
+            self.assertEqual(self.found("a.example"), [PUBLIC])
+        self.assertEqual(self.places(), before)
+
+    def test_each_answer_is_found_once_by_however_many_threads(self):
+        server = self.serve_all()
+        answers = [f"203.0.113.{number}" for number in range(100)]
+        for host in ("a.example", "*.example"):
+            server.clear()
+            server.resolve(host, *answers)
+            found = []
+
+            def look_up(found=found):
+                for _ in range(10):
+                    found.append(socket.gethostbyname("a.example"))
+
+            run_at_once([look_up] * 10)
+            self.assertEqual(sorted(found), sorted(answers))
+
+    def test_the_innermost_server_answers(self):
+        outer, inner = self.serve(), self.serve()
+        for server in (outer, inner):
+            server.respond("*", lambda request: request.address.encode())
+        outer.resolve("a.example", PUBLIC, OTHER, "192.0.2.1")
+        inner.resolve("a.example", "2001:db8::1", "192.0.2.2")
+        outer.resolve("b.example", "unknown")
+        with outer.intercept(proxy=False):
+            self.assertEqual(self.found("a.example"), [PUBLIC])
+            with inner.intercept(proxy=False):
+                self.assertEqual(self.found("a.example"), ["2001:db8::1"])
+                self.assertEqual(self.fetch_directly("http://a.example/"), b"192.0.2.2")
+                self.assertEqual(self.fetch_directly("http://b.example/"), b"127.0.0.1")
+            self.assertEqual(self.fetch_directly("http://a.example/"), OTHER.encode())
+            with self.assertRaises(socket.gaierror):
+                self.found("b.example")
+        self.assertEqual((len(outer.requests), len(inner.requests)), (1, 2))
+
+    # Wrong arguments
+
+    def test_what_is_no_answer(self):
+        server = self.serve_all()
+        server.resolve("a.example", PUBLIC)
+        for answer in (
+            *("1.2.3", "127.1", "256.1.1.1", "example.com", "8.8.8.8:80", "", " 8.8.8.8", "*"),
+            *("8.8.8.8\n", "[::1]", "::1::", "1.2.3.4/24", "http://8.8.8.8", "none", "3232235777"),
+            *([], ["8.8.8.8", "example.com"], ["8.8.8.8", "refused"], ["unknown"]),
+        ):
+            for answers in ((answer,), (PUBLIC, answer)):
+                with self.subTest(answers), self.assertRaises(ValueError) as caught:
+                    server.resolve("a.example", *answers)
+                wrong = answer[-1] if isinstance(answer, list) and answer else answer
+                self.assertIn(repr(wrong), str(caught.exception))
+                for word in ("IP address", "unknown", "refused", "silent"):
+                    self.assertIn(word, str(caught.exception))
+        for answer in (5, None, b"8.8.8.8", 1.5, ["8.8.8.8", 5], [["8.8.8.8"]], [None], object()):
+            with self.subTest(answer), self.assertRaises(TypeError) as caught:
+                server.resolve("a.example", answer)
+            self.assertIn("IP address", str(caught.exception))
+        with self.assertRaisesRegex(ValueError, "at least one answer"):
+            server.resolve("a.example")
+        self.assertEqual(self.found("a.example"), [PUBLIC])  # nothing has changed
+
+    def test_what_is_no_host(self):
+        server = self.serve_all()
+        for host in (
+            *("http://a.example", "https://*", "a.example:80", "*:80", "a.example/", "a.example/x"),
+            *("", "a.example?x", "a.example#x", "me@a.example", "localhost", "LOCALHOST"),
+            *("127.0.0.1", "192.0.2.1", "::1", "[::1]", "2001:db8::1", "127.1", "fe80::1%1"),
+        ):
+            with self.subTest(host), self.assertRaises(ValueError) as caught:
+                server.resolve(host, PUBLIC)
+            self.assertIn(repr(host), str(caught.exception))
+            self.assertIn("host", str(caught.exception))
+        for host in (5, None, b"a.example", ["a.example"], object()):
+            with self.subTest(host), self.assertRaises(TypeError) as caught:
+                server.resolve(host, PUBLIC)
+            self.assertIn("host", str(caught.exception))
+        self.assertEqual(socket.gethostbyname("a.example"), "127.0.0.1")
+
+    # Connections to what was found
+
+    def test_they_lead_to_the_server_and_keep_the_address(self):
+        server, port = self.serve_all(), self.unused_port()
+        for address in self.ADDRESSES:
+            server.resolve("a.example", address)
+            with (
+                self.subTest(address),
+                socket.create_connection(("a.example", port), PATIENCE) as connection,
+            ):
+                self.assertEqual(connection.getpeername(), (address, port))
+                self.assertEqual(self.ask(server, connection), address)
+        self.assertEqual(self.fetch(f"http://a.example:{port}/"), address.encode())
+        self.assertEqual(server.requests[-1].url, f"http://a.example:{port}/")
+        self.assertEqual(server.errors, [])
+
+    def test_those_of_version_6_as_well(self):
+        self.need_ipv6()
+        server, port = self.serve_all(), self.unused_port()
+        for address in self.ADDRESSES_6:
+            server.resolve("a.example", address)
+            [(*_, usual)] = socket.getaddrinfo(address, port, type=STREAM)
+            with (
+                self.subTest(address),
+                socket.create_connection(("a.example", port), PATIENCE) as connection,
+            ):
+                self.assertEqual(connection.getpeername(), usual)
+                self.assertIn(self.ask(server, connection), (usual[0], address))
+
+    def test_the_first_of_a_list_is_the_one_that_a_client_connects_to(self):
+        server = self.serve_all()
+        server.resolve("a.example", [PUBLIC, OTHER])
+        self.assertEqual(self.fetch("http://a.example/"), PUBLIC.encode())
+        self.need_ipv6()
+        server.resolve("a.example", ["2001:db8::1", PUBLIC])
+        self.assertEqual(self.fetch("http://a.example/"), b"2001:db8::1")
+
+    def test_however_a_client_connects(self):
+        server = self.serve_all()
+        server.resolve("a.example", PUBLIC)
+        self.found("a.example")
+        address = (PUBLIC, 80)
+
+        def with_(prepare, method="connect"):
+            connection = socket.socket()
+            prepare(connection)
+            self.assertFalse(getattr(connection, method)(address))
+            return connection
+
+        def handed_on(hand_on):
+            with socket.create_connection(address, PATIENCE) as connection:
+                return hand_on(connection)
+
+        for words, open_connection in {
+            "connect": lambda: with_(lambda connection: None),
+            "connect_ex": lambda: with_(lambda connection: None, "connect_ex"),
+            "a timeout": lambda: with_(lambda connection: connection.settimeout(PATIENCE)),
+            "no blocking": lambda: connect_at_once(address)[0],
+            "bound": lambda: with_(lambda connection: connection.bind(("127.0.0.1", 0))),
+            "bound to any": lambda: with_(lambda connection: connection.bind(("", 0))),
+            "from": lambda: socket.create_connection(address, PATIENCE, ("127.0.0.1", 0)),
+            "dup": lambda: handed_on(lambda connection: connection.dup()),
+            "fromfd": lambda: handed_on(
+                lambda each: socket.fromfd(each.fileno(), each.family, each.type)
+            ),
+            "detach": lambda: handed_on(lambda each: socket.socket(fileno=each.detach())),
+        }.items():
+            with self.subTest(words), open_connection() as connection:
+                connection.settimeout(PATIENCE)
+                self.assertEqual(connection.getpeername(), address)
+                self.assertEqual(self.ask(server, connection), PUBLIC)
+
+    def test_connecting_twice(self):
+        """Clients that do not block ask in this way whether they are connected."""
+        server = self.serve_all()
+        server.resolve("a.example", PUBLIC)
+        self.found("a.example")
+        connection, error = connect_at_once((PUBLIC, 80))
+        with connection:
+            self.assertEqual(error, 0)
+            self.assertIn(connection.connect_ex((PUBLIC, 80)), (0, errno.EISCONN))
+            self.assertEqual(self.ask(server, connection), PUBLIC)
+
+    def test_tls(self):
+        server = self.serve_all()
+        server.resolve("a.example", PUBLIC)
+        self.found("a.example")
+        context = ssl.create_default_context()
+        plain = socket.create_connection(("a.example", 443), PATIENCE)
+        late = context.wrap_socket(socket.socket(), server_hostname="a.example")
+        late.connect((PUBLIC, 443))
+        for tls in (context.wrap_socket(plain, server_hostname="a.example"), late):
+            with tls:
+                self.assertEqual(tls.getpeername(), (PUBLIC, 443))
+                self.assertEqual(self.ask(server, tls), PUBLIC)
+        self.assertEqual(self.fetch("https://a.example/"), PUBLIC.encode())
+
+    def test_asyncio(self):
+        server = self.serve_all()
+
+        async def ask(port, **options):
+            reader, writer = await asyncio.open_connection("a.example", port, **options)
+            writer.write(LAST.replace(b"Host: x", b"Host: a.example"))
+            await reader.read()
+            peer = writer.get_extra_info("peername")
+            writer.close()
+            await writer.wait_closed()
+            return peer, server.requests[-1].address
+
+        server.resolve("a.example", PUBLIC)
+        self.assertEqual(asyncio.run(ask(80)), ((PUBLIC, 80), PUBLIC))
+        context = ssl.create_default_context()
+        self.assertEqual(asyncio.run(ask(443, ssl=context)), ((PUBLIC, 443), PUBLIC))
+        server.resolve("a.example", [OTHER, "2001:db8::1"])
+        found = asyncio.run(ask(80, happy_eyeballs_delay=PATIENCE))
+        self.assertEqual(found, ((OTHER, 80), OTHER))
+        server.resolve("a.example", "refused", "unknown")
+        with self.assertRaises(ConnectionRefusedError):
+            asyncio.run(ask(80))
+        with self.assertRaises(socket.gaierror):
+            asyncio.run(ask(80))
+
+    def test_an_address_that_was_never_found_is_left_alone(self):
+        server = self.serve()
+        server.resolve("a.example", PUBLIC)
+        for method in ("connect", "connect_ex"):
+            called, stub = self.called(method)
+            with stub, server.intercept(proxy=False), socket.socket() as client:
+                getattr(client, method)((OTHER, 80))
+                socket.gethostbyname("a.example")
+                getattr(client, method)((OTHER, 80))
+                self.assertEqual(called, [(OTHER, 80), (OTHER, 80)])
+                getattr(client, method)((PUBLIC, 80))
+                self.assertEqual(called[2:], [("127.0.0.1", server.port)])
+
+    def test_an_address_that_was_found_before_still_leads_there(self):
+        server = self.serve_all()
+        server.resolve("a.example", PUBLIC, "refused", OTHER)
+        self.found("a.example")
+        with self.assertRaises(ConnectionRefusedError):
+            self.fetch_directly("http://a.example/")
+        self.assertEqual(self.found("a.example"), [OTHER])
+        for address in (PUBLIC, OTHER, PUBLIC):
+            with socket.create_connection((address, 8080), PATIENCE) as connection:
+                self.assertEqual(self.ask(server, connection), address)
+
+    def test_other_spellings_of_an_address_that_was_found(self):
+        server = self.serve_all()
+        server.resolve("a.example", ["2001:db8::1", PUBLIC])
+        self.found("a.example")
+        with socket.socket() as connection:
+            connection.connect((PUBLIC.encode(), 80))
+            self.assertEqual(connection.getpeername(), (PUBLIC, 80))
+            self.assertEqual(self.ask(server, connection), PUBLIC)
+        self.need_ipv6()
+        for host in ("2001:db8::1", "2001:DB8:0:0::1", b"2001:db8::1"):
+            with self.subTest(host), socket.socket(socket.AF_INET6) as connection:
+                connection.connect((host, 80))
+                self.assertEqual(connection.getpeername(), ("2001:db8::1", 80, 0, 0))
+                self.assertEqual(self.ask(server, connection), "2001:db8::1")
+
+    def test_all_requests_of_a_connection_have_its_address(self):
+        server = self.serve_all()
+        server.resolve("a.example", PUBLIC, OTHER)
+        connection = http.client.HTTPConnection("a.example", timeout=PATIENCE)
+        with contextlib.closing(connection):
+            for _ in range(2):
+                connection.request("GET", "/")
+                self.assertEqual(connection.getresponse().read(), PUBLIC.encode())
+                self.assertEqual(self.fetch("http://a.example/"), OTHER.encode())
+                server.clear()
+                server.respond("*", lambda request: request.address.encode())
+                server.resolve("a.example", OTHER)
+
+    def test_connections_at_the_same_time(self):
+        server = self.serve_all()
+        addresses = [f"203.0.113.{number}" for number in range(10)]
+        for number, address in enumerate(addresses):
+            server.resolve(f"{number}.example", address)
+
+        def fetch(number, address):
+            for _ in range(5):
+                with socket.create_connection((f"{number}.example", 80), PATIENCE) as connection:
+                    self.assertEqual(connection.getpeername(), (address, 80))
+                    connection.sendall(LAST)
+                    self.assertTrue(read_all(connection).endswith(b"\r\n\r\n" + address.encode()))
+
+        run_at_once([functools.partial(fetch, *each) for each in enumerate(addresses)])
+
+    def test_hosts_that_share_an_address(self):
+        server = self.serve_all()
+        server.resolve("*.example", PUBLIC)
+        for host in ("a.example", "b.example"):
+            self.assertEqual(self.fetch(f"http://{host}/"), PUBLIC.encode())
+            self.assertEqual(server.requests[-1].url, f"http://{host}/")
+
+    def test_a_service_on_this_machine_is_meant(self):
+        server = self.serve_all()
+        server.resolve("a.example", "127.0.0.1")
+        with socket.create_server(("127.0.0.1", 0)) as service:
+            service.settimeout(PATIENCE)
+            port = service.getsockname()[1]
+            with socket.create_connection(("a.example", port), PATIENCE) as connection:
+                self.assertEqual(connection.getpeername(), ("127.0.0.1", port))
+                peer = None
+                while peer != connection.getsockname():
+                    accepted, peer = service.accept()
+                    accepted.close()
+        other = self.serve({"x": b"other"})
+        self.assertEqual(self.fetch(f"http://a.example:{other.port}/x"), b"other")
+        self.assertEqual(other.requests[0].address, "127.0.0.1")
+        self.assertEqual(server.requests, [])
+
+    def test_a_service_on_this_machine_is_meant_by_version_6(self):
+        try:
+            service = self.serve({"x": b"service"}, host="::1")
+        except OSError as error:
+            self.skipTest(f"no IPv6 here: {error}")
+        server = self.serve_all()
+        server.resolve("a.example", "::1")
+        self.assertEqual(self.fetch(f"http://a.example:{service.port}/x"), b"service")
+        self.assertEqual(server.requests, [])
+
+    def test_a_port_of_the_client_that_is_used_again(self):
+        server = self.serve_all()
+        server.resolve("a.example", PUBLIC)
+        first = socket.create_connection(("a.example", 80), PATIENCE, ("127.0.0.1", 0))
+        name = first.getsockname()
+        first.sendall(HEAD + b"\r\n")
+        self.assertIn(b" 200 OK", first.recv(65536))
+        close_by_reset(first)
+        address = ("127.0.0.1", server.port)
+        try:
+            second = socket.create_connection(address, PATIENCE, name)
+        except OSError as error:
+            self.skipTest(f"the system keeps the port: {error}")
+        with second:
+            self.assertEqual(second.getpeername(), address)
+            self.assertEqual(self.ask(server, second), "127.0.0.1")
+        self.assertEqual([each.address for each in server.requests], [PUBLIC, "127.0.0.1"])
+
+    def test_sockets_that_lead_nowhere_have_no_peer(self):
+        """Others have the one that they had outside."""
+        server = self.serve_all()
+        server.resolve("a.example", PUBLIC)
+        self.found("a.example")
+        with socket.socket() as unconnected, self.assertRaises(OSError) as caught:
+            unconnected.getpeername()
+        self.assertEqual(caught.exception.errno, errno.ENOTCONN)
+        listening = socket.create_server(("127.0.0.1", 0))
+        with listening, socket.create_connection(listening.getsockname()) as connection:
+            accepted, _ = listening.accept()
+            with accepted:
+                self.assertEqual(accepted.getpeername(), connection.getsockname())
+            self.assertEqual(connection.getpeername(), listening.getsockname())
+        one, another = socket.socketpair()
+        with one, another:
+            self.assertEqual(one.getpeername(), another.getsockname())
+
+    def test_datagrams_do_not_leave_the_machine(self):
+        server = self.serve()
+        server.resolve("a.example", PUBLIC)
+        with contextlib.ExitStack() as stack:
+            methods = ("sendto", "connect")
+            called = [stack.enter_context(self.noted(method)) for method in methods]
+            stack.enter_context(server.intercept(proxy=False))
+            [(*_, address)] = socket.getaddrinfo("a.example", 443, type=socket.SOCK_DGRAM)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.sendto(b"x", address)
+                client.connect(address)
+                client.sendto(b"x", ("a.example", 443))
+        self.assertEqual(address, (PUBLIC, 443))
+        self.assertEqual([len(addresses) for addresses in called], [2, 1])
+        self.assertEqual({host for addresses in called for host, _ in addresses}, {"127.0.0.1"})
+
+    @contextlib.contextmanager
+    def noted(self, name):
+        """The addresses that a method of sockets gets as its last argument."""
+        called = []
+        with mock.patch.object(socket.socket, name, lambda *each: called.append(each[-1])):
+            yield called
+
+    def test_while_the_server_is_down_and_after_it_has_stopped(self):
+        server = self.serve_all()
+        server.resolve("a.example", PUBLIC)
+        self.found("a.example")
+        with server.down(), self.assertRaises(ConnectionRefusedError):
+            socket.create_connection((PUBLIC, 80), PATIENCE)
+        self.assertEqual(self.fetch("http://a.example/"), PUBLIC.encode())
+        server.stop()
+        with self.assertRaises(ConnectionRefusedError):
+            socket.create_connection(("a.example", 80), PATIENCE)
+
+    def test_a_server_on_all_addresses(self):
+        for host in ("0.0.0.0", "::"):
+            with self.subTest(host):
+                try:
+                    server = self.serve(host=host)
+                except OSError as error:
+                    self.skipTest(f"no IPv6 here: {error}")
+                server.respond("*", lambda request: request.address.encode())
+                server.resolve("a.example", PUBLIC)
+                server.resolve("b.example", "2001:db8::1")
+                with server.intercept(proxy=False):
+                    self.assertEqual(self.fetch("http://a.example/"), PUBLIC.encode())
+                    self.need_ipv6()
+                    self.assertEqual(self.fetch("http://b.example/"), b"2001:db8::1")
+
+    def test_a_server_on_an_address_of_version_6(self):
+        try:
+            server = self.serve(host="::1")
+        except OSError as error:
+            self.skipTest(f"no IPv6 here: {error}")
+        server.respond("*", lambda request: request.address.encode())
+        server.resolve("a.example", "2001:db8::1")
+        server.resolve("b.example", PUBLIC)
+        with self.noted("connect") as called, server.intercept(proxy=False):
+            with contextlib.suppress(OSError):  # a socket of version 4 cannot come here
+                socket.create_connection(("b.example", 80), PATIENCE).close()
+            self.assertNotIn((PUBLIC, 80), called)
+        with server.intercept(proxy=False):
+            self.assertEqual(self.fetch("http://a.example/"), b"2001:db8::1")
+
+    # Hosts that cannot be connected to
+
+    def test_a_host_that_refuses_connections(self):
+        server = self.serve_all()
+        server.resolve("*.example", "refused")
+        for connect_to in (
+            lambda host: socket.create_connection((host, 80)),
+            lambda host: socket.create_connection((host, 80), PATIENCE),
+            lambda host: self.peer_of_a_name("connect", host),
+            lambda host: self.fetch_directly(f"http://{host}/"),
+            lambda host: self.fetch_directly(f"https://{host}:8443/"),
+            lambda host: self.fetch(f"http://{host}/"),
+        ):
+            with self.assertRaises(OSError) as caught:
+                self.fail(f"{connect_to('a.example')}")
+            reason = getattr(caught.exception, "reason", caught.exception)
+            self.assertIsInstance(reason, ConnectionRefusedError)
+            self.assertEqual(reason.errno, errno.ECONNREFUSED)
+        [(family, *_, address)] = socket.getaddrinfo("a.example", 80, type=STREAM)
+        with socket.socket(family) as connection:
+            self.assertEqual(connection.connect_ex(address), errno.ECONNREFUSED)
+        connection, error = connect_at_once(address, family)
+        connection.close()
+        self.assertEqual(error, errno.ECONNREFUSED)
+        self.assertEqual((server.requests, server.errors), ([], []))
+
+    def test_a_host_that_refuses_while_others_do_not(self):
+        server = self.serve_all()
+        server.resolve("a.example", "refused")
+        with self.assertRaises(ConnectionRefusedError):
+            self.fetch_directly("http://a.example/")
+        for host in ("b.example", "c.example"):
+            self.assertEqual(self.fetch_directly(f"http://{host}/"), b"127.0.0.1")
+        server.resolve("a.example", PUBLIC)
+        self.assertEqual(self.fetch_directly("http://a.example/"), PUBLIC.encode())
+
+    def test_a_host_that_is_silent(self):
+        server = self.serve_all()
+        server.resolve("a.example", "silent")
+        with self.assertRaises(socket.timeout):
+            socket.create_connection(("a.example", 80), 0.01)
+        with self.assertRaises(urllib.error.URLError) as caught:
+            urllib.request.urlopen("http://a.example/", timeout=0.01)
+        self.assertIsInstance(caught.exception.reason, socket.timeout)
+        with socket.socket() as connection:
+            connection.settimeout(0.01)
+            error = connection.connect_ex(("a.example", 80))
+            self.assertIn(error, (errno.EWOULDBLOCK, errno.ETIMEDOUT))
+
+        async def connect():
+            await asyncio.wait_for(asyncio.open_connection("a.example", 80), 0.01)
+
+        with self.assertRaises(asyncio.TimeoutError):
+            asyncio.run(connect())
+        self.assertEqual(self.fetch("http://b.example/"), b"127.0.0.1")
+        self.assertEqual((len(server.requests), server.errors), (1, []))
+
+    def test_a_silent_host_and_a_socket_that_does_not_block(self):
+        server = self.serve_all()
+        server.resolve("a.example", "silent")
+        [(family, *_, address)] = socket.getaddrinfo("a.example", 80, type=STREAM)
+        with socket.socket(family) as one, socket.socket(family) as another:
+            for connection in (one, another):
+                connection.setblocking(False)
+            with self.assertRaises(BlockingIOError) as caught:
+                one.connect(address)
+            pending = (errno.EINPROGRESS, errno.EWOULDBLOCK)
+            self.assertIn(caught.exception.errno, pending)
+            self.assertIn(another.connect_ex(address), pending)
+            with selectors.DefaultSelector() as selector:
+                for connection in (one, another):
+                    selector.register(connection, selectors.EVENT_WRITE)
+                for _ in range(3):
+                    self.assertEqual(self.fetch("http://b.example/"), b"127.0.0.1")
+                    self.assertEqual(selector.select(0), [])
+            for connection in (one, another):
+                with self.assertRaises(OSError) as caught:
+                    connection.getpeername()
+                self.assertEqual(caught.exception.errno, errno.ENOTCONN)
+                self.assertIn(connection.connect_ex(address), (*pending, errno.EALREADY))
+        self.assertEqual((len(server.requests), server.errors), (3, []))
+
+    def connect_silently(self, server, end, closes=False):
+        """Connect to a silent host, without a timeout, until something ends; what is raised."""
+        server.resolve("a.example", "silent")
+        [(family, *_, address)] = socket.getaddrinfo("a.example", 80, type=STREAM)
+        raised = []
+
+        def connect_to():
+            try:
+                connection.connect(address)
+            except OSError as error:
+                raised.append(error)
+
+        with socket.socket(family) as connection:
+            thread = threading.Thread(target=connect_to, daemon=True)
+            thread.start()
+            while not self.is_connecting(thread):
+                self.get(server, "/")
+            if closes:
+                connection.close()
+            end()
+            thread.join(PATIENCE)
+            self.assertFalse(thread.is_alive())
+        return raised
+
+    def is_connecting(self, thread):
+        """Whether a thread is inside of what was put in the place of connect()."""
+        frame = sys._current_frames().get(thread.ident)
+        names = [frame.f_code.co_name for frame, _ in traceback.walk_stack(frame)] if frame else []
+        self.assertTrue(thread.is_alive(), "it did not wait")
+        return "connect_to" in names and names[0] != "connect_to"
+
+    def test_nothing_waits_for_a_silent_host_for_ever(self):
+        for words in ("the end of the context", "stop()"):
+            server = self.serve()
+            with self.subTest(words), contextlib.ExitStack() as stack:
+                stack.enter_context(server.intercept(proxy=False))
+                end = server.stop if words == "stop()" else stack.close
+                [error] = self.connect_silently(server, end)
+                self.assertIsInstance(error, OSError)
+                self.assertEqual(server.errors, [])
+
+    def test_closing_a_socket_that_waits_for_a_silent_host(self):
+        server = self.serve()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(server.intercept(proxy=False))
+
+            self.assertEqual(len(self.connect_silently(server, stack.close, closes=True)), 1)
+
+    # Readers that refuse private addresses
+
+    def guarded(self, url):
+        """Fetch a URL unless its host has a private address, which is looked up for that alone."""
+        parts = urllib.parse.urlsplit(url)
+        for *_, address in socket.getaddrinfo(parts.hostname, parts.port, type=STREAM):
+            if not ipaddress.ip_address(address[0]).is_global:
+                raise PermissionError(address[0])
+        return self.fetch(url)
+
+    def well_guarded(self, url):
+        """Fetch a URL unless the connection leads to a private address."""
+        parts = urllib.parse.urlsplit(url)
+        connection = http.client.HTTPConnection(parts.netloc, timeout=PATIENCE)
+        with contextlib.closing(connection):
+            connection.connect()
+            address = connection.sock.getpeername()[0]
+            if not ipaddress.ip_address(address).is_global:
+                raise PermissionError(address)
+            connection.request("GET", parts.path)
+            return connection.getresponse().read()
+
+    def test_a_guard(self):
+        server, port = self.serve_all(), self.unused_port()
+        url = f"http://a.example:{port}/"
+        for fetch in (self.guarded, self.well_guarded):
+            for address in self.ADDRESSES:
+                server.resolve("a.example", address)
+                with self.subTest(fetch.__name__, address=address):
+                    if address == PUBLIC:
+                        self.assertEqual(fetch(url), PUBLIC.encode())
+                    else:
+                        with self.assertRaisesRegex(PermissionError, re.escape(address)):
+                            fetch(url)
+        self.assertEqual([request.address for request in server.requests], [PUBLIC] * 2)
+
+    def test_an_address_that_changes_between_the_look_up_and_the_connection(self):
+        server, port = self.serve_all(), self.unused_port()
+        url = f"http://evil.example:{port}/"
+        server.resolve("evil.example", PUBLIC, "127.0.0.1")
+        self.assertEqual(self.guarded(url), b"127.0.0.1")
+        self.assertEqual(server.requests[-1].address, "127.0.0.1")
+        server.resolve("evil.example", PUBLIC, "127.0.0.1")
+        self.assertEqual(self.well_guarded(url), PUBLIC.encode())
+        with self.assertRaises(PermissionError):
+            self.well_guarded(url)
+        self.assertEqual(len(server.requests), 2)
+
+    def test_failing_over_to_another_host(self):
+        server = self.serve_all()
+        server.resolve("a.example", "refused", PUBLIC)
+        server.resolve("b.example", "unknown")
+
+        def fetch_from_any(*hosts):
+            for host in hosts:
+                with contextlib.suppress(urllib.error.URLError):
+                    return host, self.fetch(f"http://{host}/").decode()
+            return None
+
+        hosts = ("a.example", "b.example", "c.example")
+        self.assertEqual(fetch_from_any(*hosts), ("c.example", "127.0.0.1"))
+        self.assertEqual(fetch_from_any(*hosts), ("a.example", PUBLIC))
+
+    # To a client that goes by the proxy
+
+    def test_each_request_to_a_proxy_is_a_look_up(self):
+        server = self.serve_all(proxy=True)
+        server.resolve("a.example", PUBLIC, "unknown", "refused", OTHER)
+        statuses = [200, 502, 502, 200, 200]
+        found = [ask(server, "http://a.example/x") for _ in statuses]
+        self.assertEqual([answer.status for answer in found], statuses)
+        for answer in found[1:3]:
+            self.assertIn(b"a.example", answer.body)
+        self.assertNotEqual(found[1].body, found[2].body)
+        self.assertEqual([each.response.status for each in server.requests], statuses)
+        self.assertEqual({each.address for each in server.requests}, {"127.0.0.1"})
+        self.assertEqual({each.url for each in server.requests}, {"http://a.example/x"})
+        self.assertEqual(server.errors, [])
+
+    def test_a_request_to_a_proxy_that_fails_takes_no_step(self):
+        server = self.serve_all(proxy=True)
+        server.respond("http://a.example/x", b"1", b"2")
+        server.resolve("a.example", "unknown", "refused", PUBLIC)
+        bodies = [ask(server, "http://a.example/x").body for _ in range(4)]
+        self.assertEqual(bodies[2:], [b"1", b"2"])
+
+    def test_requests_to_a_proxy_that_share_a_connection(self):
+        server = self.serve_all(proxy=True)
+        server.resolve("a.example", PUBLIC, OTHER, "unknown")
+        get = b"GET http://%s.example/x HTTP/1.1\r\nHost: x\r\n"
+        parts = [get % host + b"\r\n" for host in (b"a", b"b", b"a", b"b")]
+        received = exchange(server, *parts, get % b"a" + b"Connection: close\r\n\r\n")
+        statuses = re.findall(rb"HTTP/1.1 (\d+) ", received)
+        self.assertEqual(statuses, [b"200"] * 4 + [b"502"])
+        self.assertEqual({each.address for each in server.requests}, {"127.0.0.1"})
+
+    def test_a_connect_is_a_look_up_and_what_comes_through_is_none(self):
+        server = self.serve_all(proxy=True)
+        server.resolve("a.example", PUBLIC, "unknown", "refused", OTHER)
+        connect_to = b"CONNECT a.example:80 HTTP/1.1\r\nHost: a.example:80\r\n"
+        head = HEAD.replace(b"Host: x", b"Host: a.example")
+        gets = (head + b"\r\n", head + b"\r\n", head + CLOSING)
+        for opens in (True, False, False, True):
+            if opens:
+                wire = exchange(server, connect_to + b"\r\n", *gets)
+            else:
+                wire = exchange(server, connect_to + CLOSING)
+            found = re.findall(rb"HTTP/1.1 (\d+) ", wire)
+            self.assertEqual(found, [b"200"] * 4 if opens else [b"502"])
+        self.assertEqual({request.address for request in server.requests}, {"127.0.0.1"})
+        refused = [request for request in server.requests if request.method == "CONNECT"]
+        self.assertEqual([request.response.status for request in refused], [502, 502])
+        self.assertEqual((len(server.requests), server.errors), (8, []))
+
+    def test_clients_that_go_by_the_environment(self):
+        server = self.serve_all(proxy=True)
+        server.resolve("a.example", PUBLIC, "unknown", "refused", OTHER, "unknown")
+        self.assertEqual(self.fetch("http://a.example/"), b"127.0.0.1")
+        with self.assertRaises(urllib.error.HTTPError) as caught:
+            self.fetch("http://a.example/")
+        caught.exception.close()
+        self.assertEqual(caught.exception.code, 502)
+        with self.assertRaisesRegex(OSError, "502"):
+            self.fetch("https://a.example/")
+        self.assertEqual(self.fetch("https://a.example/"), b"127.0.0.1")
+        with self.assertRaises(socket.gaierror):
+            self.fetch_directly("http://a.example/")
+        self.assertEqual(server.errors, [])
+
+    def test_what_is_connected_directly_is_looked_up_once(self):
+        server = self.serve_all(proxy=True)
+        server.resolve("a.example", PUBLIC, OTHER, "unknown")
+        for address in (PUBLIC, OTHER):
+            self.assertEqual(self.fetch_directly("http://a.example/"), address.encode())
+        with self.assertRaises(socket.gaierror):
+            self.fetch_directly("http://a.example/")
+        with connect(server) as connection:
+            self.assertEqual(self.ask(server, connection), "127.0.0.1")
+
+    def test_a_silent_host_behind_a_proxy(self):
+        server = self.serve()
+        server.resolve("a.example", "silent")
+        with server.intercept(), connect(server) as one, connect(server) as another:
+            one.sendall(b"GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n")
+            another.sendall(b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n")
+            for connection in (one, another):
+                self.assert_silent(server, connection)
+            server.stop()
+            for connection in (one, another):
+                self.assertEqual(read_to_the_end(connection)[0], b"")
+        self.assertEqual(server.errors, [])
+
+    def test_nothing_leaves_the_machine_whatever_is_found(self):
+        code = """
+        import asyncio, contextlib, ipaddress, socket, sys, urllib.request, http.client
+        import feedtestserver
+        events = []
+        def hook(event, arguments):
+            if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+                events.append((event, arguments[1][0]))
+            elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.bind"):
+                name = arguments[1][0] if event == "socket.bind" else arguments[0]
+                names.append((event, name))
+            elif event in ("socket.gethostbyaddr", "socket.getnameinfo"):
+                names.append((event, "a name"))
+        names = []
+        def fetch(url, timeout):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(url, timeout=timeout).close()
+            with contextlib.suppress(OSError):
+                host = url.split("/")[2]
+                connection = http.client.HTTPConnection(host, timeout=timeout)
+                with contextlib.closing(connection):
+                    connection.request("GET", "/")
+                    connection.getresponse().read()
+        async def stream(host, timeout):
+            with contextlib.suppress(OSError, asyncio.TimeoutError):
+                _, writer = await asyncio.wait_for(asyncio.open_connection(host, 80), timeout)
+                writer.close()
+        def datagrams(host):
+            with contextlib.suppress(OSError):
+                for family, *_, address in socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM):
+                    with socket.socket(family, socket.SOCK_DGRAM) as sender:
+                        sender.sendto(b"x", address)
+                        sender.connect(address)
+        sys.addaudithook(hook)
+        with feedtestserver.FeedTestServer("") as server:
+            server.respond("*", lambda request: seen.append(request.address) or 204)
+            seen = []
+            for proxy in (False, True):
+                with server.intercept(proxy=proxy):
+                    for answer in (
+                        "93.184.216.34", "192.0.2.1", "2001:db8::1", ["2001:db8::1", "192.0.2.2"],
+                        "unknown", "refused", "silent",
+                    ):
+                        server.resolve("*.example", answer)
+                        timeout = 0.02 if answer == "silent" else 20
+                        fetch("http://a.example/", timeout)
+                        if answer == "192.0.2.1":
+                            fetch("https://a.example/", timeout)
+                        asyncio.run(stream("b.example", timeout))
+                        datagrams("c.example")
+                        for find in (socket.gethostbyname, socket.gethostbyname_ex):
+                            with contextlib.suppress(OSError):
+                                find("d.example")
+            print(server.errors)
+        print({"93.184.216.34", "192.0.2.1"} <= set(seen))
+        for event, host in events:
+            address = ipaddress.ip_address(host)
+            address = getattr(address, "ipv4_mapped", None) or address
+            if not address.is_loopback:
+                print(event, host)
+        for event, host in names:
+            if host:  # to read an address reaches nobody
+                ipaddress.ip_address(host.partition("%")[0])
+        print(len(events) > 20)
+        """
+        done = run("-W", "error", "-c", textwrap.dedent(code))
+        self.assertEqual((done.stderr, done.stdout), ("", "[]\nTrue\nTrue\n"))
 
 
 class TunnelTest(ServerTestCase):
@@ -10995,6 +12302,43 @@ class RequestTest(ServerTestCase):
                 tls.sendall(request.encode())
                 self.assertTrue(read_all(tls).endswith(b"<rss/>"))
                 self.assertEqual(server.requests[-1].url, f"https://{host}/feed.xml?x")
+
+    def test_address_is_the_one_that_the_client_connected_to(self):
+        for host, addresses in (
+            ("127.0.0.1", {"127.0.0.1": socket.AF_INET}),
+            ("0.0.0.0", {"127.0.0.1": socket.AF_INET}),
+            ("::1", {"::1": socket.AF_INET6}),
+            ("::", {"::1": socket.AF_INET6, "127.0.0.1": socket.AF_INET}),
+        ):
+            with self.subTest(host):
+                try:
+                    server = self.serve(host=host)
+                except OSError as error:
+                    self.skipTest(f"no IPv6 here: {error}")
+                for address, family in addresses.items():
+                    with socket.socket(family) as connection:
+                        try:
+                            connection.connect((address, server.port))
+                        except OSError as error:
+                            self.skipTest(f"{host} is for one family alone: {error}")
+                        connection.sendall(LAST)
+                        read_all(connection)
+                    self.assertEqual(server.requests[-1].address, address)
+
+    def test_address_of_any_request(self):
+        seen = []
+        server = self.serve({"feed.xml": b"<rss/>"})
+        server.respond("https://*", lambda request: seen.append(request.address) or 204)
+        exchange(server, b"nonsense\r\n\r\n")
+        self.get(server, "/none", "BREW")
+        with server.ssl_context().wrap_socket(connect(server), server_hostname="a.example") as tls:
+            tls.sendall(LAST)
+            read_all(tls)
+        with server.intercept():
+            urllib.request.urlopen("https://a.example/").close()
+        self.assertEqual({request.address for request in server.requests}, {"127.0.0.1"})
+        self.assertEqual(server.requests[-1].tunnel.address, "127.0.0.1")
+        self.assertEqual(seen, ["127.0.0.1"])
 
     def test_json_reads_the_body(self):
         server = self.serve()
@@ -14020,6 +15364,42 @@ class InterceptingMixinTest(FeedTestServerMixin, ServerTestCase):
             self.assertEqual(response.read(), b"<rss/>")
         self.assertRequested("https://example.com/feed.xml", times=1)
         self.assertNotRequested("/feed.xml")
+
+    def test_keyword_arguments(self):
+        class Test(FeedTestServerMixin, unittest.TestCase):
+            __module__ = __name__
+            intercept = {"proxy": False}
+
+            def runTest(self):
+                seen.append(dict(os.environ))
+                self.server.respond("http://example.com/feed.xml", b"<rss/>")
+                self.server.resolve("example.com", "192.0.2.1")
+                connection = http.client.HTTPConnection("example.com", timeout=PATIENCE)
+                with contextlib.closing(connection):
+                    connection.request("GET", "/feed.xml")
+                    self.assertEqual(connection.getresponse().read(), b"<rss/>")
+                request = self.assertRequested("http://example.com/feed.xml", times=1)
+                self.assertEqual(request.address, "192.0.2.1")
+
+        seen, before = [], dict(os.environ)
+        result = Test().run()
+        self.assertTrue(result.wasSuccessful(), result.errors + result.failures)
+        self.assertEqual(seen, [before])
+        self.assertEqual(self.server.requests, [])
+
+    def test_arguments_that_intercept_does_not_have(self):
+        class Test(FeedTestServerMixin, unittest.TestCase):
+            __module__ = __name__
+            intercept = {"proxies": False}
+
+            def runTest(self):
+                raise AssertionError("it was not to be run")
+
+        threads = set(threading.enumerate())
+        result = Test().run()
+        [(_, words)] = result.errors
+        self.assertRegex(words.splitlines()[-1], "^TypeError: .*proxies")
+        self.assertEqual(set(threading.enumerate()) - threads, set())
 
     def test_an_unknown_host_fails_the_test(self):
         class Test(FeedTestServerMixin, unittest.TestCase):
