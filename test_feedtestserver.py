@@ -9204,9 +9204,9 @@ class ResolveTest(AnyHostTestCase):
 
         async def ask(port, **options):
             reader, writer = await asyncio.open_connection("a.example", port, **options)
+            peer = writer.get_extra_info("peername")
             writer.write(LAST.replace(b"Host: x", b"Host: a.example"))
             await reader.read()
-            peer = writer.get_extra_info("peername")
             writer.close()
             await writer.wait_closed()
             return peer, server.requests[-1].address
