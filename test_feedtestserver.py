@@ -8508,8 +8508,8 @@ class WithoutProxyTest(AnyHostTestCase):
             before = dict(os.environ)
             with self.serve().intercept(proxy=False):
                 self.assertEqual(dict(os.environ), before)
-                os.environ["http_proxy"] = "changed"
-            self.assertEqual(dict(os.environ), {**before, "http_proxy": "changed"})
+                os.environ["SSL_CERT_FILE"] = "changed"
+            self.assertEqual(dict(os.environ), {**before, "SSL_CERT_FILE": "changed"})
 
     def test_each_host_has_connections_of_its_own(self):
         server = self.serve()
