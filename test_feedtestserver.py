@@ -8682,12 +8682,6 @@ class WithoutProxyTest(AnyHostTestCase):
             self.fail("it was entered")
         self.assertEqual(self.places(), before)
 
-    def test_an_argument_that_it_does_not_have(self):
-        before, server = self.places(), self.serve()
-        with self.assertRaises(TypeError), server.intercept(proxies=False):
-            self.fail("it was entered")
-        self.assertEqual(self.places(), before)
-
 
 PUBLIC, OTHER = "93.184.216.34", "93.184.216.35"
 STREAM = socket.SOCK_STREAM
@@ -9554,6 +9548,21 @@ class ResolveTest(AnyHostTestCase):
             stack.enter_context(server.intercept(proxy=False))
 
             self.assertEqual(len(self.connect_silently(server, stack.close, closes=True)), 1)
+
+    def test_neither_a_socket_nor_a_thread_is_left(self):
+        descriptors, threads = open_descriptors(), set(threading.enumerate())
+        with FeedTestServer("") as server, server.intercept(proxy=False):
+            server.respond("*", 204)
+            for answer in (PUBLIC, OTHER, "unknown", "refused", "silent", "silent"):
+                server.resolve("a.example", answer)
+                timeout = 0.01 if answer == "silent" else PATIENCE
+                connection = http.client.HTTPConnection("a.example", timeout=timeout)
+                with contextlib.suppress(OSError), contextlib.closing(connection):
+                    connection.request("GET", "/")
+                    connection.getresponse().read()
+        self.assertEqual(len(server.requests), 2)
+        self.assertEqual(open_descriptors(), descriptors)
+        self.assertEqual(set(threading.enumerate()) - threads, set())
 
     # Readers that refuse private addresses
 
