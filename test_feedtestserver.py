@@ -8705,7 +8705,7 @@ class ResolveTest(AnyHostTestCase):
     """What look-ups find, by server.resolve()."""
 
     #: Those that may be a service's on this machine are asked for at a port that nobody has.
-    ADDRESSES = (PUBLIC, "10.0.0.1", "127.0.0.1", "127.0.0.2", "169.254.169.254", "192.168.1.1")
+    ADDRESSES = (PUBLIC, "10.0.0.1", "127.0.0.1", "127.0.0.2", "169.254.169.254", "0.0.0.0")
     ADDRESSES_6 = ("2001:db8::1", "::1", "::ffff:10.0.0.1", "fe80::1", "2001:DB8:0::2")
     #: Ways to look up a host, and what each finds first.
     LOOK_UPS = {
@@ -9291,6 +9291,19 @@ class ResolveTest(AnyHostTestCase):
 
         run_at_once([functools.partial(fetch, *each) for each in enumerate(addresses)])
 
+    def test_addresses_of_this_machine_at_whatever_port(self):
+        server, port = self.serve_all(), self.unused_port()
+        for address in (PUBLIC, "127.0.0.2"):
+            server.resolve("a.example", address)
+            with self.subTest(address):
+                found = self.fetch_directly(f"http://a.example:{server.port}/")
+                self.assertEqual(found, address.encode())
+        server.resolve("a.example", "127.0.0.1")
+        with socket.socket() as connection:  # which looks the name up itself
+            connection.connect(("a.example", port))
+            self.assertEqual(connection.getpeername(), ("127.0.0.1", port))
+            self.assertEqual(self.ask(server, connection), "127.0.0.1")
+
     def test_hosts_that_share_an_address(self):
         server = self.serve_all()
         server.resolve("*.example", PUBLIC)
@@ -9325,23 +9338,39 @@ class ResolveTest(AnyHostTestCase):
         self.assertEqual(self.fetch(f"http://a.example:{service.port}/x"), b"service")
         self.assertEqual(server.requests, [])
 
+    def use_again(self, server, name):
+        """A connection to the server itself, from an address that a client has had before."""
+        address = ("127.0.0.1", server.port)
+        try:
+            connection = socket.create_connection(address, PATIENCE, name)
+        except OSError as error:
+            self.skipTest(f"the system keeps the port: {error}")
+        with connection:
+            self.assertEqual(connection.getpeername(), address)
+            self.assertEqual(self.ask(server, connection), "127.0.0.1")
+            self.assertEqual(server.requests[-1].url, "http://a.example/feed.xml")
+
     def test_a_port_of_the_client_that_is_used_again(self):
         server = self.serve_all()
         server.resolve("a.example", PUBLIC)
-        first = socket.create_connection(("a.example", 80), PATIENCE, ("127.0.0.1", 0))
-        name = first.getsockname()
-        first.sendall(HEAD + b"\r\n")
-        self.assertIn(b" 200 OK", first.recv(65536))
-        close_by_reset(first)
-        address = ("127.0.0.1", server.port)
-        try:
-            second = socket.create_connection(address, PATIENCE, name)
-        except OSError as error:
-            self.skipTest(f"the system keeps the port: {error}")
-        with second:
-            self.assertEqual(second.getpeername(), address)
-            self.assertEqual(self.ask(server, second), "127.0.0.1")
+        connection = socket.create_connection(("a.example", 80), PATIENCE, ("127.0.0.1", 0))
+        name = connection.getsockname()
+        connection.sendall(HEAD + b"\r\n")
+        self.assertIn(b" 200 OK", connection.recv(65536))
+        close_by_reset(connection)
+        self.use_again(server, name)
         self.assertEqual([each.address for each in server.requests], [PUBLIC, "127.0.0.1"])
+
+    def test_a_port_of_a_client_that_could_not_connect(self):
+        server = self.serve_all()
+        server.resolve("a.example", PUBLIC)
+        self.found("a.example")
+        with socket.socket() as connection, server.down():
+            connection.bind(("127.0.0.1", 0))
+            name = connection.getsockname()
+            with self.assertRaises(ConnectionRefusedError):
+                connection.connect((PUBLIC, 80))
+        self.use_again(server, name)
 
     def test_sockets_that_lead_nowhere_have_no_peer(self):
         """Others have the one that they had outside."""
