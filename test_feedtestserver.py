@@ -9553,6 +9553,7 @@ class ResolveTest(AnyHostTestCase):
             thread.start()
             while not self.is_inside(thread, "connect_silently"):
                 self.get(server, "/")
+            self.assertEqual(raised, [])
             end()
             thread.join(PATIENCE)
             self.assertFalse(thread.is_alive())
