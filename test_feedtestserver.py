@@ -8896,15 +8896,22 @@ class ResolveTest(AnyHostTestCase):
                     self.assertEqual(self.found(host), [f"203.0.113.{number}"])
 
     def test_what_an_address_is_called_is_not_looked_up_in_the_network(self):
-        for name, arguments in (
-            ("gethostbyaddr", (PUBLIC,)),
-            ("gethostbyaddr", ("2001:db8::1",)),
-            ("getnameinfo", ((PUBLIC, 80), 0)),
+        server = self.serve()
+        server.resolve("a.example", OTHER)
+        for name, *arguments in (
+            ("gethostbyaddr", PUBLIC),
+            ("gethostbyaddr", OTHER),
+            ("gethostbyaddr", "2001:db8::1"),
+            ("getnameinfo", (PUBLIC, 80), 0),
+            ("getnameinfo", (OTHER, 80), 0),
         ):
             stub = mock.patch.object(socket, name)
-            with contextlib.suppress(OSError), stub as find, self.serve().intercept(proxy=False):
+            with contextlib.suppress(OSError), stub as find, server.intercept(proxy=False):
                 getattr(socket, name)(*arguments)
-            self.assertEqual(find.call_args_list, [])
+            with self.subTest(name, arguments=arguments):
+                for call in find.call_args_list:
+                    self.assertEqual(name, "getnameinfo")
+                    self.assertTrue(call.args[1] & socket.NI_NUMERICHOST)
 
     def test_no_such_name(self):
         server = self.serve_all()
