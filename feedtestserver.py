@@ -338,6 +338,7 @@ class FeedTestServer(threading.Thread):
                     self.join(self.stop_timeout)
             self._await_end(httpd, "stop()", deadline)
         finally:
+            self._site.names.close()
             with self._starting:  # once it is not ready any more, no other files are made
                 _remove(self._files, self._pid)
 
@@ -840,17 +841,20 @@ class _Site:
             return ()
         return (self._take(script, request) for script in self._matching(request))
 
-    def is_early(self, request: Request) -> bool:
+    def is_early(self, request: Request, by_fixture: bool) -> bool:
         """Whether the response does not wait for the request's body, by its Early directive.
 
-        A callable is asked with the whole request. What is wrong is found later.
+        A callable is asked with the whole request, and so is a do_ method of the test. What is
+        wrong with it is told when it is planned.
         """
+        response: Optional[Response] = None
         with contextlib.suppress(Exception):
             if scripts := self._matching(request):
                 step = scripts[0].next_step
-                return not callable(step) and self.response(step).early
-            if request.method in ("GET", "HEAD"):
-                return self.fixture_for(request, None).early
+                response = None if callable(step) else self.response(step)
+            elif by_fixture and request.method in ("GET", "HEAD"):
+                response = self.fixture_for(request, None)
+            return response is not None and response.early and not response.asis
         return False
 
     def _matching(self, request: Request) -> list[_Script]:
@@ -1590,7 +1594,6 @@ class _Connection:
         if self.conversation is None:  # it has ended while a worker was at work for it
             return
         current, self._server.current = self._server.current, self
-        self._spent = 0
         try:
             while value is not _LATER:
                 if error is None:
@@ -1621,14 +1624,13 @@ class _Connection:
             self._watch(0)
             self._server.run_in_worker(self, yielded)
             return _LATER
-        try:
-            sent = self.socket.send(yielded)
-        except BlockingIOError:
-            sent = 0
+        sent = 0
+        if self._spent <= _A_TURN:  # else others are served first
+            with contextlib.suppress(BlockingIOError):
+                sent = self.socket.send(yielded)
         self._spent += sent + 1000  # as a small block takes its time as well
-        if sent == len(yielded) and self._spent <= _A_TURN:
+        if sent == len(yielded):
             return None
-        # Others are served first, even if all of it was taken.
         self._watch(_WRITE)
         self._unsent = memoryview(yielded)[sent:]
         return _LATER
@@ -1651,7 +1653,7 @@ class _Connection:
 
     def _on_time(self) -> None:
         """Go on, or wait further if the timer was that of an earlier wait."""
-        self._timer = math.inf
+        self._timer, self._spent = math.inf, 0
         wait, self._wait = self._wait, None
         if wait:
             self.resume(self._receive_or_wait(wait))
@@ -1680,11 +1682,13 @@ class _Connection:
             return
         result: Optional[bytes] = None
         error = None
+        self._spent = 0
         try:
             if self._unsent is None:
                 result = self._receive()
             else:
-                self._unsent = self._unsent[self.socket.send(self._unsent) :]
+                self._spent = self.socket.send(self._unsent)
+                self._unsent = self._unsent[self._spent :]
                 if self._unsent:
                     return
         except BlockingIOError:
@@ -1745,8 +1749,7 @@ class FeedTestRequestHandler:
 
     A subclass may add ``do_`` methods. They run in a worker thread, find the Request in
     ``self.received`` and the FeedTestServer in ``self.test_server``, and respond by
-    ``self.reply(Response(...))``. A Response is complete before its first byte is sent, so there is
-    nothing that writes it bit by bit.
+    ``self.reply(Response(...))``.
     """
 
     received: Request
@@ -1758,6 +1761,7 @@ class FeedTestRequestHandler:
     tls: Optional[_Tls] = None
     client_certificate: Optional[str] = None
     head: Optional[_Head] = None
+    stream: Optional[_Stream] = None
     client_left = closing = lingering = False
     #: Whether the response does not wait for the body of the request.
     is_early = False
@@ -1780,7 +1784,7 @@ class FeedTestRequestHandler:
     def converse(self) -> _Conversation:
         """The life of a connection, as a generator; see _Conversation."""
         try:
-            while not self.closing:
+            while not (self.closing or self.server.stopping):
                 yield from (self.exchange() if self.scheme else self.begin())
         except EOFError:
             pass
@@ -1808,10 +1812,12 @@ class FeedTestRequestHandler:
         is_plain_tunnel = self.tunnel is request and not request.is_scripted
         if request.method != "QUIT" and not is_plain_tunnel:
             self.record.add(request)
-        if plan.whole is None:
-            yield from self.send_parts(request, plan)
-        else:
-            yield from self.send(plan.whole)
+        try:
+            yield from (
+                self.send_parts(request, plan) if plan.whole is None else self.send(plan.whole)
+            )
+        finally:
+            self.leave_stream(request)
         if not self.client_left:
             request.ended_at = time.perf_counter()
 
@@ -1819,7 +1825,9 @@ class FeedTestRequestHandler:
         """Let a client that may still be sending read the response before the connection closes."""
         if self.tls and not self.broken_off:
             yield self.tls.close()
-        if (self.lingering or self.buffer) and not self.server.stopping:  # RFC 9112 9.6
+        is_broken = self.is_early and self.broken_off  # so that the client cannot send the rest
+        if (self.lingering or self.buffer) and not (is_broken or self.server.stopping):
+            # RFC 9112 9.6
             self.connection.shutdown(socket.SHUT_WR)
             while (yield _RECEIVE):
                 pass
@@ -1900,7 +1908,9 @@ class FeedTestRequestHandler:
                 raise _Refusal(400, "an https URL was asked for without TLS (RFC 9110 7.4)")
             if head.body_size != 0:
                 origin = self.site.origin_of(head, self.scheme, self.tunnel)
-                self.is_early = self.site.is_early(Request(head, self.base_url, origin))
+                asked = Request(head, self.base_url, origin)
+                by_fixture = type(self) is FeedTestRequestHandler
+                self.is_early = self.site.is_early(asked, by_fixture)
                 if not self.is_early:
                     body = yield from self.read_body(head)
         except EOFError:
@@ -1937,6 +1947,8 @@ class FeedTestRequestHandler:
             self.buffer += data
         if not data:
             self.client_left = True
+        if self.is_early:  # it is the rest of the request
+            self.buffer.clear()
 
     def decipher(self, data: bytes) -> _Part[None]:
         """Add to the buffer what bytes in TLS say; the handshake is responded to here as well."""
@@ -2021,8 +2033,7 @@ class FeedTestRequestHandler:
             for step in self.site.steps_for(request):
                 if callable(step):
                     response = yield from self.work(self.perform, request, step)
-                    if response and response.early:  # too late
-                        response = _with(response, early=False)
+                    self.time()
                 else:
                     response = self.site.response(step)
                 if response is not None:
@@ -2033,6 +2044,7 @@ class FeedTestRequestHandler:
                     response = self.unscripted(request)
                 else:  # it may be a test's own method, which may take its time
                     response = yield from self.work(self.perform, request, self.unscripted)
+                    self.time()
             assert response is not None
             if len(response.content) > _MUCH and (response.compress or response.template):
                 return (yield from self.work(self.plan, request, response))
@@ -2043,10 +2055,9 @@ class FeedTestRequestHandler:
     def work(self, function: Callable[..., _T], request: Request, argument: object) -> _Part[_T]:
         """Call a function of a request, and of something else, that may block.
 
-        Then look at the clock, and whether the client has left meanwhile.
+        Then look whether the client has left meanwhile.
         """
         result: _T = yield _Call(functools.partial(function, request, argument), request)
-        self.time()
         try:
             if not self.client_left and len(self.buffer) <= _A_TURN:
                 yield from self.receive(_LOOK)
@@ -2061,7 +2072,9 @@ class FeedTestRequestHandler:
         """
         try:
             result = _called(step, request)
-            return None if result is None else self.site.response(result)
+            response = None if result is None else self.site.response(result)
+            # It was asked with the whole request.
+            return _with(response, early=False) if response and response.early else response
         except BaseException as error:  # pytest.fail() raises no Exception
             return self.fail(_explain(error, request))
 
@@ -2140,10 +2153,14 @@ class FeedTestRequestHandler:
 
     def plan(self, request: Request, response: Response) -> _Plan:
         """Decide the response completely, and whether the connection ends with it."""
+        if response.early and request.head.body_size != 0 and not self.is_early:
+            response = _with(response, early=False)  # a step before this one has passed
         begins_tunnel = _begins_tunnel(request.head, response)
         persistent = begins_tunnel or _ignoring(request.head, response.ignore).persists
         lasting = persistent and not (self.server.stopping or self.is_early or response.early)
         plan = _shared_plan(request, response, self.date, lasting)
+        if isinstance(response.content, _Items):
+            self.stream = _Stream(response.content, bool(plan.response.chunked))
         if begins_tunnel:  # its first byte tells the scheme, as that of a connection does
             self.tunnel, self.scheme = request, ""
         if plan.closes:
@@ -2168,46 +2185,50 @@ class FeedTestRequestHandler:
 
     def send_parts(self, request: Request, plan: _Plan) -> _Part[None]:
         """Send the planned response, part by part."""
-        stream = None
-        if isinstance(plan.content, _Items):
-            stream = _Stream(plan.content, bool(plan.response.chunked))
-            # The system takes no more than that before the client does.
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BLOCK)
         begin = time.perf_counter()
-        try:
-            for part in _timeline(plan, stream):
-                if isinstance(part, str):
-                    yield from self.break_off(part)
-                elif isinstance(part, _Pause) or part is None:
-                    stopped = time.perf_counter()
-                    if part is not None:
-                        yield from self.pause_until(stopped + part)
-                    elif stream:
-                        stream.item = yield from self.work(self.next_item, request, stream)
-                    begin += time.perf_counter() - stopped
-                elif isinstance(part, float):
-                    yield from self.pause_until(begin + part)
-                else:
-                    yield from self.send(part)
-        finally:
-            if stream and not stream.closed:
-                close = functools.partial(self.close_stream, request, stream)
-                with contextlib.suppress(RuntimeError):  # there are no more threads
-                    self.server.run_in_worker(None, _Call(close, request))
+        if self.stream:  # so that the system does not take much more than the client
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BLOCK // 2)
+        for part in _timeline(plan, self.stream):
+            now = time.perf_counter()
+            if isinstance(part, str):
+                yield from self.break_off(part)
+            elif part is None:
+                yield from self.produce(request)
+            elif isinstance(part, float):
+                yield from self.pause_until(part + (now if isinstance(part, _Pause) else begin))
+            else:
+                yield from self.send(part)
+            if part is None or isinstance(part, _Pause):
+                begin += time.perf_counter() - now
 
-    def next_item(self, request: Request, stream: _Stream) -> Optional[memoryview]:
-        """The next item of a body; if that fails, the connection ends, so that the client knows."""
+    def produce(self, request: Request) -> _Part[None]:
+        """Wait for the next item of the body."""
+        stream = self.stream
+        assert stream is not None
         try:
-            return stream.next()
-        except BaseException as error:
+            yield from self.work(self.use_stream, request, stream.next)
+        except RuntimeError as error:  # there are no more threads
             self.record.fail(_explain(error, request))
+            stream.has_failed = True
+        if stream.has_failed:
             self.broken_off = "error" if stream.is_framed else "reset"
-            raise EOFError from None
+        is_empty = stream.item is not None and not len(stream.item)
+        # Where nothing is sent, only this tells that the client has left.
+        if stream.has_failed or (is_empty and self.client_left):
+            raise EOFError
 
-    def close_stream(self, request: Request, stream: _Stream) -> None:
-        """Close a body that is not wanted any more."""
+    def leave_stream(self, request: Request) -> None:
+        """Have a worker close a body that is not sent to its end, but not in a forked child."""
+        stream, self.stream = self.stream, None
+        if stream and not stream.closed and self.server.is_own_thread():
+            close = functools.partial(self.use_stream, request, stream.close)
+            with contextlib.suppress(RuntimeError):  # there are no more threads
+                self.server.run_in_worker(None, _Call(close, request))
+
+    def use_stream(self, request: Request, method: Callable[[], object]) -> None:
+        """Call a method of a body, in a worker; what it raises is put on record."""
         try:
-            stream.close()
+            method()
         except BaseException as error:
             self.record.fail(_explain(error, request))
 
@@ -2221,8 +2242,6 @@ class FeedTestRequestHandler:
         A half-close cannot be told from a disconnect, so the rest is sent without further delay.
         """
         while time.perf_counter() < end and not (self.client_left or self.server.stopping):
-            if self.is_early:  # it is the rest of the request
-                self.buffer.clear()
             is_full = len(self.buffer) > _MAX_BODY  # so that a client cannot exhaust the memory
             yield from self.receive(_Wait(end, receiving=not is_full))
 
@@ -2925,7 +2944,7 @@ class _File:
 
 
 class _Items:
-    """A body that is an iterable of bytes. Before it is sent, it is endless and nothing is known.
+    """A body that is an iterable of bytes; its size is not known, so len() is the largest there is.
 
     Raises ValueError if the response says what such a body cannot have.
     """
@@ -2940,12 +2959,13 @@ class _Items:
                 raise ValueError(
                     f"{name.capitalize()}: found the body {items!r:.80}; it takes bytes"
                 )
-        for place in (response.fault or "", *response.pause):
-            if place.endswith("%") and self.size is None:
-                right = "a body in bytes, or a Content-Length"
-                raise ValueError(
-                    f"found {place!r} and the body {items!r:.80}; per cent take {right}"
-                )
+        for name, place in [
+            ("Fault", response.fault),
+            *(("Pause", each) for each in response.pause),
+        ]:
+            if place and place.endswith("%") and self.size is None:
+                found = f"found {place!r} with the body {items!r:.80}"
+                raise ValueError(f"{name}: {found}; a percentage needs bytes, or a Content-Length")
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -2968,22 +2988,23 @@ class _Stream:
         #: Whether the client can tell that something is missing.
         self.is_framed = is_chunked or content.size is not None
         self._iterator: Any = None
-        #: The item that is sent just now; None at the end.
+        #: The item being sent; None at the end.
         self.item: Optional[memoryview] = None
         self._count = 0  # bytes so far
         self._lock = threading.Lock()  # held while the iterator is at work
-        self.closed = False
+        self.closed = self.has_failed = False
 
-    def next(self) -> Optional[memoryview]:
-        """The next item, maybe an empty one; None at the end. Raises what is wrong with it."""
-        item = None
+    def next(self) -> None:
+        """Set ``item`` to the next one, maybe an empty one. Raises what is wrong with it."""
         try:
             with self._lock:
-                item = None if self.closed else self._next()
+                self.item = None if self.closed else self._next()
+        except BaseException:
+            self.item, self.has_failed = None, True
+            raise
         finally:
-            if item is None or self.closed:
+            if self.item is None or self.closed:
                 self.close()
-        return item
 
     def _next(self) -> Optional[memoryview]:
         if self._iterator is None:
@@ -3003,13 +3024,18 @@ class _Stream:
         return data if self._size is None else data[: size - count]
 
     def close(self) -> None:
-        """Close the iterator; if it is at work just now, the worker that waits for it does that."""
+        """Close the iterator, and the iterable itself (as PEP 3333 does).
+
+        If next() is at work just now, its worker does so afterwards.
+        """
         self.closed = True
         if self._lock.acquire(blocking=False):
             try:
-                iterator, self._iterator = self._iterator, None
-                if hasattr(iterator, "close"):
-                    iterator.close()
+                with contextlib.ExitStack() as stack:
+                    for each in {id(each): each for each in (self._items, self._iterator)}.values():
+                        if hasattr(each, "close"):
+                            stack.callback(each.close)
+                    self._items, self._iterator = (), None
             finally:
                 self._lock.release()
 
@@ -3252,7 +3278,7 @@ _RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "Rate": (_whole_number, f"bytes a second, {_FROM_1}"),
     "Fault": (
         functools.partial(_words, f"(?:close|reset|stall)(?: at (?:start|{_PLACE}|end))?"),
-        f"close, reset or stall, and maybe a place: at start, {_PLACES}, at end",
+        f"close, reset or stall, and maybe a place: at start, {_PLACES}, or at end",
     ),
     "Early": (_yes, "yes"),
     "Template": (_yes, "yes"),
@@ -3761,8 +3787,9 @@ def _sendable(head: _Head, response: Response) -> Response:
     if head.version == "1.0":
         return _with(response, chunked=None) if response.chunked else response
     if isinstance(response.content, _Items) and not response.chunked:
-        settled = response.given.union(name.lower() for name in response.without)
-        if settled.isdisjoint(("content-length", "transfer-encoding")):
+        without = [name.lower() for name in response.without]
+        is_framed = response.given & {"content-length", "transfer-encoding"}
+        if not is_framed and "transfer-encoding" not in without:
             return _with(response, chunked=_BLOCK)
     return response
 
@@ -4008,7 +4035,7 @@ def _timeline(
     events, blocks = _events(response, plan.content), _blocks(plan.content)
     most = _most_at_once(rate, chunked)
     block: Optional[memoryview] = memoryview(b"")  # what is left of it; None at the end of the body
-    position, begin, size = 0, 0, len(plan.content)  # the latter two of what is cut into chunks
+    position, begin, size = 0, 0, len(plan.content)  # the latter two of what comes in chunks
     if response.delay:
         yield _Pause(response.delay)
     if events[0][0] >= 0:
@@ -4021,7 +4048,7 @@ def _timeline(
                     yield (position + len(part)) / rate
                 yield _in_chunks(part, position - begin, chunked, size) if chunked else part
                 block, position = block[len(part) :], position + len(part)
-            elif stream:
+            elif stream and isinstance(plan.content, _Items):
                 yield None
                 block, begin = stream.item, position
                 size = len(block or b"")
@@ -4063,7 +4090,7 @@ def _events(response: Response, content: _Content) -> list[_Event]:
         if place == "headers" or len(content):  # without content, no other place is reached
             events.append((place_of(place), _Pause(seconds)))
     events.sort(key=lambda event: event[0])
-    # Without a last chunk, it is a pause that is never reached: the body goes on until there.
+    # Without a last chunk, it is a pause that is never reached, so that the whole body is sent.
     events.append((math.inf, b"0\r\n\r\n" if response.chunked else _Pause()))
     if response.fault is None:
         return events
@@ -4377,7 +4404,7 @@ class _Exchange:
         since clients differ in how they read it.
         """
         response, content = self.response, self.response.coded()
-        size = len(content)
+        size = _size(content) or 0
         place, end = _events(response, content)[-1]
         is_cut = isinstance(end, str) and place < (math.inf if response.chunked else size)
         has_length = not (response.chunked or _has_no_content(self.request.head, response))
@@ -5034,6 +5061,8 @@ class _Names:
         #: which of these connections have not been accepted yet.
         self._believed: dict[int, tuple[str, int]] = {}
         self._coming: set[int] = set()
+        #: By an address of _NO_CONNECTION: the sockets behind it.
+        self._dead_ends: dict[str, list[Any]] = {}
 
     def resolve(self, host: str, answers: Sequence[Union[str, Sequence[str]]]) -> None:
         """See FeedTestServer.resolve()."""
@@ -5088,6 +5117,21 @@ class _Names:
             self._believed.pop(port, None)  # of an earlier connection from that port
             return None
 
+    def dead_end(self, address: str) -> tuple[str, int]:
+        """Where, on this machine, connections are refused or never come about."""
+        with self._lock:
+            if address not in self._dead_ends:
+                self._dead_ends[address] = _dead_end(address == _SILENT)
+            found: tuple[str, int] = self._dead_ends[address][0].getsockname()
+            return found
+
+    def close(self) -> None:
+        """End the connections that never come about."""
+        with self._lock:
+            for each in itertools.chain(*self._dead_ends.values()):
+                each.close()
+            self._dead_ends.clear()
+
     def believed(self, port: int) -> Optional[tuple[str, int]]:
         """What the client at a port believes to be connected to."""
         with self._lock:
@@ -5117,10 +5161,17 @@ def _answer(given: Union[str, Sequence[str]]) -> tuple[str, ...]:
 
 
 def _numeric(host: Any) -> Optional[str]:
-    """An IP address in the one form that is compared, without a zone; None for anything else."""
+    """An IP address in the one form that is compared; None for anything else."""
+    host = host.decode("latin-1") if isinstance(host, bytes) else host
     packed = _packed(host) if isinstance(host, str) else None
     family = socket.AF_INET if packed and len(packed) == 4 else socket.AF_INET6
     return socket.inet_ntop(family, packed) if packed else None
+
+
+def _is_in_network(host: Any) -> bool:
+    """Whether that is an IP address, and not one of the loopback interface."""
+    numeric = _numeric(host)
+    return numeric is not None and not re.match(r"127\.|::1\Z", numeric)
 
 
 class _Interception:
@@ -5140,8 +5191,6 @@ class _Interception:
         self.address, self.names = address, names
         self.ports: set[int] = set()
         self.trusting = functools.lru_cache(maxsize=64)(_trusting)
-        #: By an address of _NO_CONNECTION: the sockets behind it.
-        self.dead_ends: dict[str, list[Any]] = {}
         look_ups = "getaddrinfo gethostbyname gethostbyname_ex gethostbyaddr getnameinfo"
         replaced = [
             (socket, look_ups),
@@ -5186,8 +5235,7 @@ class _Interception:
                         inner.found[key] = self.found.pop(key)
                         break
             _replace(list(self.found.values()))
-            for each in itertools.chain(*self.dead_ends.values()):
-                each.close()
+        self.names.close()
 
     # What is called instead of the original of that name, which is the first argument
 
@@ -5219,7 +5267,7 @@ class _Interception:
         return (host, [], self.addresses(host)) if self.expects(host) else original(host)
 
     def gethostbyaddr(self, original: _Function, host: Any) -> Any:
-        if _numeric(host) in self.names.addresses:
+        if _is_in_network(host):
             raise socket.herror(1, "Unknown host")
         return self.gethostbyname_ex(original, host)
 
@@ -5233,8 +5281,8 @@ class _Interception:
         return addresses
 
     def getnameinfo(self, original: _Function, address: Any, flags: int) -> Any:
-        is_ours = _numeric(address[0]) in self.names.addresses
-        return original(address, flags | socket.NI_NUMERICHOST if is_ours else flags)
+        is_asked = _is_in_network(address[0])
+        return original(address, flags | socket.NI_NUMERICHOST if is_asked else flags)
 
     def connect(self, original: _Function, owner: Any, *arguments: Any) -> Any:
         """Connect or send to where the address, the last argument, leads."""
@@ -5248,37 +5296,42 @@ class _Interception:
     def destination(self, connection: socket.socket, address: tuple[Any, ...]) -> tuple[Any, ...]:
         """The address at which what a client connects to really is; raises socket.gaierror."""
         host, port = address[:2]
-        is_ipv6 = connection.family == socket.AF_INET6
-        if _is_elsewhere(host):  # connect() looks names up itself
+        if self.expects(host, port):  # connect() looks names up itself
             found = self.names.look_up(host)
             if found is None:
-                return self.for_family(connection, self.address, address)
+                return self.at(self.address, connection, address)
+            is_ipv6 = connection.family == socket.AF_INET6
             host = next((each for each in found if (":" in each) == is_ipv6), None)
             if host is None:
                 raise socket.gaierror(*_NO_SUCH_NAME)
             address = (host, *address[1:])
-        numeric = _numeric(host.partition("%")[0] if isinstance(host, str) else host)
+        numeric = _numeric(host)
         if numeric in _NO_CONNECTION:
-            return self.for_family(connection, self.dead_end(numeric), address)
+            with self.lock:  # end() closes what is opened here
+                is_over = self not in _interceptions
+                nowhere = self.address if is_over else self.names.dead_end(numeric)
+            return self.at(nowhere, connection, address)
         if numeric is None or not self.is_meant(connection, numeric, port):
             return address
-        real = self.for_family(connection, self.address, address)
+        real = self.at(self.address, connection, address)
         if connection.type == socket.SOCK_STREAM:
             with contextlib.suppress(OSError):  # it has a port already
                 _Socket.bind(connection, (real[0], 0))
             self.names.expect(_Socket.getsockname(connection)[1], (numeric, port))
         return real
 
-    def for_family(
-        self, connection: socket.socket, real: tuple[str, int], address: tuple[Any, ...]
+    def at(
+        self, real: tuple[str, int], connection: socket.socket, address: tuple[Any, ...]
     ) -> tuple[Any, ...]:
         """An address as a socket of its family takes it, with what else stands in another one."""
-        if connection.family == socket.AF_INET6 and ":" not in real[0]:
-            option = socket.IPPROTO_IPV6, socket.IPV6_V6ONLY
+        host, port = real
+        if connection.family == socket.AF_INET and ":" in host:
+            host = "127.0.0.1"  # a server at :: is there as well
+        elif connection.family == socket.AF_INET6 and ":" not in host:
+            host, option = f"::ffff:{host}", (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
             if connection.getsockopt(*option):
                 connection.setsockopt(*option, 0)
-            real = f"::ffff:{real[0]}", real[1]
-        return (*real, *address[2:])
+        return (host, port, *address[2:])
 
     def bind(self, original: _Function, connection: socket.socket, address: Any) -> Any:
         if _is_internet(connection, address) and _is_elsewhere(address[0]):
@@ -5295,7 +5348,7 @@ class _Interception:
 
     def is_own(self, peer: tuple[Any, ...]) -> bool:
         """Whether that is the server."""
-        return (peer[0].removeprefix("::ffff:"), peer[1]) == self.address
+        return peer[1] == self.address[1] and not _is_in_network(peer[0].removeprefix("::ffff:"))
 
     def expects(self, host: Any, port: Any = None) -> bool:
         """Whether a name leads to the server; if so, remember the port, or those of the Web."""
@@ -5313,26 +5366,20 @@ class _Interception:
         from what getaddrinfo() finds. On this machine, that holds for ports that were looked up
         with a name, unless a service listens there.
         """
+        if (address, port) == self.address:
+            return True
         if address != self.address[0] and address not in self.names.addresses:
             return False
-        with contextlib.closing(_Socket(connection.family, connection.type)) as probe:
+        with contextlib.closing(_Socket(connection.family, socket.SOCK_STREAM)) as probe:
             try:
                 probe.bind((address, 0))
             except OSError:  # it is none of this machine
                 return True
-        if connection.type != socket.SOCK_STREAM or port not in self.ports - {self.address[1]}:
+        if connection.type != socket.SOCK_STREAM or port not in self.ports:
             return False
-        with contextlib.closing(_Socket(connection.family, connection.type)) as probe:
+        with contextlib.closing(_Socket(connection.family, socket.SOCK_STREAM)) as probe:
             probe.settimeout(0.1)
             return bool(probe.connect_ex((address, port)))
-
-    def dead_end(self, address: str) -> tuple[str, int]:
-        """Where connections are refused, or never come about, on this machine."""
-        with self.lock:
-            if address not in self.dead_ends:
-                self.dead_ends[address] = _dead_end(address == _SILENT)
-            found: tuple[str, int] = self.dead_ends[address][0].getsockname()
-            return found
 
     def wrap_socket(
         self, original: _Function, context: Any, sock: Any, is_server: bool, name: Any, **more: Any

@@ -795,7 +795,7 @@ class DirectiveTest(unittest.TestCase):
         rate = "it takes bytes a second, a whole number from 1 to 999999999999"
         fault = (
             "it takes close, reset or stall, and maybe a place:"
-            " at start, at headers, at a number of bytes, at 0% to 100%, at end"
+            " at start, at headers, at a number of bytes, at 0% to 100%, or at end"
         )
         pause = (
             "it takes seconds and a place, such as 0.5 at 50%:"
@@ -9086,7 +9086,7 @@ class ResolveTest(AnyHostTestCase):
             ),
             (ValueError, "8.8.8.8\n", "[::1]", "::1::", "1.2.3.4/24", "http://8.8.8.8", "*"),
             (ValueError, "fe80::1%1", "3232235777", [], ["8.8.8.8", "example.com"], ["unknown"]),
-            (TypeError, 5, None, b"8.8.8.8", 1.5, ["8.8.8.8", 5], [["8.8.8.8"]], [None]),
+            (ValueError, 5, None, b"8.8.8.8", 1.5, ["8.8.8.8", 5], [["8.8.8.8"]], [None]),
         ):
             for answer in wrong:
                 self.assert_wrong(kind, f"answer {answer!r}", right, "a.example", answer)
@@ -9103,7 +9103,7 @@ class ResolveTest(AnyHostTestCase):
             (ValueError, "a.example/x", "", "a.example?x", "a.example#x", "me@a.example"),
             (ValueError, "localhost", "LOCALHOST", "127.0.0.1", "192.0.2.1", "::1", "[::1]"),
             (ValueError, "2001:db8::1", "127.1", "fe80::1%1"),
-            (TypeError, 5, None, b"a.example", ["a.example"]),
+            (ValueError, 5, None, b"a.example", ["a.example"]),
         ):
             for host in wrong:
                 self.assert_wrong(kind, f"host {host!r}", right, host, PUBLIC)
