@@ -232,11 +232,10 @@ class FeedTestServer(threading.Thread):
         *("valid", "expired", "not-yet-valid", "wrong-host", "self-signed"),
         *("incomplete-chain", "no-san"),
     )
-    #: How the next TLS handshakes go, from when the ClientHello is there: "stall" is silence,
-    #: "reset" and "close" end the connection.
+    #: What the next TLS handshakes do once the ClientHello has arrived.
     handshake = _Choice("complete", "stall", "reset", "close")
-    #: Whether the next TLS handshakes ask for a certificate of the client. If one is shown, it must
-    #: be by the server's CA; see client_certificate().
+    #: Whether the next TLS handshakes ask for a certificate of the client. One that is shown must
+    #: be signed by the server's CA; see client_certificate().
     client_certificates = _Choice("none", "optional", "required")
     # Whether the interpreter ends. It has stopped the threads then, maybe while they held a lock,
     # removed the files, and emptied this module, so this is kept here.
@@ -550,9 +549,9 @@ class FeedTestServer(threading.Thread):
         httpd = self._running("intercept()")
         variables = {}
         if proxy:
-            ca_file, lines = self.ca_file, f"ca_certificate = {self.ca_file}\n"
+            lines = f"ca_certificate = {self.ca_file}\n"
             wgetrc = self._temporary("wgetrc", "wgetrc", lambda: lines)
-            variables = _variables(self.base_url, ca_file, wgetrc)
+            variables = _variables(self.base_url, self.ca_file, wgetrc)
         self._site.count_interceptions(1)
         interception = _Interception(httpd.own_address(), variables, self._site.names)
         try:
@@ -571,9 +570,9 @@ class FeedTestServer(threading.Thread):
         (connections are refused) or "silent" (they never come about). Connections to these
         addresses lead to the server, inside of ``intercept()``. To a client that goes by the proxy,
         each request and each CONNECT is a look-up: it gets a 502 if the host is unknown or refuses.
-        A ``*`` in ``host`` matches any characters; each host then has the answers for itself. A
-        host by its name goes before patterns, and of those the one given last counts. Raises
-        ValueError for what is no host or no answer.
+        A ``*`` in ``host`` matches any characters; each host then has its own sequence. A host by
+        its name goes before patterns, and of those the one given last counts. Raises ValueError
+        for what is no host or no answer.
         """
         self._site.names.resolve(host, answers)
 
@@ -1563,7 +1562,8 @@ _open_servers: weakref.WeakSet[StoppableHttpServer] = weakref.WeakSet()
 
 def _leave_to_the_parent() -> None:
     # No thread here would release the other ones.
-    _Interception.lock, _Authority.lock = threading.RLock(), threading.Lock()
+    _Interception.lock = threading.RLock()
+    _Authority.lock, _Names.lock = threading.Lock(), threading.Lock()
     for server in _open_servers:
         with contextlib.suppress(OSError):  # out of descriptors
             server.leave_to_the_parent()
@@ -1856,7 +1856,9 @@ class FeedTestRequestHandler:
             if name and not re.fullmatch(_SERVER_NAME, name):
                 yield from self.send(_UNRECOGNIZED_NAME)
                 raise ValueError("that is no name of a host (RFC 6066 3)")
-            context = yield _Call(lambda: self.certified(name), f"a handshake for {name}")
+            context = yield _Call(
+                lambda: self.certified(name), f"a handshake for {name or 'no name'}"
+            )
             self.tls = _Tls(context, self.tls, bytes(self.buffer))
             self.buffer.clear()
             yield from self.decipher(b"")
@@ -1888,7 +1890,7 @@ class FeedTestRequestHandler:
             raise
         try:
             if configure is not None:
-                configure(context)
+                _called(configure, context)
         except BaseException as error:
             self.record.fail(_explain(error, f"configure_tls for {host}"))
             raise RuntimeError("configure_tls has failed") from None
@@ -2268,14 +2270,14 @@ class FeedTestRequestHandler:
 FeedTestServer.handler_class = FeedTestRequestHandler
 
 
-def _called(step: Callable[[Request], Any], request: Request) -> Any:
+def _called(step: Callable[[Any], Any], argument: object) -> Any:
     """What comes of a callable in the end: no coroutine, and no other callable."""
-    result = step(request)
+    result = step(argument)
     if isinstance(result, Coroutine):
         import asyncio  # for coroutine functions only
 
         result = asyncio.run(result)
-    return _called(result, request) if callable(result) else result
+    return _called(result, argument) if callable(result) else result
 
 
 def _explain(error: BaseException, what: Union[Request, str]) -> str:
@@ -4701,7 +4703,8 @@ class _Tls:
     def client_name(self) -> Optional[str]:
         """The common name of the client's certificate, if it has shown one."""
         subject: Any = (self._end.getpeercert() or {}).get("subject", ())
-        return next((value for ((name, value),) in subject if name == "commonName"), None)
+        pairs = itertools.chain(*subject)
+        return next((value for name, value in pairs if name == "commonName"), None)
 
     def close(self) -> bytes:
         """The close_notify that ends the data (RFC 8446 6.1)."""
@@ -5051,18 +5054,18 @@ _NO_SUCH_NAME = socket.EAI_NONAME, "Name or service not known"
 class _Names:
     """What the look-ups of hosts find, as resolve() says, and who connects to what was found."""
 
+    lock = threading.Lock()
+
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         #: By host or pattern: the answers, and how many of them each host has taken.
         self._answers: dict[str, tuple[list[tuple[str, ...]], dict[str, int]]] = {}
         #: All addresses that were ever answers, as clients remember them.
         self.addresses: set[str] = set()
         #: The address and the port that a client believes to be connected to, by its own port; and
-        #: which of these connections have not been accepted yet.
+        #: the address alone of those whose connections have not been accepted yet.
         self._believed: dict[int, tuple[str, int]] = {}
-        self._coming: set[int] = set()
-        #: By an address of _NO_CONNECTION: the sockets behind it.
-        self._dead_ends: dict[str, list[Any]] = {}
+        self._coming: dict[int, str] = {}
+        self._dead_ends: list[Any] = []
 
     def resolve(self, host: str, answers: Sequence[Union[str, Sequence[str]]]) -> None:
         """See FeedTestServer.resolve()."""
@@ -5073,22 +5076,20 @@ class _Names:
         if not answers:
             raise ValueError(f"resolve({host!r:.80}) needs at least one answer")
         found = [_answer(answer) for answer in answers]
-        with self._lock:
+        with self.lock:
             self._answers.pop(name, None)  # of two patterns the one given last comes last
             self._answers[name] = found, {}
             self.addresses.update(*found)
 
     def clear(self) -> None:
         """Forget the answers."""
-        with self._lock:
+        with self.lock:
             self._answers.clear()
 
     def look_up(self, host: Union[str, bytes]) -> Optional[tuple[str, ...]]:
         """The addresses of a host, none if it is unknown; None if resolve() says nothing of it."""
-        if not self._answers:
-            return None
         name = _host_name(host.decode("latin-1") if isinstance(host, (bytes, bytearray)) else host)
-        with self._lock:
+        with self.lock:
             given = name
             if name not in self._answers:
                 patterns = (each for each in reversed(self._answers) if "*" in each)
@@ -5102,39 +5103,34 @@ class _Names:
 
     def expect(self, port: int, address: tuple[str, int]) -> None:
         """Note that a client is about to connect from a port, as it believes to an address."""
-        with self._lock:
-            self._believed[port] = address
-            self._coming.add(port)
+        with self.lock:
+            self._believed[port], self._coming[port] = address, address[0]
 
     def taken(self, port: int) -> Optional[str]:
-        """The address that the client of a new connection has connected to, if it is not ours."""
-        if not self._believed:
+        """The address that the client of a new connection believes in, if it is of this process."""
+        if not self._believed:  # nobody of this process has connected before
             return None
-        with self._lock:
-            if port in self._coming:
-                self._coming.remove(port)
-                return self._believed[port][0]
-            self._believed.pop(port, None)  # of an earlier connection from that port
-            return None
+        with self.lock:
+            if port not in self._coming:
+                self._believed.pop(port, None)  # of an earlier connection from that port
+            return self._coming.pop(port, None)
 
     def dead_end(self, address: str) -> tuple[str, int]:
         """Where, on this machine, connections are refused or never come about."""
-        with self._lock:
-            if address not in self._dead_ends:
-                self._dead_ends[address] = _dead_end(address == _SILENT)
-            found: tuple[str, int] = self._dead_ends[address][0].getsockname()
+        with self.lock:
+            self._dead_ends = self._dead_ends or _dead_ends()
+            found: tuple[str, int] = self._dead_ends[address == _REFUSED].getsockname()
             return found
 
     def close(self) -> None:
         """End the connections that never come about."""
-        with self._lock:
-            for each in itertools.chain(*self._dead_ends.values()):
-                each.close()
-            self._dead_ends.clear()
+        with self.lock:
+            while self._dead_ends:
+                self._dead_ends.pop().close()
 
     def believed(self, port: int) -> Optional[tuple[str, int]]:
         """What the client at a port believes to be connected to."""
-        with self._lock:
+        with self.lock:
             return self._believed.get(port)
 
 
@@ -5199,9 +5195,9 @@ class _Interception:
             # itself the handshake would be over.
             (ssl.SSLContext, "_wrap_socket _wrap_bio"),
         ]
-        if os.name == "nt":  # asyncio connects by functions of its own there
+        if os.name == "nt":  # asyncio connects by a function of its own there
             proactor: Any = importlib.import_module("asyncio.windows_events")
-            replaced.append((proactor.IocpProactor, "connect sendto"))
+            replaced.append((proactor.IocpProactor, "connect"))
         places: _Places = [(os.environ, *variable) for variable in variables.items()]
         # urllib makes a new one when it is needed, with the proxies of then.
         places.append((urllib.request, "_opener", None))
@@ -5242,19 +5238,19 @@ class _Interception:
     def getaddrinfo(self, original: _Function, host: Any, port: Any, *args: int, **how: int) -> Any:
         """Find the server, or what resolve() says, for each name but localhost."""
         flags = how.get("flags", args[3] if len(args) > 3 else 0)
-        others = {name: number for name, number in how.items() if name != "flags"}
+        without_flags = {name: number for name, number in how.items() if name != "flags"}
         is_numeric = flags & socket.AI_NUMERICHOST
         if flags & socket.AI_PASSIVE and _is_elsewhere(host) and not is_numeric:  # to listen at
-            return original(self.address[0], port, *args[:3], **others)
+            return original(self.address[0], port, *args[:3], **without_flags)
         if is_numeric or not self.expects(host, port):
             return original(host, port, *args, **how)
         addresses, found = self.names.look_up(host), []
         if addresses is None:
-            return original(*self.address, *args[:3], **others)
+            return original(*self.address, *args[:3], **without_flags)
         for address in addresses:
             loopback = "::1" if ":" in address else "127.0.0.1"
             with contextlib.suppress(socket.gaierror):  # another family is asked for
-                for *kind, (_, *rest) in original(loopback, port, *args[:3], **others):
+                for *kind, (_, *rest) in original(loopback, port, *args[:3], **without_flags):
                     found.append((*kind, (address, *rest)))
         if not found:
             raise socket.gaierror(*_NO_SUCH_NAME)
@@ -5347,7 +5343,7 @@ class _Interception:
         return (*believed, *peer[2:]) if believed else peer
 
     def is_own(self, peer: tuple[Any, ...]) -> bool:
-        """Whether that is the server."""
+        """Whether the peer of a connection is the server."""
         return peer[1] == self.address[1] and not _is_in_network(peer[0].removeprefix("::ffff:"))
 
     def expects(self, host: Any, port: Any = None) -> bool:
@@ -5405,33 +5401,36 @@ class _Interception:
         trusting = self.trusting(context, _authority().pem, *trusted)
         return self.begin_tls(trusting, original, context, incoming, outgoing, **more)
 
-    def begin_tls(self, trusting: Any, original: _Function, context: Any, *a: Any, **m: Any) -> Any:
-        with self.lock:
-            before = context._msg_callback
-            context._msg_callback = trusting._msg_callback
-            try:
-                tls = original(context, *a, **m)
-            finally:
-                with contextlib.suppress(TypeError):  # PyPy sets it to None, and raises this then
-                    context._msg_callback = before
+    def begin_tls(
+        self, trusting: Any, original: _Function, own: Any, *args: Any, **how: Any
+    ) -> Any:
+        """Begin TLS by the client's own context, but verify the server by another one."""
+        is_pypy = sys.implementation.name == "pypy"
+        if is_pypy:  # elsewhere, the callback comes with the context
+            own._msg_callback = trusting._msg_callback
+        tls = original(own, *args, **how)
         tls.context = trusting
+        if is_pypy:
+            with contextlib.suppress(TypeError):  # it is raised though this is done
+                own._msg_callback = None
         return tls
 
 
-def _dead_end(is_silent: bool) -> list[Any]:
-    """Sockets, of which connections to the first are refused, or never come about."""
-    sockets = [_Socket(socket.AF_INET, socket.SOCK_STREAM)]
-    sockets[0].bind(("127.0.0.1", 0))
-    if is_silent:
-        if os.name == "nt":
-            with contextlib.suppress(OSError):  # Wine does not have it
-                # SO_CONDITIONAL_ACCEPT: a connection waits until it is accepted.
-                sockets[0].setsockopt(socket.SOL_SOCKET, 0x3002, 1)
-        sockets[0].listen(1)
-        for _ in range(8):  # once its backlog is full, the system ignores others
-            sockets.append(_Socket(socket.AF_INET, socket.SOCK_STREAM))
-            sockets[-1].setblocking(False)
-            sockets[-1].connect_ex(sockets[0].getsockname())
+def _dead_ends() -> list[Any]:
+    """Sockets; connections to the first never come about, and those to the second are refused."""
+    sockets = [_Socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(9)]
+    listener, *clients = sockets
+    backlog = 1
+    if os.name == "nt":
+        with contextlib.suppress(OSError):  # Wine does not have it
+            # SO_CONDITIONAL_ACCEPT: connections wait until they are accepted.
+            listener.setsockopt(socket.SOL_SOCKET, 0x3002, 1)
+            backlog = socket.SOMAXCONN
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(backlog)
+    for client in clients:  # once the backlog is full, the system ignores others
+        client.setblocking(False)
+        client.connect_ex(listener.getsockname())
     return sockets
 
 
@@ -5497,10 +5496,14 @@ def _trusting(own: Any, *certificates: Union[str, bytes]) -> Any:
     context: Any = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for certificate in certificates:
         context.load_verify_locations(cadata=certificate)
+    level = getattr(own, "security_level", None)  # from Python 3.10
+    ciphers = [each["name"] for each in own.get_ciphers()]
+    context.set_ciphers(":".join(ciphers if level is None else [*ciphers, f"@SECLEVEL={level}"]))
 
     def go_on(tls: Any, direction: str, version: int, kind: int, message: int, data: bytes) -> None:
         if direction == "read" and kind == _HANDSHAKE and message in _AFTER_CERTIFICATE:
-            tls._sslobj.context = own
+            # OpenSSL goes on using the first one until the handshake is over, so it is kept.
+            tls._trusting, tls._sslobj.context = tls._sslobj.context, own
 
     context._msg_callback = go_on
     return context
@@ -5691,8 +5694,8 @@ class FeedTestServerMixin(_TestCase):
         self.addCleanup(self._end)
         if self.server is self._own_server:
             self._contexts.callback(self.server.stop)
-        if self.intercept is not False:
-            how = {} if self.intercept is True else self.intercept
+        how = self.intercept if isinstance(self.intercept, Mapping) else {}
+        if self.intercept or self.intercept == {}:
             self._contexts.enter_context(self.server.intercept(**how))
 
     def _end(self) -> None:  # by its name, as _contexts is left out of a copy

@@ -1283,22 +1283,20 @@ class ResponseTest(unittest.TestCase):
                 Response(body)
 
     def test_what_an_iterable_cannot_do(self):
-        places = (
-            "found '{}' and the body [b'one']; per cent take a body in bytes, or a Content-Length"
-        )
+        places = "found '{}' with the body [b'one']; a percentage needs bytes, or a Content-Length"
         for arguments, words in (
             ({"template": True}, "Template: found the body [b'one']; it takes bytes"),
             ({"compress": "gzip"}, "Compress: found the body [b'one']; it takes bytes"),
-            ({"pause": ["2 at 50%"]}, places.format("2 at 50%")),
-            ({"pause": ["2 at 5", "1 at 0%"]}, places.format("1 at 0%")),
-            ({"fault": "close at 100%"}, places.format("close at 100%")),
+            ({"pause": ["2 at 50%"]}, f"Pause: {places.format('2 at 50%')}"),
+            ({"pause": ["2 at 5", "1 at 0%"]}, f"Pause: {places.format('1 at 0%')}"),
+            ({"fault": "close at 100%"}, f"Fault: {places.format('close at 100%')}"),
         ):
             with self.subTest(arguments):
                 with self.assertRaises(ValueError) as caught:
                     Response([b"one"], **arguments)
                 self.assertEqual(str(caught.exception), words)
                 Response(b"one", **arguments)
-                if "per cent" in words:
+                if "percentage" in words:
                     Response([b"one"], headers={"content-LENGTH": "3"}, **arguments)
 
     def test_status_may_be_of_the_enumeration(self):
