@@ -4,6 +4,7 @@
 import array
 import ast
 import asyncio
+import concurrent.futures
 import contextlib
 import copy
 import email.utils
@@ -491,29 +492,47 @@ class ExampleTest(ServerTestCase):
         """),
     }
 
-    def run_tests(self, files):
-        if "conftest.py" in files:
-            files = {**files, **self.AS_PYTEST}
-        folder = self.make_directory({name: text.encode() for name, text in files.items()})
-        module = (HERE / "feedtestserver.py").read_bytes()
-        (folder / "feedtestserver.py").write_bytes(module)
-        return run("-W", "error", "-m", "unittest", cwd=folder)
+    #: Runs the tests of each folder. The module is not copied there, as it would be compiled again.
+    RUN_TESTS = """if True:
+        import os, sys, unittest
+        sys.path.append(sys.argv.pop(1))
+        for folder in sys.argv[1:]:
+            os.chdir(folder)
+            before = set(sys.modules)
+            loader = unittest.TestLoader()
+            done = unittest.main(None, argv=["unittest"], testLoader=loader, exit=False)
+            if not done.result.wasSuccessful():
+                sys.exit(1)
+            for name in set(sys.modules) - before:
+                if os.path.dirname(getattr(sys.modules[name], "__file__", None) or "") == folder:
+                    del sys.modules[name]
+    """
+
+    def run_tests(self, *examples):
+        """Run the tests of some examples, each in a folder of its own, until some fail."""
+        folders = []
+        for files in examples:
+            if "conftest.py" in files:
+                files = {**files, **self.AS_PYTEST}
+            data = {name: text.encode() for name, text in files.items()}
+            folders.append(str(self.make_directory(data)))
+        return run("-W", "error", "-c", self.RUN_TESTS, str(HERE), *folders)
 
     def test_examples_of_the_readme_run_as_they_stand(self):
         examples = [files for files in readme_examples() if any("test" in name for name in files)]
         tests = (HERE / "README.rst").read_text("utf-8").count("def test_")
         self.assertGreater(tests, 20)
-        for files in examples:
-            if rst() != "RST":
-                files = {
+        if rst() != "RST":
+            examples = [
+                {
                     name: re.sub(r".*\(ConnectionResetError, .*\n", "", text)
                     for name, text in files.items()
                 }
-            with self.subTest(sorted(files)):
-                done = self.run_tests(files)
-                self.assertEqual(done.returncode, 0, done.stderr)
-                tests -= int(re.search(r"Ran (\d+) tests?", done.stderr).group(1))
-        self.assertEqual(tests, 0)
+                for files in examples
+            ]
+        done = self.run_tests(*examples)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(sum(map(int, re.findall(r"Ran (\d+) test", done.stderr))), tests)
 
     def test_examples_for_pytest_fail_for_a_wrong_fixture_and_a_wrong_assertion(self):
         [files] = [files for files in readme_examples() if "conftest.py" in files]
@@ -985,19 +1004,19 @@ class DirectiveTest(unittest.TestCase):
 
     def test_hostile_comments_are_read_to_their_end(self):
         """That this takes linear time is for .ci/fuzz.py to show."""
-        long = "a" * 400_000
+        long = "a" * 100_000
         for data, items in (
-            (b"<!--" * 100_000, []),
-            (b"<![CDATA[" * 40_000, []),
-            (b"<!--" + b"\n" * 400_000 + b"A: 1-->", [("A", "1")]),
-            (b"<!--\nA: 1\n" + b" x\n" * 120_000 + b"-->", [("A", "1" + " x" * 120_000)]),
+            (b"<!--" * 25_000, []),
+            (b"<![CDATA[" * 10_000, []),
+            (b"<!--" + b"\n" * 100_000 + b"A: 1-->", [("A", "1")]),
+            (b"<!--\nA: 1\n" + b" x\n" * 30_000 + b"-->", [("A", "1" + " x" * 30_000)]),
             (f"<!--{long}: 1-->".encode(), [(long, "1")]),
-            (b"<!--" + b" " * 400_000 + b": 1-->", []),
-            (b"<!--A: 1\n" + b" \t" * 200_000 + b"\nB: 2-->", [("A", "1"), ("B", "2")]),
-            (b"<!--" + b"Header: X: 1\n" * 28_000 + b"-->", [("Header", "X: 1")] * 28_000),
-            (b"<!--" + b"Headr" * 80_000 + b": 1-->", [("Headr" * 80_000, "1")]),
-            (b"<?xml " * 64_000, []),
-            ("<?xml ".encode("cp037") * 64_000, []),
+            (b"<!--" + b" " * 100_000 + b": 1-->", []),
+            (b"<!--A: 1\n" + b" \t" * 50_000 + b"\nB: 2-->", [("A", "1"), ("B", "2")]),
+            (b"<!--" + b"Header: X: 1\n" * 7_000 + b"-->", [("Header", "X: 1")] * 7_000),
+            (b"<!--" + b"Headr" * 20_000 + b": 1-->", [("Headr" * 20_000, "1")]),
+            (b"<?xml " * 16_000, []),
+            ("<?xml ".encode("cp037") * 16_000, []),
         ):
             with self.subTest(data[:20]):
                 self.assertTrue(parse_directives(data).items() == items)  # too long to be shown
@@ -2758,7 +2777,7 @@ class ReaderTest(ServerTestCase):
             at_once = verdict()
             self.assertRegex(at_once[0], b"^HTTP/1.1 [245]")
             self.assertTrue(exchange(server, HEAD + b"\r\n" + last).endswith(at_once[0]), last)
-            for cut in (*range(1 + number % 2, len(last), 2), None):  # to save time
+            for cut in (*range(1 + number % 3, len(last), 3), None):  # to save time
                 with self.subTest(last, cut=cut), arriving(server, cut):
                     self.assertEqual(verdict(), at_once)
 
@@ -4297,7 +4316,7 @@ class FaultTest(SendingTestCase):
                 Response(delay=86400),
                 Response(self.BODY, rate=1),
                 Response(bytes(20_000_000)),
-                Response(bytes(1_000_000), chunked=1),
+                Response(bytes(20_000_000), chunked=100),
                 "x.bin",
             )
             for number, step in enumerate(steps):
@@ -4353,16 +4372,16 @@ class FaultTest(SendingTestCase):
 
     def test_large_downloads_take_turns(self):
         """Also where they are sent in many small pieces, as fast as the client takes them."""
-        for size, arguments in (
-            (3_000_000, {}),
-            (150_000, {"chunked": 1}),
-            (1_000_000, {"chunked": 1000}),
-            (1_000_000, {"rate": 10_000}),
+        for size, most, arguments in (
+            (3_000_000, 600_000, {}),
+            (80_000, 400_000, {"chunked": 1}),  # which are sent as 480,000
+            (1_000_000, 600_000, {"chunked": 1000}),
+            (1_000_000, 600_000, {"rate": 10_000}),
         ):
             with self.subTest(arguments):
                 sent = self.sent_in_turn(os.urandom(size), arguments)
                 before = itertools.takewhile(lambda part: part[0] == 1, sent)
-                self.assertLess(sum(size for _, size in before), 600_000)
+                self.assertLess(sum(size for _, size in before), most)
 
     def sent_in_turn(self, body, arguments):
         """What two clients, who ask at once, are sent: the number of the connection, and bytes."""
@@ -4446,7 +4465,7 @@ class FaultTest(SendingTestCase):
         body = os.urandom(700_001)
         changes = {
             "plain": b"",
-            "small-chunks": b"Chunked: 7",
+            "small-chunks": b"Chunked: 70",
             "chunks": b"Chunked: 99999",
             "large-chunks": b"Chunked: 400000",
             "slow": b"Rate: 33333",
@@ -10223,7 +10242,8 @@ class InjectionTest(ServerTestCase):
     def listing(self, directory):
         """The command line, which lists the fixtures of a folder; its URL."""
         with subprocess.Popen(
-            [sys.executable, str(HERE / "feedtestserver.py"), str(directory), "--port", "0"],
+            [sys.executable, "-m", "feedtestserver", str(directory), "--port", "0"],
+            cwd=HERE,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -12025,12 +12045,13 @@ class StoppableHttpServerTest(unittest.TestCase):
         def post_another():
             called.append(None)
             if len(called) < 2000:
-                run_at_once([functools.partial(server.post, post_another)])
+                thread.submit(server.post, post_another).result(PATIENCE)
 
         server, _ = self.start(socketserver.BaseRequestHandler)
-        server.post(post_another)
-        while len(called) < 2000:
-            server.call(lambda: None)
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            server.post(post_another)
+            while len(called) < 2000:
+                server.call(lambda: None)
         self.assertEqual(len(called), 2000)
 
     def test_a_handler_that_sends_to_nobody_ends_with_shutdown(self):
@@ -15585,11 +15606,15 @@ class CommandLineTest(ServerTestCase):
             raise errors[0]
         return status, out.getvalue(), err.getvalue()
 
-    def start(self, directory, *options, script=HERE / "feedtestserver.py"):
-        """The command line in a process of its own, with options of Python; and its URL."""
-        command = [sys.executable, *options, str(script), str(directory)]
+    def start(self, directory, *options, script=None):
+        """The command line in a process of its own, with options of Python; and its URL.
+
+        A script would be compiled each time.
+        """
+        program = ["-m", "feedtestserver"] if script is None else [str(script)]
         process = subprocess.Popen(
-            [*command, "--port", "0"],
+            [sys.executable, *options, *program, str(directory), "--port", "0"],
+            cwd=HERE,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -15628,7 +15653,7 @@ class CommandLineTest(ServerTestCase):
 
         for stop in (CommandLineTest.stop_by_quit, *self.SIGNALS):
             with self.subTest(stop.__name__):
-                process, url = self.start(directory)
+                process, url = self.start(directory, script=HERE / "feedtestserver.py")
                 self.assertEqual(self.read(url + "feed.xml"), (200, b"<rss/>"))
                 self.assertEqual(self.read(url + "wrong.xml")[0], 500)
                 stop(self, process, url)
