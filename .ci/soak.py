@@ -122,6 +122,61 @@ def at_once() -> None:
         run(200)
 
 
+#: How many connections wait, and how many of them for code of the test.
+WAITING, IN_TEST_CODE = 1000, 10
+
+
+@trial
+def waiting() -> None:
+    run_waiting()
+    with leaving_nothing(f"{WAITING} connections that are paused or streaming"):
+        threads = run_waiting()
+    print(f"meanwhile {threads} threads more, of which {IN_TEST_CODE} run code of the test")
+    assert threads == 1 + IN_TEST_CODE, "there are threads for what does not need any"
+
+
+def run_waiting() -> int:
+    """Have connections wait in the middle of a response; returns how many threads that takes."""
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    def blocks() -> Iterator[bytes]:
+        begun.release()
+        go_on.wait(PATIENCE)
+        yield b"ended"
+
+    def items() -> Iterator[bytes]:
+        yield from itertools.repeat(b"item", 1000)
+
+    steps: dict[str, Callable[[], Response]] = {
+        "/paused": lambda: Response(bytes(1000), pause=["9999 at 50%"]),
+        "/slow": lambda: Response(bytes(1000), rate=1, chunked=10),
+        "/paused-stream": lambda: Response(items(), pause=["9999 at 10"]),
+        "/slow-stream": lambda: Response(items(), rate=1),
+        "/code": lambda: Response(blocks()),
+    }
+    paths = [*itertools.islice(itertools.cycle([*steps][:-1]), WAITING - IN_TEST_CODE)]
+    paths += ["/code"] * IN_TEST_CODE
+    before = threading.active_count()
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(FeedTestServer(DATA))
+        for path, step in steps.items():
+            server.respond(path, *(step() for _ in range(paths.count(path))))
+        for path in paths:
+            address = "127.0.0.1", server.port
+            connection = stack.enter_context(socket.create_connection(address, PATIENCE))
+            connection.sendall(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path.encode())
+            assert connection.recv(1000)  # the head; the rest waits
+        for _ in range(IN_TEST_CODE):
+            assert begun.acquire(timeout=PATIENCE)
+        deadline = time.monotonic() + PATIENCE
+        # What has produced an item is about to end.
+        while threading.active_count() - before > 1 + IN_TEST_CODE and time.monotonic() < deadline:
+            time.sleep(0.01)
+        threads = threading.active_count() - before
+        go_on.set()
+    return threads
+
+
 @trial
 def in_processes() -> None:
     children = [
@@ -411,7 +466,17 @@ def run(name: str) -> bool:
     return done.returncode == 0 and not done.stderr
 
 
+def allow_descriptors() -> None:
+    """As many as the system lets this process have; both ends of each connection take one."""
+    with contextlib.suppress(ImportError):
+        import resource  # not on Windows
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def main(arguments: list[str]) -> int:
+    allow_descriptors()
     parts = {"arrive": arrive, "one-of-many": one_of_many}
     if arguments[:1] and arguments[0] in parts:
         parts[arguments[0]]()
