@@ -65,7 +65,18 @@ def begin(server: FeedTestServer, chance: random.Random) -> None:
 
 METHODS = ["GET", "HEAD", "POST", "OPTIONS", "BREW", "get", "G\u00e9T", ""]
 TARGETS = [
-    *("/feed.xml", "/", "/none", "http://example.com/feed.xml", "*", "//", "/%", "/%zz", "/?q=%00"),
+    *(
+        "/feed.xml",
+        "/early.xml",
+        "/",
+        "/none",
+        "http://example.com/feed.xml",
+        "*",
+        "//",
+        "/%",
+        "/%zz",
+        "/?q=%00",
+    ),
     *("http://", "http://a:99999/", "https://[::1]/", "ftp://a/", "a:80", "/a b", "/" * 20_000),
 ]
 VERSIONS = ["HTTP/1.1", "HTTP/1.1", "HTTP/1.0", "HTTP/2.0", "HTTP/1.", "http/1.1", "HTTP/11", ""]
@@ -94,7 +105,7 @@ STATUSES = {200, 204, 206, 304, 400, 404, 405, 412, 413, 414, 416, 417, 431, 501
 
 
 def whole_request(chance: random.Random) -> bytes:
-    lines = [f"{chance.choice(METHODS[:3])} {chance.choice(TARGETS[:4])} HTTP/1.1", "Host: a"]
+    lines = [f"{chance.choice(METHODS[:3])} {chance.choice(TARGETS[:5])} HTTP/1.1", "Host: a"]
     if chance.random() < 0.3:
         parts = chance.choice(METHODS), chance.choice(TARGETS), chance.choice(VERSIONS)
         lines = [" ".join(parts)]
@@ -175,21 +186,24 @@ Header: ETag: "v1"
 Header: Last-Modified: Sat, 07 Mar 2009 10:00:00 GMT
 -->
 <rss/>"""
+EARLY = b"<!-- Status: 413\nEarly: yes -->"
 
 
 def fuzz_the_server(seed: int) -> list[str]:
     """What was wrong, which should be nothing."""
     before, said = state(), io.StringIO()
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("feed.xml", "example.com/feed.xml"):
+        files = {"feed.xml": FEED, "early.xml": EARLY, "example.com/feed.xml": FEED}
+        for name, data in files.items():
             path = pathlib.Path(folder, name)
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(FEED)
+            path.write_bytes(data)
         with (
             contextlib.redirect_stderr(said),
             FeedTestServer(folder) as server,
             server.intercept(),
         ):
+            server.client_certificates = "optional"
             wrong = send_many(server, begin, CONNECTIONS, seed)
             wrong += send_many(server, ask, REQUESTS, seed)
             settle(server)
@@ -213,13 +227,27 @@ PIECES = [
     *("<!--", "-->", "--", "<![CDATA[", "]]>", "<?xml version='1.0' encoding='utf-8'?>", "<rss>"),
     *("\n", "\n", "\n", "\r\n", "\r", " ", "\t", "\n ", "\n\t", ":", ": ", "\0", "\x7f", "\x85"),
     *("Header", "Status", "Without", "Ignore", "Compress", "Chunked", "Delay", "Rate", "Fault"),
-    *("Template", "Stauts", "header", "Headers", "Description", "Expect", "caf\u00e9", "\u2028"),
+    *(
+        "Template",
+        "Pause",
+        "Early",
+        "Stauts",
+        "header",
+        "Headers",
+        "Description",
+        "Expect",
+        "caf\u00e9",
+        "\u2028",
+    ),
     *(
         "Status: 404",
         "Header: ETag: x",
         "Rate: 10",
         "Fault: reset at 50%",
         "Delay: .5",
+        "Pause: 1 at 10",
+        "Fault: stall at end",
+        "Early: yes",
         "Chunked: 9",
     ),
     *("200", "99", "1e3", "-1", "gzip", "yes", "at 50%", "close", "{{host}}", "{{", "\U0001f600"),
