@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator
 HERE = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(HERE))
 
-from feedtestserver import FeedTestServer, Request, Response  # noqa: E402
+from feedtestserver import FeedTestServer, Request, Response, Step  # noqa: E402
 from test_feedtestserver import hello_for, run_at_once  # noqa: E402
 
 DATA = HERE / "data"
@@ -285,11 +285,13 @@ def never_stopped() -> None:
 
 GET = b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n"
 HELLO = hello_for("example.com")
-ANSWERS = {
+ANSWERS: dict[str, Step] = {
     "/large": Response(bytes(20_000_000)),
     "/stalled": Response(bytes(1000), fault="stall at 50%"),
     "/delayed": Response(delay=9999),
     "/dripping": Response(bytes(100_000), rate=100),
+    "/paused": Response(bytes(1000), pause=["9999 at 50%"]),
+    "/streaming": lambda request: Response(itertools.repeat(b"item"), rate=100),
 }
 #: How many of each, and what they have sent.
 CONNECTIONS = {
@@ -299,6 +301,8 @@ CONNECTIONS = {
     "stalled": (50, GET % b"stalled"),
     "delayed": (50, GET % b"delayed"),
     "dripping": (50, GET % b"dripping"),
+    "paused": (50, GET % b"paused"),
+    "streaming": (50, GET % b"streaming"),
     "half a handshake": (25, HELLO[:100]),
     "hello, and no more": (25, HELLO),
 }
