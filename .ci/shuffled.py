@@ -13,7 +13,7 @@ import sys
 import unittest
 from collections.abc import Iterator
 
-TIME_LIMIT = 240  # seconds
+TIME_LIMIT = 360  # seconds
 
 
 def flatten(tests: unittest.TestSuite) -> Iterator[unittest.TestCase]:
