@@ -47,8 +47,10 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 # Obtaining feedparser
 
+
 class Checkout(NamedTuple):
     """feedparser's unpacked source, and an interpreter that has what it depends on."""
+
     source: pathlib.Path
     python: pathlib.Path
 
@@ -60,8 +62,16 @@ def obtain(directory: pathlib.Path) -> Checkout:
     if not checkout.source.is_dir():
         venv.create(directory / "venv", with_pip=True, clear=True)
         pip(checkout.python, "install", "--no-deps", DEPENDENCY)
-        pip(checkout.python, "download", "--no-deps", "--no-binary", "feedparser",
-            "--dest", str(directory), RELEASE.replace("-", "=="))
+        pip(
+            checkout.python,
+            "download",
+            "--no-deps",
+            "--no-binary",
+            "feedparser",
+            "--dest",
+            str(directory),
+            RELEASE.replace("-", "=="),
+        )
         unpack(directory / f"{RELEASE}.tar.gz", checkout.source)
     return checkout
 
@@ -79,6 +89,7 @@ def unpack(archive: pathlib.Path, source: pathlib.Path) -> None:
 
 # The runs, each in its own process; only there feedparser and feedtestserver can be imported
 
+
 def start(name: str, checkout: Checkout) -> Any:
     """Call the function of RUNS in a new process; return its report."""
     paths = os.pathsep.join(map(str, (checkout.source, checkout.source / "tests", REPOSITORY)))
@@ -87,8 +98,14 @@ def start(name: str, checkout: Checkout) -> Any:
         report = pathlib.Path(directory, "report.json")
         process = subprocess.run(
             [str(checkout.python), os.path.abspath(__file__), "--run", name, str(report)],
-            cwd=checkout.source, env=environment, timeout=TIME_LIMIT, check=False,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            cwd=checkout.source,
+            env=environment,
+            timeout=TIME_LIMIT,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         if process.returncode:
             sys.exit(f"{name} broke off\n{process.stdout.decode(errors='replace')}")
         return json.loads(report.read_text("utf-8"))
@@ -148,8 +165,10 @@ def replacement() -> Any:
 
 # What is on the wire
 
+
 class Answer(NamedTuple):
     """What one can know of it from the file alone: not the fields that any server adds."""
+
     status: int
     fields: list[tuple[str, str]]
     body: bytes
@@ -189,8 +208,11 @@ def ask(connection: http.client.HTTPConnection, path: pathlib.Path, expected: An
     response = connection.getresponse()
     added = {"connection", "content-length", "content-type", "date", "server"}
     added -= {name.lower() for name, _ in expected.fields}
-    fields = [(name, value.encode("latin-1").decode(errors="replace"))
-              for name, value in response.getheaders() if name.lower() not in added]
+    fields = [
+        (name, value.encode("latin-1").decode(errors="replace"))
+        for name, value in response.getheaders()
+        if name.lower() not in added
+    ]
     return Answer(response.status, fields, response.read())
 
 
@@ -200,21 +222,29 @@ def compare(path: pathlib.Path, expected: Answer, got: Answer, report: dict[str,
     if got.status == 500 != expected.status:
         report["refused"].append(f"{path.as_posix()}: {got.body.decode(errors='replace').strip()}")
         return
-    report["different"] += [f"{path.as_posix()}: {what} {found!r:.200}, expected {right!r:.200}"
-                            for what, right, found in zip(Answer._fields, expected, got)
-                            if found != right]
+    report["different"] += [
+        f"{path.as_posix()}: {what} {found!r:.200}, expected {right!r:.200}"
+        for what, right, found in zip(Answer._fields, expected, got)
+        if found != right
+    ]
 
 
-RUNS = {run.__name__: run for run in
-        (suite_with_own_server, suite_with_feedtestserver, files_on_the_wire)}
+RUNS = {
+    run.__name__: run
+    for run in (suite_with_own_server, suite_with_feedtestserver, files_on_the_wire)
+}
 
 
 # The verdict
 
+
 def judge(own: dict[str, str], ours: dict[str, str]) -> list[str]:
     """What is wrong with our run of the suite, in the light of its own one."""
-    problems = [f"only {len(outcomes)} tests were run" for outcomes in (own, ours)
-                if len(outcomes) < FEWEST_TESTS]
+    problems = [
+        f"only {len(outcomes)} tests were run"
+        for outcomes in (own, ours)
+        if len(outcomes) < FEWEST_TESTS
+    ]
     for test in sorted(own.keys() | ours.keys()):
         before, now = own.get(test, "not run"), ours.get(test, "not run")
         if now not in (before, "passed"):
@@ -233,21 +263,30 @@ def verify(checkout: Checkout) -> list[str]:
     own = start("suite_with_own_server", checkout)
     print(f"suite with its own server: {count(own['outcomes'])}")
     ours = start("suite_with_feedtestserver", checkout)
-    print(f"suite with feedtestserver: {count(ours['outcomes'])}, "
-          f"{len(ours['errors'])} server errors")
+    print(
+        f"suite with feedtestserver: {count(ours['outcomes'])}, {len(ours['errors'])} server errors"
+    )
     wire = start("files_on_the_wire", checkout)
-    print(f"files on the wire: {wire['files']} with {wire['fields']} header fields, "
-          f"{len(wire['refused'])} refused, {len(wire['different'])} differences, "
-          f"{wire['connections']} connection(s)")
-    return [*judge(own["outcomes"], ours["outcomes"]),
-            *(f"server error: {error}" for error in ours["errors"]),
-            *(f"{word}: {line}" for word in ("refused", "different") for line in wire[word])]
+    print(
+        f"files on the wire: {wire['files']} with {wire['fields']} header fields, "
+        f"{len(wire['refused'])} refused, {len(wire['different'])} differences, "
+        f"{wire['connections']} connection(s)"
+    )
+    return [
+        *judge(own["outcomes"], ours["outcomes"]),
+        *(f"server error: {error}" for error in ours["errors"]),
+        *(f"{word}: {line}" for word in ("refused", "different") for line in wire[word]),
+    ]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run feedparser's suite with feedtestserver.")
-    parser.add_argument("--cache", type=pathlib.Path, metavar="DIRECTORY",
-                        help="where feedparser is kept for the next time")
+    parser.add_argument(
+        "--cache",
+        type=pathlib.Path,
+        metavar="DIRECTORY",
+        help="where feedparser is kept for the next time",
+    )
     parser.add_argument("--fetch", action="store_true", help="fetch it into there, and no more")
     parser.add_argument("--run", nargs=2, metavar=("NAME", "REPORT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()

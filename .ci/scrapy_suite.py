@@ -47,17 +47,38 @@ from feedtestserver import FeedTestRequestHandler, FeedTestServer, Request, Resp
 RELEASE = "scrapy-2.19.0"
 OLDEST_PYTHON = (3, 10)
 # Its tests turn warnings into errors, so releases that may deprecate something are held back.
-DEPENDENCIES = ("Twisted==26.10.*", "aiohttp==3.14.*", "Pillow", "pytest==9.1.*",
-                "pytest-rerunfailures", "pytest-twisted==1.*")
-FILES = ("downloader_handler_aiohttp.py", "downloader_handler_twisted_http11.py", "crawl.py",
-         "engine.py::TestEngine", "pipeline_crawl.py", "request_attribute_binding.py",
-         "request_left.py", "spidermiddleware_httperror.py", "spidermiddleware_output_chain.py")
+DEPENDENCIES = (
+    "Twisted==26.10.*",
+    "aiohttp==3.14.*",
+    "Pillow",
+    "pytest==9.1.*",
+    "pytest-rerunfailures",
+    "pytest-twisted==1.*",
+)
+FILES = (
+    "downloader_handler_aiohttp.py",
+    "downloader_handler_twisted_http11.py",
+    "crawl.py",
+    "engine.py::TestEngine",
+    "pipeline_crawl.py",
+    "request_attribute_binding.py",
+    "request_left.py",
+    "spidermiddleware_httperror.py",
+    "spidermiddleware_output_chain.py",
+)
 # Parts of the names of tests that tell nothing about the server, or too little for their time.
 LEFT_OUT = (
     "Http2",  # what feedtestserver does not have
-    "Mitm", "RealWebsite", "Tunneling", "dns_error", "conn_failed",  # other servers, or none
+    "Mitm",
+    "RealWebsite",
+    "Tunneling",
+    "dns_error",
+    "conn_failed",  # other servers, or none
     "http_status_code",  # 40 statuses, for each client and both schemes
-    "fixed_delay", "randomized_delay", "timeout_failure", "short_timeout",
+    "fixed_delay",
+    "randomized_delay",
+    "timeout_failure",
+    "short_timeout",
     "asyncgen",  # in these five Scrapy waits for itself
 )
 FEWEST_TESTS = 400
@@ -65,16 +86,17 @@ TIME_LIMIT = 140  # seconds, for one run
 
 # Tests that pass with Scrapy's own server only: what is in their names, and the reason.
 EXPECTED = {
-    r"aiohttp\.py.*::test_(response_ssl_certificate|tls_logging)|twisted_http11.*::test_tls_logging":
-        "it looks for Scrapy as the organization in the certificate",
+    r"aiohttp\.py.*::test_(response_ssl_certificate|tls_logging)|twisted_http11.*::test_tls_logging": "it looks for Scrapy as the organization in the certificate",
     r"engine\.py::TestEngine::test_crawler$": "it looks for Twisted's name in the field Server",
 }
 
 
 # Obtaining Scrapy
 
+
 class Checkout(NamedTuple):
     """Scrapy's unpacked source, an interpreter that has what its tests need, and its bytecode."""
+
     source: pathlib.Path
     python: pathlib.Path
     bytecode: pathlib.Path
@@ -84,19 +106,29 @@ def obtain(directory: pathlib.Path) -> Checkout:
     """Fetch Scrapy into the directory, unless an earlier run has."""
     scripts = "Scripts" if os.name == "nt" else "bin"
     checkout = Checkout(
-        directory / RELEASE, directory / "venv" / scripts / "python", directory / "bytecode")
+        directory / RELEASE, directory / "venv" / scripts / "python", directory / "bytecode"
+    )
     if not checkout.source.is_dir():
         venv.create(directory / "venv", with_pip=True, clear=True)
         release = RELEASE.replace("-", "==")
         # Most of it is never imported, so what is gets compiled then.
         pip(checkout.python, "install", "--no-compile", release, *DEPENDENCIES)
-        pip(checkout.python, "download", "--no-deps", "--no-binary", "scrapy",
-            "--dest", str(directory), release)
+        pip(
+            checkout.python,
+            "download",
+            "--no-deps",
+            "--no-binary",
+            "scrapy",
+            "--dest",
+            str(directory),
+            release,
+        )
         unpack(directory / f"{RELEASE}.tar.gz", checkout.source)
     return checkout
 
 
 # The runs, each in its own process; only there Scrapy and pytest can be imported
+
 
 def start(name: str, checkout: Checkout, tests: list[str]) -> Any:
     """Run the tests with the server of that name in a new process; return its report."""
@@ -110,8 +142,14 @@ def start(name: str, checkout: Checkout, tests: list[str]) -> Any:
         try:
             process = subprocess.run(
                 [*map(str, command)],
-                cwd=checkout.source, env=environment, timeout=TIME_LIMIT, check=False,
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                cwd=checkout.source,
+                env=environment,
+                timeout=TIME_LIMIT,
+                check=False,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
         except subprocess.TimeoutExpired as error:
             sys.exit(f"{name} took longer than {TIME_LIMIT} s\n{error.stdout.decode()}")
         output = process.stdout.decode(errors="replace")
@@ -172,6 +210,7 @@ class Handler(FeedTestRequestHandler):
 
 # What Scrapy's servers respond, see tests/mockserver/http_resources.py in its source
 
+
 def script_http(server: FeedTestServer, mock: Any) -> None:
     server.respond("*", everything)
     for path, step in ROUTES.items():
@@ -208,14 +247,21 @@ def script_simple_https(server: FeedTestServer, mock: Any) -> None:
         server.certificate = "wrong-host"
 
 
-VERSIONS = {"TLSv1.0": ssl.TLSVersion.TLSv1, "TLSv1.2": ssl.TLSVersion.TLSv1_2,
-            "TLSv1.3": ssl.TLSVersion.TLSv1_3}
-SCRIPTS = {"tests.mockserver.http": script_http, "tests.mockserver.proxy_echo": script_proxy,
-           "tests.mockserver.simple_https": script_simple_https}
+VERSIONS = {
+    "TLSv1.0": ssl.TLSVersion.TLSv1,
+    "TLSv1.2": ssl.TLSVersion.TLSv1_2,
+    "TLSv1.3": ssl.TLSVersion.TLSv1_3,
+}
+SCRIPTS = {
+    "tests.mockserver.http": script_http,
+    "tests.mockserver.proxy_echo": script_proxy,
+    "tests.mockserver.simple_https": script_simple_https,
+}
 
 
-def typed(media_type: str, body: bytes = b"", status: int = 200, *fields: tuple[str, str],
-          **how: Any) -> Response:
+def typed(
+    media_type: str, body: bytes = b"", status: int = 200, *fields: tuple[str, str], **how: Any
+) -> Response:
     return Response(body, status, headers=[("Content-Type", media_type), *fields], **how)
 
 
@@ -244,7 +290,9 @@ def follow(request: Request) -> Response:
         numbers = [random.randint(1, total) for _ in range(show)]
     links = [
         f"<a href='/follow?{urllib.parse.urlencode({**request.query, 'n': [number]}, doseq=True)}'>"
-        f"follow {number}</a><br>" for number in numbers]
+        f"follow {number}</a><br>"
+        for number in numbers
+    ]
     page = f"<html> <head></head> <body>{''.join(links)}</body>"
     return html(page.encode(), delay=float(argument(request, "maxlatency", "0")) / 2)
 
@@ -366,7 +414,8 @@ ROUTES: dict[str, Any] = {
     "/enc-gb18030": typed("text/html; charset=gb18030", b"<p>gb18030 encoding</p>"),
     "/redirect": html(REDIRECT % b'http-equiv="refresh"', 302, ("Location", "/redirected")),
     "/redirect-no-meta-refresh": html(
-        REDIRECT % b'http-no-equiv="do-not-refresh-me"', 302, ("Location", "/redirected")),
+        REDIRECT % b'http-no-equiv="do-not-refresh-me"', 302, ("Location", "/redirected")
+    ),
     "/redirected": text(b"Redirected here"),
     "/numbers": text(b"".join(b"%d" % number for number in range(2**18))),
     "/wait": Response(fault="stall"),
@@ -388,14 +437,21 @@ ROUTES: dict[str, Any] = {
 
 # The verdict
 
+
 def judge(own: dict[str, str], ours: dict[str, str]) -> list[str]:
     """What is wrong with our run, in the light of that of some tests with Scrapy's own server."""
     passed = sum(outcome == "passed" for outcome in ours.values())
     problems = [] if passed >= FEWEST_TESTS else [f"only {passed} tests passed"]
-    problems += [f"passed, though it is in EXPECTED: {test}"
-                 for test, outcome in ours.items() if outcome == "passed" and reason_for(test)]
-    problems += [f"failed, and passed with its own server: {test}"
-                 for test, outcome in own.items() if outcome == "passed"]
+    problems += [
+        f"passed, though it is in EXPECTED: {test}"
+        for test, outcome in ours.items()
+        if outcome == "passed" and reason_for(test)
+    ]
+    problems += [
+        f"failed, and passed with its own server: {test}"
+        for test, outcome in own.items()
+        if outcome == "passed"
+    ]
     return problems
 
 
@@ -414,8 +470,10 @@ def verify(checkout: Checkout) -> list[str]:
     print(f"{RELEASE}, Python {sys.version.split()[0]}")
     began = time.perf_counter()
     ours = start("feedtestserver", checkout, [f"tests/test_{name}" for name in FILES])
-    print(f"with feedtestserver: {count(ours['outcomes'])}, {len(ours['errors'])} server errors, "
-          f"{time.perf_counter() - began:.0f} s")
+    print(
+        f"with feedtestserver: {count(ours['outcomes'])}, {len(ours['errors'])} server errors, "
+        f"{time.perf_counter() - began:.0f} s"
+    )
     failed = [test for test, outcome in ours["outcomes"].items() if outcome == "failed"]
     for reason, number in collections.Counter(map(reason_for, failed)).items():
         print(f"{number} failed: {reason or 'that is not expected'}")
@@ -423,8 +481,10 @@ def verify(checkout: Checkout) -> list[str]:
     if again := [test for test in failed if not reason_for(test)]:
         own = start("own", checkout, again)
         print(f"these with Scrapy's own server: {count(own['outcomes'])}")
-    problems = [*judge(own["outcomes"], ours["outcomes"]),
-                *(f"server error: {error}" for error in ours["errors"])]
+    problems = [
+        *judge(own["outcomes"], ours["outcomes"]),
+        *(f"server error: {error}" for error in ours["errors"]),
+    ]
     if problems:
         print(ours["output"])
     return problems
@@ -432,8 +492,12 @@ def verify(checkout: Checkout) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run Scrapy's tests with feedtestserver.")
-    parser.add_argument("--cache", type=pathlib.Path, metavar="DIRECTORY",
-                        help="where Scrapy is kept for the next time")
+    parser.add_argument(
+        "--cache",
+        type=pathlib.Path,
+        metavar="DIRECTORY",
+        help="where Scrapy is kept for the next time",
+    )
     parser.add_argument("--fetch", action="store_true", help="fetch it into there, and no more")
     parser.add_argument("--run", nargs="+", metavar=("SERVER", "REPORT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
