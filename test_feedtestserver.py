@@ -4372,11 +4372,11 @@ class FaultTest(SendingTestCase):
 
     def test_large_downloads_take_turns(self):
         """Also where they are sent in many small pieces, as fast as the client takes them."""
-        for size, most, arguments in (
-            (3_000_000, 600_000, {}),
+        for size, most, arguments in (  # the last block has to wait, but counts
+            (3_000_000, 800_000, {}),
             (80_000, 400_000, {"chunked": 1}),  # which are sent as 480,000
-            (1_000_000, 600_000, {"chunked": 1000}),
-            (1_000_000, 600_000, {"rate": 10_000}),
+            (1_000_000, 800_000, {"chunked": 1000}),
+            (1_000_000, 800_000, {"rate": 10_000}),
         ):
             with self.subTest(arguments):
                 sent = self.sent_in_turn(os.urandom(size), arguments)
