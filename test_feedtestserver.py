@@ -14831,6 +14831,18 @@ class AuditTest(ServerTestCase):
                 rules = [finding.rule for finding in audit(server.requests)[2:]]
                 self.assertEqual(rules, ["no-validator"])
 
+    def test_what_a_client_has_read_binds_it_at_once(self):
+        """However many turns it took the server to send it."""
+        for size in (130_000, 200_000, 500_000):
+            server = self.serve()
+            server.respond("/feed.xml", Response(bytes(size), headers={"ETag": '"v1"'}))
+            for _ in range(50):
+                self.get(server, "/feed.xml", headers=POLITE)
+            self.get(server, "/none", headers=POLITE)  # so that the last one has its end
+            with self.subTest(size):
+                self.assertEqual(len(audit(server.requests)), 49)
+            server.stop()
+
     def test_streams_bind_once_they_have_come_whole(self):
         def live():
             yield b"<rss/>"
