@@ -5461,6 +5461,39 @@ class StreamTest(SendingTestCase):
                         server.stop()
                     self.assertTrue(body.closed.is_set())
 
+    @unittest.skipUnless(hasattr(os, "fork"), "there is no fork() here")
+    def test_a_forked_child_leaves_it_to_its_parent(self):
+        """No test code runs in the child, and no thread."""
+        script = """
+        import os, socket, sys, threading
+        from feedtestserver import FeedTestServer, Response
+
+        def items():
+            try:
+                yield b"one"
+                yield b"two"
+            finally:
+                print("closed in", "the parent" if os.getpid() == parent else "a child")
+
+        parent = os.getpid()
+        with FeedTestServer(sys.argv[1]) as server:
+            server.respond("/x", Response(items(), pause=["86400 at 3"]))
+            with socket.create_connection(("127.0.0.1", server.port), 20) as connection:
+                connection.sendall(b"GET /x HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+                received = b""
+                while not received.endswith(b"one\\r\\n"):
+                    received += connection.recv(1000)
+                child = os.fork()
+                if not child:
+                    for thread in set(threading.enumerate()) - {threading.current_thread()}:
+                        print("a thread in the child")
+                        thread.join()
+                    os._exit(0)
+                os.waitpid(child, 0)
+        """
+        done = run_script(script, self.make_directory())
+        self.assertEqual((done.stdout, done.stderr), ("closed in the parent\n", ""))
+
     def test_closed_at_its_end(self):
         server = self.serve()
         body = Produced(b"one")
