@@ -3792,7 +3792,10 @@ class SendingTestCase(ServerTestCase):
     def receive(self, connection, size):
         """The next bytes, as many as that; fewer if the connection ends before."""
         received = bytearray()
-        while data := connection.recv(min(size - len(received), 65536)):
+        while left := size - len(received):
+            data = connection.recv(min(left, 65536))
+            if not data:
+                break
             received += data
         return bytes(received)
 
