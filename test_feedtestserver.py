@@ -5537,6 +5537,8 @@ class StreamTest(SendingTestCase):
 
     def test_a_client_that_leaves_an_endless_stream_of_empty_items(self):
         """Nothing is sent that could fail, and still the server learns that it has gone."""
+        if rst() != "RST":
+            self.skipTest("a reset looks like a half-close here")
         items, _, ended = self.endless(b"")
         server = self.serve()
         server.respond("/x", Response(items))
@@ -5572,6 +5574,7 @@ class StreamTest(SendingTestCase):
         server = self.serve()
         for body, arguments in (
             ([b"one", b"two"], {}),
+            ([b"", b"one", b"", b"", b"two", b""], {}),
             ([b"one", b"two"], {"delay": 86400, "rate": 1, "pause": ["86400 at 4"]}),
             (items, {}),
         ):
