@@ -1762,6 +1762,7 @@ class FeedTestRequestHandler:
     client_certificate: Optional[str] = None
     head: Optional[_Head] = None
     stream: Optional[_Stream] = None
+    empty_items = 0  # of it, in a row
     client_left = closing = lingering = False
     #: Whether the response does not wait for the body of the request.
     is_early = False
@@ -2215,8 +2216,9 @@ class FeedTestRequestHandler:
         if stream.has_failed:
             self.broken_off = "error" if stream.is_framed else "reset"
         is_empty = stream.item is not None and not len(stream.item)
-        # Where nothing is sent, only this tells that the client has left.
-        if stream.has_failed or (is_empty and self.client_left):
+        self.empty_items = self.empty_items + 1 if is_empty else 0
+        # Where nothing is sent, no error tells that the client has left for good.
+        if stream.has_failed or (self.client_left and self.empty_items > 9):
             raise EOFError
 
     def leave_stream(self, request: Request) -> None:
