@@ -552,7 +552,6 @@ class FeedTestServer(threading.Thread):
             lines = f"ca_certificate = {self.ca_file}\n"
             wgetrc = self._temporary("wgetrc", "wgetrc", lambda: lines)
             variables = _variables(self.base_url, self.ca_file, wgetrc)
-        self._site.count_interceptions(1)
         interception = _Interception(httpd.own_address(), variables, self._site.names)
         try:
             yield self
@@ -560,7 +559,7 @@ class FeedTestServer(threading.Thread):
             if not self._at_end():
                 interception.end()
                 # Clients would keep these connections, and come back for hosts that are elsewhere.
-                if self._site.count_interceptions(-1) == 0:
+                if not self._site.intercepting:
                     httpd.call(httpd.close_intercepted)
 
     def resolve(self, host: str, *answers: Union[str, Sequence[str]]) -> None:
@@ -734,7 +733,7 @@ class Fixture:
     @property
     def directives(self) -> Directives:
         """Its directives, read anew each time; raises DirectiveError for a wrong one."""
-        return _directives_of(str(self.path), _read_beginning(str(self.path))[0])
+        return _directives_of(str(self.path), _read_beginning(str(self.path))[0]).checked()
 
 
 def _remove(files: dict[str, str], owner: int) -> None:
@@ -778,8 +777,6 @@ class _Site:
     def __init__(self) -> None:
         self.directory = ""
         self.host, self.port = "", 0
-        #: How many interceptions there are just now: inside of one, other hosts are here, too.
-        self.intercepting = 0
         self._lock = threading.Lock()
         #: Responds, if it can, where neither a step nor a fixture does; called with the folder.
         self.listing: Callable[[Request, str], Optional[Response]] = lambda request, folder: None
@@ -808,11 +805,10 @@ class _Site:
             self._exact.clear()
             self._patterns.clear()
 
-    def count_interceptions(self, change: int) -> int:
-        """Note that so many interceptions begin, or end; returns how many there are now."""
-        with self._lock:
-            self.intercepting += change
-            return self.intercepting
+    @property
+    def intercepting(self) -> bool:
+        """Whether this is inside of an interception, where other hosts are here, too."""
+        return bool(_interceptions) and any(each.names is self.names for each in _interceptions)
 
     def scripts(self) -> list[_Script]:
         """The steps for each address, in order: a snapshot."""
@@ -858,15 +854,10 @@ class _Site:
 
     def _matching(self, request: Request) -> list[_Script]:
         """The scripts for a request, the best match first."""
-        subjects = request.subjects
         with self._lock:
             found = [self._exact[key] for key in _keys(request) if key in self._exact]
-            patterns = [
-                script
-                for script in reversed(self._patterns.values())
-                if script.address.may_fit(subjects[script.address.has_any_host])
-            ]
-        patterns = [script for script in patterns if script.address.covers(request)]
+            patterns = list(self._patterns.values())
+        patterns = [script for script in reversed(patterns) if script.address.covers(request)]
         return found + sorted(patterns, key=lambda script: script.address.rank, reverse=True)
 
     def _take(self, script: _Script, request: Request) -> Step:
@@ -894,7 +885,8 @@ class _Site:
             return fixture
         words = "no such fixture, as there is no directory"
         if self.directory:
-            words = f"no such fixture in {self.directory}{self._nearest(name, self._some_names())}"
+            nearest = self._nearest(name, _some_names(self.directory))
+            words = f"no such fixture in {self.directory}{nearest}"
         if re.match(r"\s*[<{[]|.*\n", name):
             words += "; if it is a body: bodies are bytes, such as b'<rss/>'"
         raise FileNotFoundError(errno.ENOENT, words, name[:80])
@@ -919,13 +911,12 @@ class _Site:
 
     def not_found(self, request: Request, folder: str) -> Response:
         """The 404 that names the nearest fixture or scripted address."""
-        names, hint = self._some_names(), ""
+        names, hint = _some_names(self.directory), ""
         for address in (script.address for script in self.scripts()[-_SOME_NAMES:]):
             if address.covers(request):
                 hint = "; the steps for it have passed"
             else:
-                of = f" for {address.method}" if address.method else ""
-                names[_bare(address.given)] = f"{address.given!r}{of}"
+                names[_bare(address.given)] = str(address)
             if address.is_host_alone and address.is_at(request):
                 all_paths = f"{address.given.rstrip('/')}/*"
                 hint = f"; {address.given!r} is for / alone, {all_paths!r} for all paths"
@@ -941,9 +932,7 @@ class _Site:
         """What to say of a request to a host that has neither a folder nor steps; "" if it has."""
         may_be_there = self.directory and _HOST_FOLDER.fullmatch(request.host)
         folder = _path_of(self.directory, request.host) if may_be_there else ""
-        addresses = (
-            script.address for script in self.scripts() if script.address.method != "CONNECT"
-        )
+        addresses = (each.address for each in self.scripts() if each.address.method != "CONNECT")
         if os.path.isdir(folder) or any(address.is_at(request) for address in addresses):
             return ""
         right = f"the folder {folder} or " if folder else ""
@@ -961,10 +950,6 @@ class _Site:
             return Response(status=504, fault="stall")
         why = "refuses connections" if found else "is unknown"
         return _text_response(502, f"{request.host} {why}, as resolve() says")
-
-    def _some_names(self) -> dict[str, str]:
-        """Some names of fixtures: in a large directory, looking at all would take long."""
-        return {name: repr(name) for name in _names_below(self.directory, _SOME_NAMES)}
 
     def _nearest(self, wanted: str, names: Mapping[str, str]) -> str:
         """What to say of the nearest of these names, given with how they are shown."""
@@ -1334,7 +1319,11 @@ class StoppableHttpServer(http.server.HTTPServer):
 
     def conversation(self, request: socket.socket, client_address: Any) -> _Conversation:
         """What happens on a connection: the blocking handler, in a worker thread."""
-        copy = self._copy(request)  # as this one is closed whenever the server is stopped
+        # Another socket, as this one is closed whenever the server is stopped.
+        copy = socket.fromfd(request.fileno(), request.family, request.type, request.proto)
+        if hasattr(request, "context"):  # the listening socket was wrapped in TLS
+            how = {"server_side": True, "do_handshake_on_connect": False}
+            copy = request.context.wrap_socket(copy, **how)
         handle = functools.partial(self._handle, copy, client_address)
         try:
             yield _Call(handle, f"the handler of {client_address!r:.80}")
@@ -1348,14 +1337,6 @@ class StoppableHttpServer(http.server.HTTPServer):
             copy.close()
             raise
         return False
-
-    @staticmethod
-    def _copy(request: Any) -> Any:
-        """Another socket for a connection, in TLS if the listening socket was wrapped in it."""
-        copy = socket.fromfd(request.fileno(), request.family, request.type, request.proto)
-        if not hasattr(request, "context"):
-            return copy
-        return request.context.wrap_socket(copy, server_side=True, do_handshake_on_connect=False)
 
     def _handle(self, request: socket.socket, client_address: Any) -> None:
         request.settimeout(None)
@@ -1477,11 +1458,10 @@ class StoppableHttpServer(http.server.HTTPServer):
 
     def _close_port(self, spared: Optional[_Connection], stopping: bool) -> None:
         self.closed, self.stopping = True, self.stopping or stopping
-        if self.socket.fileno() >= 0:
-            with contextlib.suppress(KeyError):  # it is not accepting
-                if self._opened:
-                    self.selector.unregister(self.socket)
-            self.socket.close()
+        with contextlib.suppress(KeyError, ValueError):  # it is not accepting, or closed
+            if self._opened:
+                self.selector.unregister(self.socket)
+        self.socket.close()
         for connection in list(self.connections.values()):
             if connection is not spared:
                 connection.end()
@@ -1584,9 +1564,8 @@ class _Connection:
         #: None once it has ended.
         self.conversation: Optional[_Conversation] = server.conversation(connection, address)
         self._events = 0  # that the selector watches for
-        self._wait: Optional[_Wait] = None  # until these bytes, or this time, come
-        self._timer = math.inf  # when _on_time() is called
-        self._unsent: Optional[memoryview] = None  # until this is sent
+        self._waiting: Optional[_Yielded] = None  # for these bytes to be sent, or for this to come
+        self._timer = -math.inf  # when time calls _go_on(), or has called it last
         self._spent = 0  # bytes sent and received in this turn
 
     def resume(self, value: Any = None, error: Optional[BaseException] = None) -> None:
@@ -1599,11 +1578,8 @@ class _Connection:
                 if error is None:
                     yielded = self.conversation.send(value)
                 else:
-                    yielded, error = self.conversation.throw(error), None
-                try:
-                    value = self._begin(yielded)
-                except (OSError, RuntimeError) as failure:
-                    value, error = None, failure
+                    yielded = self.conversation.throw(error)
+                value, error = self._attempt(yielded)
         except StopIteration as stop:
             self._close(by_reset=stop.value)
         except BaseException as fault:
@@ -1616,52 +1592,63 @@ class _Connection:
                 self._close()
         self._server.current, error = current, None  # an exception refers to this frame
 
-    def _begin(self, yielded: _Yielded) -> Any:
-        """Begin what the conversation has yielded; returns what comes of it, or _LATER."""
-        if isinstance(yielded, _Wait):
-            return self._receive_or_wait(yielded)
-        if isinstance(yielded, _Call):
+    def _go_on(self, is_ready: bool = True) -> None:
+        """Try again what the conversation waits for, if it still waits."""
+        yielded, self._waiting, self._spent = self._waiting, None, 0
+        if yielded is not None:
+            self.resume(*self._attempt(yielded, is_ready))
+
+    def _attempt(
+        self, yielded: _Yielded, is_ready: bool = False
+    ) -> tuple[Any, Optional[BaseException]]:
+        """What comes of what the conversation has yielded, maybe _LATER; and what goes wrong.
+
+        ``is_ready``: the selector says that the socket is.
+        """
+        try:
+            if isinstance(yielded, _Wait):
+                return self._receive_or_wait(yielded, is_ready), None
+            if not isinstance(yielded, _Call):
+                return self._send(yielded), None
             self._watch(0)
             self._server.run_in_worker(self, yielded)
-            return _LATER
+            return _LATER, None
+        except (OSError, RuntimeError) as failure:
+            return None, failure
+
+    def _send(self, data: Union[bytes, memoryview]) -> Any:
         sent = 0
         if self._spent <= _A_TURN:  # else others are served first
             with contextlib.suppress(BlockingIOError):
-                sent = self.socket.send(yielded)
+                sent = self.socket.send(data)
         self._spent += sent + 1000  # as a small block takes its time as well
-        if sent == len(yielded):
+        if sent == len(data):
             return None
         self._watch(_WRITE)
-        self._unsent = memoryview(yielded)[sent:]
+        self._waiting = memoryview(data)[sent:]
         return _LATER
 
-    def _receive_or_wait(self, wait: _Wait) -> Any:
+    def _receive_or_wait(self, wait: _Wait, is_ready: bool) -> Any:
         # A new client has often sent its request already, and others something meanwhile.
-        if wait.receiving and not self._events and self._spent <= _A_TURN:
-            self._server.turn += 1  # as this may have been sent just now
-            with contextlib.suppress(BlockingIOError):
-                return self._receive()
+        if wait.receiving and (is_ready or not self._events) and self._spent <= _A_TURN:
+            if not is_ready:
+                self._server.turn += 1  # as this may have been sent just now
+            try:
+                data = self.socket.recv(65536)
+                self._spent += len(data) + 1000
+                return data
+            except BlockingIOError:
+                pass
         if wait.until < math.inf:
-            if wait.until <= time.perf_counter():
+            now = time.perf_counter()
+            if wait.until <= now:
                 return None
-            if wait.until < self._timer:  # there is one timer at a time
+            if not now < self._timer <= wait.until:  # else that one is enough
                 self._timer = wait.until
-                self._server.call_at(wait.until, self._on_time)
+                self._server.call_at(wait.until, functools.partial(self._go_on, is_ready=False))
         self._watch(_READ if wait.receiving else 0)
-        self._wait = wait
+        self._waiting = wait
         return _LATER
-
-    def _on_time(self) -> None:
-        """Go on, or wait further if the timer was that of an earlier wait."""
-        self._timer, self._spent = math.inf, 0
-        wait, self._wait = self._wait, None
-        if wait:
-            self.resume(self._receive_or_wait(wait))
-
-    def _receive(self) -> bytes:
-        data = self.socket.recv(65536)
-        self._spent += len(data) + 1000
-        return data
 
     def _watch(self, events: int) -> None:
         """Have the selector watch for these events, or for none."""
@@ -1670,41 +1657,19 @@ class _Connection:
         selector = self._server.selector
         before, self._events = self._events, 0  # what it is if this fails
         if not before:
-            selector.register(self.socket, events, self._on_event)
+            selector.register(self.socket, events, self._go_on)
         elif not events:
             selector.unregister(self.socket)
         else:
-            selector.modify(self.socket, events, self._on_event)
+            selector.modify(self.socket, events, self._go_on)
         self._events = events
-
-    def _on_event(self) -> None:
-        if self.conversation is None:  # it has ended in this turn
-            return
-        result: Optional[bytes] = None
-        error = None
-        self._spent = 0
-        try:
-            if self._unsent is None:
-                result = self._receive()
-            else:
-                self._spent = self.socket.send(self._unsent)
-                self._unsent = self._unsent[self._spent :]
-                if self._unsent:
-                    return
-        except BlockingIOError:
-            return
-        except OSError as failure:
-            error = failure
-        self._unsent = self._wait = None
-        self.resume(result, error)
-        error = None  # it refers to this frame
 
     def end(self) -> None:
         """End the conversation where it waits, and close the connection."""
         self.resume(error=GeneratorExit())
 
     def _close(self, by_reset: bool = False) -> None:
-        self.conversation = self._wait = None
+        self.conversation = self._waiting = None
         self._watch(0)
         self._server.connections.pop(self.socket, None)
         with contextlib.suppress(OSError):  # the client was faster
@@ -1724,8 +1689,7 @@ class _FixtureServer(StoppableHttpServer):
     def conversation(self, request: socket.socket, client_address: Any) -> _Conversation:
         """The conversation of the handler."""
         handler: Any = self.RequestHandlerClass
-        by_reset: bool = yield from handler(request, client_address, self).converse()
-        return by_reset
+        return bool((yield from handler(request, client_address, self).converse()))
 
     def close_intercepted(self) -> None:
         """Close the connections that are here only because of intercept()."""
@@ -2542,16 +2506,19 @@ def _body_size(head: _Head) -> Optional[int]:
     digits, *others = {value.strip(" \t") for value in length.split(",")}
     if others:
         raise _Refusal(400, f"the Content-Lengths differ: {length[:80]!r} (RFC 9112 6.3)")
-    if not re.fullmatch("[0-9]+", digits):
-        raise _Refusal(400, f"the Content-Length {digits[:80]!r} is not a number (RFC 9110 8.6)")
     size = _number(digits)
+    if size is None:
+        raise _Refusal(400, f"the Content-Length {digits[:80]!r} is not a number (RFC 9110 8.6)")
     _check_size(size)
     return size
 
 
-def _number(digits: str) -> int:
-    """A number of bytes; those of more than 18 digits are all the same, as no body is so long."""
-    return min(int(digits.lstrip("0")[:19] or "0"), 10**18)
+def _number(text: str) -> Optional[int]:
+    """A whole number, of bytes or seconds; None for anything else.
+
+    Those of more than 18 digits are all the same, as nothing is so long.
+    """
+    return min(int(text.lstrip("0")[:19] or "0"), 10**18) if re.fullmatch("[0-9]+", text) else None
 
 
 def _check_coding(coding: str, length: Optional[str], version: str) -> None:
@@ -2606,14 +2573,13 @@ class _Address:
         self.is_host_alone = method != "CONNECT" and re.fullmatch("(?i)https?://[^/?#]+/?", given)
         #: Of the patterns that match, the one with the highest rank responds.
         self.rank = self.query is not None, method is not None
+        self._has_origin: Callable[[str], object] = origin.__eq__
         if self.is_pattern:
-            self._host = (origin, _ANYWHERE if origin == "*" else _IN_HOST)
+            host = (origin, _ANYWHERE if origin == "*" else _IN_HOST)
+            self._has_origin = _glob(host)
             self._has_parameters = [_glob((each, _IN_PARAMETER)) for each in self.query or ()]
-            # How each parameter begins: a quick look, before they are paired.
-            begins = (re.escape(each.partition("*")[0]) for each in self.query or ())
-            end = "".join(f"(?=(?:.*&)?{each})" for each in begins)
-            #: Whether one of the subjects of a request may fit, by a quick look; and which one.
-            self.may_fit = _glob(self._host, (path, _IN_PATH), ("?", ""), end=end)
+            #: Whether one of the subjects of a request fits, but for the query; and which one.
+            self.may_fit = _glob(host, (path, _IN_PATH), ("?", ""), end="")
             self.has_any_host = "*" in origin
 
     def __str__(self) -> str:
@@ -2631,13 +2597,7 @@ class _Address:
 
     def is_at(self, request: Request) -> bool:
         """Whether the host of a request is this one, or fits the pattern."""
-        if not self.is_pattern:
-            return self.origin in request.origins
         return any(map(self._has_origin, request.origins))
-
-    @functools.cached_property
-    def _has_origin(self) -> Callable[[str], object]:
-        return _glob(self._host)
 
 
 def _keys(request: Request) -> Iterator[tuple[Any, ...]]:
@@ -2675,11 +2635,7 @@ def _can_pair(patterns: Sequence[Callable[[str], object]], texts: Sequence[str])
     def find(pattern: int, tried: set[int]) -> bool:
         """Find a text for a pattern, moving another pattern if need be."""
         fits = patterns[pattern]
-        mine = [
-            number
-            for number, text in enumerate(texts)
-            if fits(text) or fits(text.removesuffix("="))
-        ]
+        mine = [at for at, text in enumerate(texts) if fits(text) or fits(text.removesuffix("="))]
         for text in sorted(set(mine) - tried, key=taken.__contains__):  # the free ones first
             tried.add(text)
             if text not in taken or find(taken[text], tried):
@@ -2731,13 +2687,10 @@ def _parted(url: str) -> tuple[str, str]:
     if whole is None:
         return "", url
     scheme, authority, rest = whole.groups()
-    host = authority.rpartition("@")[2]
-    with contextlib.suppress(UnicodeError):
-        host = host if host.isascii() else host.encode("idna").decode()
+    host = _host_name(authority.rpartition("@")[2])
     if not _is_authority(host) or not host.partition(":")[0]:
-        raise ValueError(
-            f"found {authority!r:.80} in a URL; it takes the name of a host, and maybe a port"
-        )
+        found = f"found {authority!r:.80} in a URL"
+        raise ValueError(f"{found}; it takes the name of a host, and maybe a port")
     return _origin(scheme, host), rest
 
 
@@ -2803,24 +2756,23 @@ def _path_of(directory: str, name: str) -> str:
     return f"{directory}{os.sep}{name.replace('/', os.sep)}"
 
 
-def _names_below(directory: str, most: int) -> Iterator[str]:
-    """The names of fixtures below a directory, by a look at so many files and folders at most."""
-    root = os.path.join(directory, "")
+def _some_names(directory: str) -> dict[str, str]:
+    """Names of fixtures, and how they are shown: looking at all in a large directory takes long."""
+    names, left = {}, _SOME_NAMES
     folders = [directory] if directory else []
     for folder in folders:  # as those below are added
-        some: list[os.DirEntry[str]] = []
+        left -= 1
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
-            some = list(itertools.islice(entries, most))
-        most -= len(some) + 1
-        for entry in some:
-            if entry.name.startswith(".") or _is_sidecar(entry.name):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(entry.path)
-            elif entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path):
-                yield entry.path[len(root) :].replace(os.sep, "/")
-        if most <= 0:
-            return
+            for entry in itertools.islice(entries, max(0, left)):
+                left -= 1
+                if entry.name.startswith(".") or _is_sidecar(entry.name):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path):
+                    name = entry.path[len(directory) :].lstrip(os.sep).replace(os.sep, "/")
+                    names[name] = repr(name)
+    return names
 
 
 def _is_sidecar(name: str) -> bool:
@@ -2874,7 +2826,7 @@ def _load(directory: str, name: str) -> Optional[Response]:
     loaded = _loaded.get((directory, name))
     if loaded is not None and loaded[0] == stamp and loaded[1] == sidecar:
         return loaded[2]
-    response = _read_fixture(directory, name) if _may_be_served(_root(directory), name) else None
+    response = _read_fixture(path, name) if _may_be_served(_root(directory), name) else None
     # A file this new may change again within the resolution of its time stamp.
     if time.time() - max(*stamp[:2], *(sidecar or ())[:2]) / 1e9 > 2:
         if len(_loaded) >= _MAX_LOADED:
@@ -2883,11 +2835,10 @@ def _load(directory: str, name: str) -> Optional[Response]:
     return response
 
 
-def _read_fixture(directory: str, name: str) -> Response:
-    path = _path_of(directory, name)
+def _read_fixture(path: str, name: str) -> Response:
     data, size = _read_beginning(path)
     content = data if len(data) == size <= _SMALL else _File(path, size)
-    said = _DEFAULTS | _directives_of(path, data).arguments
+    said = _DEFAULTS | _directives_of(path, data).checked().arguments
     said["asis"] = name.lower().endswith(".asis")
     return _set(Response.__new__(Response), content=content, media_type=_media_type(name), **said)
 
@@ -2906,8 +2857,8 @@ def _directives_of(path: str, data: bytes) -> Directives:
     """The directives of the sidecar where there is one, else those of the fixture's comments."""
     sidecar = path + _SIDECAR
     if not os.path.isfile(sidecar):
-        return parse_directives(data, path)
-    return Directives(sidecar, _sidecar_lines(pathlib.Path(sidecar).read_bytes())).checked()
+        return Directives(path, _comment_lines(data), prose=True)
+    return Directives(sidecar, _sidecar_lines(pathlib.Path(sidecar).read_bytes()))
 
 
 def _media_type(name: str) -> str:
@@ -2955,9 +2906,8 @@ class _Items:
 
     def __init__(self, items: Iterable[bytes], response: Response) -> None:
         self.items = items
-        length = response.value("content-length") or ""
         #: The size that a Content-Length promises, in bytes.
-        self.size = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+        self.size = _number(response.value("content-length") or "")
         for name in ("compress", "template"):
             if getattr(response, name):
                 raise ValueError(
@@ -3212,6 +3162,8 @@ _HEADER = re.compile(rf"({_TOKEN.pattern}):({_SENDABLE})")
 _STATUS = rf"([2-5][0-9][0-9])(?:[ \t]+(?![ \t])({_SENDABLE}))?"
 _PLACE = "headers|(?:100|[1-9]?[0-9])%|0|[1-9][0-9]{0,11}"
 _SECONDS = r"(?:[0-9]{1,9}(?:\.[0-9]+)?|\.[0-9]+)"
+_PAUSE = f"{_SECONDS} at (?:{_PLACE})"
+_FAULT = f"(?:close|reset|stall)(?: at (?:start|{_PLACE}|end))?"
 _PLACES = "at headers, at a number of bytes, at 0% to 100%"
 _FROM_1 = "a whole number from 1 to 999999999999"
 
@@ -3224,7 +3176,7 @@ def _header(text: str) -> Optional[dict[str, Any]]:
     if match is None:
         return None
     name, value = match.group(1), match.group(2).strip(" \t")
-    return _parsed("Status", value) if name.lower() == "status" else {"headers": [(name, value)]}
+    return _parsed("Status", value) if name.lower() == "status" else {"headers": (name, value)}
 
 
 def _status(text: str) -> Optional[dict[str, Any]]:
@@ -3232,8 +3184,8 @@ def _status(text: str) -> Optional[dict[str, Any]]:
     return {"status": int(match.group(1)), "reason": match.group(2)} if match else None
 
 
-def _name(found: object) -> Optional[list[str]]:
-    return [found] if isinstance(found, str) and _TOKEN.fullmatch(found) else None
+def _name(found: object) -> Optional[str]:
+    return found if isinstance(found, str) and _TOKEN.fullmatch(found) else None
 
 
 def _words(pattern: str, found: object) -> Optional[str]:
@@ -3254,17 +3206,12 @@ def _duration(found: Any) -> Optional[float]:
     return found if is_number and 0 <= found < 10**9 else None
 
 
-def _pause(found: object) -> Optional[list[str]]:
-    words = _words(f"{_SECONDS} at (?:{_PLACE})", found)
-    return [words] if words else None
-
-
 def _yes(found: object) -> Optional[bool]:
     return True if found is True or (isinstance(found, str) and found.lower() == "yes") else None
 
 
-#: What reads each directive, and what it takes, in words. What comes as a list may be repeated.
-_RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
+#: What reads each directive, or the pattern of its words; and what it takes, for errors.
+_RULES: dict[str, tuple[Union[str, Callable[[Any], Any]], str]] = {
     "Header": (
         _header,
         "a field name, a colon, and a value without control characters (RFC 9110 5.1, 5.5)",
@@ -3275,19 +3222,18 @@ _RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "Without": (_name, "one field name, of a field that the server would add"),
     "Ignore": (_name, "one field name, of a field that a client may send"),
-    "Compress": (functools.partial(_words, "gzip|deflate"), "gzip or deflate"),
+    "Compress": ("gzip|deflate", "gzip or deflate"),
     "Chunked": (_whole_number, f"the size of a chunk in bytes, {_FROM_1}"),
     "Delay": (_duration, "a number of seconds from 0 to 999999999, such as 0.5"),
-    "Pause": (_pause, f"seconds and a place, such as 0.5 at 50%: {_PLACES}"),
+    "Pause": (_PAUSE, f"seconds and a place, such as 0.5 at 50%: {_PLACES}"),
     "Rate": (_whole_number, f"bytes a second, {_FROM_1}"),
-    "Fault": (
-        functools.partial(_words, f"(?:close|reset|stall)(?: at (?:start|{_PLACE}|end))?"),
-        f"close, reset or stall, and maybe a place: at start, {_PLACES}, or at end",
-    ),
+    "Fault": (_FAULT, f"close, reset or stall, and maybe a place: at start, {_PLACES}, or at end"),
     "Early": (_yes, "yes"),
     "Template": (_yes, "yes"),
 }
 
+#: Fields of a response that are sequences, as their directives may be repeated.
+_REPEATED = ("headers", "without", "ignore", "pause")
 #: Fields that people paste into fixtures as they stand in a response.
 _RESPONSE_FIELDS = (
     "cache-control|content-(?:encoding|length|type)|etag|expires|last-modified|location"
@@ -3307,8 +3253,8 @@ def _apply(fields: dict[str, Any], key: str, found: object) -> None:
         _check_free_key(key, found)
         return
     for field, value in _parsed(name, found).items():
-        if isinstance(value, list):
-            fields.setdefault(field, []).extend(value)
+        if field in _REPEATED:
+            fields.setdefault(field, []).append(value)
         elif field in fields:
             shown = _shown_text(found)
             raise ValueError(f"{name}: found a second value, {shown}; it takes one only")
@@ -3318,7 +3264,8 @@ def _apply(fields: dict[str, Any], key: str, found: object) -> None:
 
 def _parsed(name: str, found: object) -> dict[str, Any]:
     """The fields of a response that a directive sets; raises ValueError if it is wrong."""
-    value = _RULES[name][0](found)
+    rule = _RULES[name][0]
+    value = _words(rule, found) if isinstance(rule, str) else rule(found)
     if value is None:
         raise ValueError(_sentence(name, found))
     return value if isinstance(value, dict) else {name.lower(): value}
@@ -3509,7 +3456,7 @@ _DEFAULTS: dict[str, Any] = {"status": 200, **(Response.__init__.__kwdefaults__ 
 
 def _set(response: Response, **fields: Any) -> Response:
     """Set the fields of a new response, as the rules of the directives have made them."""
-    for name in ("headers", "without", "ignore", "pause"):
+    for name in _REPEATED:
         fields[name] = tuple(fields[name])
     texts = (fields["reason"] or "", *(value for _, value in fields["headers"]))
     fields["given"] = frozenset(name.lower() for name, _ in fields["headers"])
@@ -3649,10 +3596,9 @@ def _expand(request: Request, response: Response) -> Response:
     for expression, value in values:
         headers = tuple((name, text.replace(expression, value)) for name, text in headers)
         reason = reason and reason.replace(expression, value)
-    if response.template:
-        content = bytes(content)
-        codec = _codec(content)
-        for expression, value in values:
+        if response.template:
+            content = bytes(content)
+            codec = _codec(content)
             content = content.replace(expression.encode(codec), value.encode(codec))
     return _with(response, headers=headers, reason=reason, content=content)
 
@@ -3773,12 +3719,12 @@ def _part(asked: str, size: int) -> Optional[range]:
     first, last = match.groups()
     if not first:
         # An empty body has no last byte that a Content-Range could name: it is sent whole.
-        suffix = _number(last)
+        suffix = _number(last) or 0
         return range(max(0, size - suffix), size) if size or not suffix else None
-    start, end = _number(first), _number(last) + 1 if last else size
-    if last and start >= end:
-        return None
-    return range(start, min(end, size))
+    start, end = _number(first) or 0, _number(last)
+    if end is None:
+        return range(start, size)
+    return range(start, min(end + 1, size)) if start <= end else None
 
 
 def _sendable(head: _Head, response: Response) -> Response:
@@ -4166,12 +4112,7 @@ def audit(requests: Iterable[Request]) -> list[Finding]:
     """
     client = _Client()
     in_order = sorted(requests, key=lambda request: request.heard_at)
-    judged = [
-        request
-        for request in in_order
-        if request.response and not request.refused and request.method != "CONNECT"
-    ]
-    return [finding for request in judged for finding in client.ask(request)]
+    return [finding for request in in_order for finding in client.ask(request)]
 
 
 # The audit: what the client knows
@@ -4205,19 +4146,20 @@ class _Client:
 
     def ask(self, request: Request) -> Iterator[Finding]:
         """The findings about the next request, whose response it knows later on."""
+        if request.response is None or request.refused or request.method == "CONNECT":
+            return
         while self.on_their_way and self.on_their_way[0][0] <= request.heard_at:
             before = heapq.heappop(self.on_their_way)[2]
             before.known.learn(before)
-        exchange = _Exchange(self, request)
+        exchange = _Exchange(self, request, request.response)
         if request.method == "GET":
+            heapq.heappush(self.on_their_way, (exchange.arrival, exchange.number, exchange))
             exchange.known.count(exchange)
             yield from exchange.findings()
         for value in exchange.given.get_all("Set-Cookie"):
             self.cookies.update(_cookies(value.partition(";")[0]))
         if request.method in ("GET", "HEAD"):
             exchange.known.hear(exchange)
-        if request.method == "GET":
-            heapq.heappush(self.on_their_way, (exchange.arrival, exchange.number, exchange))
 
 
 class _Known:
@@ -4277,8 +4219,7 @@ class _Known:
         sources = {source, *source.sources}
         source.sources = set()
         self.sources |= sources
-        may_come = {name: source.may_send(name) for name in _VALIDATORS}
-        self.brought = _joined(self.brought, may_come)
+        self.brought = _joined(self.brought, {name: source.may_send(name) for name in _VALIDATORS})
 
     def learn(self, exchange: _Exchange) -> None:
         """Learn from a response that has come whole."""
@@ -4327,9 +4268,7 @@ class _Exchange:
     the client knows this response.
     """
 
-    def __init__(self, client: _Client, request: Request) -> None:
-        response = request.response
-        assert response is not None
+    def __init__(self, client: _Client, request: Request, response: Response) -> None:
         self.request, self.response, self.status = request, response, response.status
         self.known, self.cookies = client.urls[_comparable(request.url)], client.cookies
         # Its place among all; of redirects in a row that lead to the same URL, that of the first.
@@ -4412,7 +4351,7 @@ class _Exchange:
         place, end = _events(response, content)[-1]
         is_cut = isinstance(end, str) and place < (math.inf if response.chunked else size)
         has_length = not (response.chunked or _has_no_content(self.request.head, response))
-        is_short = has_length and _number_or_zero(self.value("Content-Length")) > size
+        is_short = has_length and (_number(self.value("Content-Length")) or 0) > size
         if is_cut or is_short or response.asis:
             return math.inf
         return self.request.ended_at
@@ -4420,10 +4359,9 @@ class _Exchange:
     def waits(self, fresh_as_well: bool = True) -> Iterator[tuple[float, str]]:
         """Until when the response asks to wait, or is fresh, and by which words."""
         value = self.given.get("Retry-After", "") if self.status in (429, 503) else ""
-        end = _seconds(value)
-        if re.fullmatch("[0-9]+", value):
-            # Clients may count from Date, which has no fractions.
-            end = math.floor(self.request.time) + _number(value)
+        end, seconds = _seconds(value), _number(value)
+        if seconds is not None:  # clients may count from Date, which has no fractions
+            end = math.floor(self.request.time) + seconds
         if end is not None:
             yield end, f"Retry-After was {_legible(value)} (RFC 9110 10.2.3)"
         if fresh_as_well:
@@ -4443,7 +4381,7 @@ class _Exchange:
         expires = self.given["Expires"]
         if max_ages:
             # The least of several (4.2.1).
-            lifetime: float = min(_number_or_zero(max_age.strip('"')) for max_age in max_ages)
+            lifetime: float = min(_number(max_age.strip('"')) or 0 for max_age in max_ages)
         elif expires is not None:
             said = f"Expires was {_legible(expires)}"
             lifetime = (_seconds(expires) or 0) - date  # what is no date has passed (5.3)
@@ -4451,7 +4389,7 @@ class _Exchange:
             return
         # A 304 changes only the fields that it carries (3.2): an Age before it may still hold.
         ages = _members(self.value("Age")) or _members(self.unsaid["Age"] or "") or ["0"]
-        age = _number_or_zero(ages[0])
+        age = _number(ages[0]) or 0
         said += f" and Age was {age}" if age else ""
         yield came + lifetime - max(age, came - date), f"{said} (RFC 9111 4.2)"
 
@@ -4468,11 +4406,6 @@ class _Exchange:
             passed.add(known)
             known = known.last.leads_to if known.last else None
         return known is not None
-
-
-def _number_or_zero(value: str) -> int:
-    """The number that a Content-Length, an Age or the like gives; 0 if it gives none."""
-    return _number(value) if re.fullmatch("[0-9]+", value) else 0
 
 
 def _comparable(url: str) -> str:
@@ -5881,13 +5814,11 @@ def _index_row(site: _Site, fixture: Fixture) -> str:
     except (DirectiveError, OSError) as error:
         return f"<tr><td>{link}<td>500<td colspan='2' class='wrong'>{html.escape(str(error))}"
     status = html.escape(_shown_status(response))
-    fields = "".join(
-        f"<li><code>{html.escape(f'{name}: {value}')}</code>"
-        for name, value in response.headers
-        if (name, value) not in (("Date", ""), ("Server", _SERVER))
-    )
-    fields += "".join(f"<li><em>{html.escape(text)}</em>" for text in response.mechanics())
-    return f"<tr><td>{link}<td>{status}<td><ul>{fields}</ul><td>{description}"
+    added = (("Date", ""), ("Server", _SERVER))
+    shown = [("code", ": ".join(field)) for field in response.headers if field not in added]
+    shown += [("em", text) for text in response.mechanics()]
+    items = "".join(f"<li><{tag}>{html.escape(text)}</{tag}>" for tag, text in shown)
+    return f"<tr><td>{link}<td>{status}<td><ul>{items}</ul><td>{description}"
 
 
 def _shown_status(response: Response) -> str:
@@ -5915,10 +5846,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 def _options(arguments: Optional[Sequence[str]]) -> Any:
     import argparse  # for the command line only
 
-    parser = argparse.ArgumentParser(
-        prog="feedtestserver",
-        description="Serve a directory of fixtures, each as the directives in its comments say.",
-    )
+    words = "Serve a directory of fixtures, each as the directives in its comments say."
+    parser = argparse.ArgumentParser("feedtestserver", description=words)
     parser.add_argument("directory", nargs="?", default="data", help="default: %(default)s")
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0: any")
     parser.add_argument("--bind", default="127.0.0.1", help="address; default: %(default)s")
@@ -6004,14 +5933,12 @@ def _check(directory: str) -> int:
 def _errors_in(path: str) -> Iterator[object]:
     """What is wrong with a file: a sidecar, or a fixture with its directives in comments."""
     try:
-        if _is_sidecar(path):
-            fixture = path[: -len(_SIDECAR)]
-            if not os.path.isfile(fixture):
-                yield f"{path}: there is no {fixture} beside it"
+        fixture = path[: -len(_SIDECAR)]
+        if not _is_sidecar(path):
+            yield from _directives_of(path, _read_beginning(path)[0]).errors
+        elif not os.path.isfile(fixture):
+            yield f"{path}: there is no {fixture} beside it"
             yield from Directives(path, _sidecar_lines(pathlib.Path(path).read_bytes())).errors
-        elif not os.path.isfile(path + _SIDECAR):
-            lines = _comment_lines(_read_beginning(path)[0])
-            yield from Directives(path, lines, prose=True).errors
     except OSError as error:
         yield error
 
