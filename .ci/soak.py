@@ -302,7 +302,7 @@ CONNECTIONS = {
     "delayed": (50, GET % b"delayed"),
     "dripping": (50, GET % b"dripping"),
     "paused": (50, GET % b"paused"),
-    "streaming": (50, GET % b"streaming"),
+    "streaming": (20, GET % b"streaming"),
     "half a handshake": (25, HELLO[:100]),
     "hello, and no more": (25, HELLO),
 }
