@@ -29,6 +29,7 @@ import pickle
 import queue
 import random
 import re
+import select
 import selectors
 import shutil
 import signal
@@ -2772,12 +2773,13 @@ class ReaderTest(ServerTestCase):
             before = len(server.requests)
             return exchange(server, last), [str(request) for request in server.requests[before:]]
 
-        for number, head in enumerate(HEADS):
+        for number, head in enumerate(HEADS, sys.version_info.minor):
             last = head.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
             at_once = verdict()
             self.assertRegex(at_once[0], b"^HTTP/1.1 [245]")
             self.assertTrue(exchange(server, HEAD + b"\r\n" + last).endswith(at_once[0]), last)
-            for cut in (*range(1 + number % 3, len(last), 3), None):  # to save time
+            # To save time, each version of Python takes other places.
+            for cut in (*range(1 + number % 5, len(last), 5), None):
                 with self.subTest(last, cut=cut), arriving(server, cut):
                     self.assertEqual(verdict(), at_once)
 
@@ -3825,6 +3827,8 @@ class SendingTestCase(ServerTestCase):
                 sent += connection.send(data)
                 refused = 0
             except BlockingIOError:
+                if select.select([], [connection], [], 0.002)[1]:
+                    continue
                 refused += 1
                 self.assertEqual(self.get(server, "/y").status, 204)
         return sent
