@@ -1528,6 +1528,8 @@ class StoppableHttpServer(http.server.HTTPServer):
             self._running.clear()
             for connection in self.connections.values():
                 connection.socket.close()  # before the conversation ends, which could shut it down
+                # It is kept, as test code in it may clean up when it goes, which is the parent's.
+                _left_to_the_parent.append(connection.conversation)
                 connection.conversation = None
             self.connections.clear()
             self.server_close()
@@ -1536,6 +1538,8 @@ class StoppableHttpServer(http.server.HTTPServer):
             self._open_selector()
 
 
+#: In a forked child, the conversations of its parent.
+_left_to_the_parent: list[object] = []
 #: The servers of this process, for the children that it forks.
 _open_servers: weakref.WeakSet[StoppableHttpServer] = weakref.WeakSet()
 
@@ -1611,6 +1615,7 @@ class _Connection:
             if not isinstance(yielded, _Call):
                 return self._send(yielded), None
             self._watch(0)
+            self._spent = 0  # others are served meanwhile
             self._server.run_in_worker(self, yielded)
             return _LATER, None
         except (OSError, RuntimeError) as failure:
