@@ -5002,7 +5002,7 @@ class StreamTest(SendingTestCase):
             ("HEAD", {"If-None-Match": "*"}, tag, 304),
         ):
             with self.subTest(method, fields=fields, arguments=arguments):
-                body = Produced(b"one")
+                body = Produced(b"one")  # it is closed all the same
                 server.respond("/x", Response(body, **arguments), 204)
                 lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
                 first = f"{method} /x HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode()
@@ -5011,6 +5011,7 @@ class StreamTest(SendingTestCase):
                 if method == "HEAD":
                     length = arguments.get("headers", {}).get("Content-Length")
                     self.assertEqual(answer.headers["Content-Length"], length)
+                self.assertTrue(body.closed.wait(PATIENCE))
                 self.assertEqual(body.asked, 0)
         self.assertEqual(server.errors, [])
 
@@ -5116,6 +5117,16 @@ class StreamTest(SendingTestCase):
         server.respond("/y", b"!")
         self.assertEqual(self.get(server, "/x").content, b"GET /x -> 200!")
 
+    def test_the_clock_is_for_requests_and_not_for_items(self):
+        def items():
+            for _ in range(5):
+                yield b"%d" % len(asked)
+
+        asked, server = [], self.serve()
+        server.clock = lambda: asked.append(NOW) or NOW
+        server.respond("/x", Response(items()))
+        self.assertEqual(self.get(server, "/x").content, b"11111")
+
     def test_an_iterator_that_is_used_up_is_empty(self):
         server = self.serve()
         body = (item for item in [b"one"])
@@ -5155,6 +5166,11 @@ class StreamTest(SendingTestCase):
                 answer = Answer(received)
                 self.assertEqual((answer.body, answer.rest), (b"abc", b""))
                 self.assertEqual(answer.headers["Transfer-Encoding"], coding)
+        # It would not have a Content-Length anyway.
+        server.respond("/x", Response([b"a", b"bc"], without=["Content-Length"]))
+        answer = Answer(exchange(server, self.GET + self.LAST))
+        for each in (answer, Answer(answer.rest)):
+            self.assertEqual((each.body, each.headers["Transfer-Encoding"]), (b"abc", "chunked"))
         self.assertEqual(server.errors, [])
 
     def test_expressions_in_its_headers(self):
@@ -5378,6 +5394,33 @@ class StreamTest(SendingTestCase):
                     self.assertEqual(self.get(server, "/none").status, 404)
                 self.one_error(server, word)
 
+    def test_no_thread_to_be_had_for_the_next_item(self):
+        def fail(thread):
+            raise RuntimeError("can't start new thread")
+
+        def items():
+            no_thread.start()
+            yield b"one"
+            yield b"two"
+
+        no_thread = mock.patch.object(threading.Thread, "start", fail)
+        self.addCleanup(no_thread.stop)
+        length = {"headers": {"Content-Length": "9"}}
+        for request, arguments, tells in (
+            (self.GET, {}, True),
+            (self.OLD, length, True),
+            (self.OLD, {}, False),
+        ):
+            server = self.serve()
+            server.respond("/x", Response(items(), **arguments))
+            with self.subTest(request, arguments=arguments), connect(server) as connection:
+                connection.sendall(request)
+                received, end = read_to_the_end(connection)
+                no_thread.stop()
+                self.assertEqual(end, "FIN" if tells else rst())
+                self.assertFalse(received.endswith(b"0\r\n\r\n"))
+                self.one_error(server, 'RuntimeError("can\'t start new thread")')
+
     def test_one_iterator_for_two_at_once(self):
         """That is an error in the test; the server goes on."""
 
@@ -5501,6 +5544,51 @@ class StreamTest(SendingTestCase):
         done = run_script(script, self.make_directory())
         self.assertEqual((done.stdout, done.stderr), ("closed in the parent\n", ""))
 
+    def test_an_open_file_is_closed_though_it_was_not_read(self):
+        path = self.make_directory({"body": b"one"}) / "body"
+        for method, arguments in (
+            ("HEAD", {}),
+            ("GET", {"status": 204}),
+            ("GET", {"delay": 86400}),
+        ):
+            server = self.serve()
+            with self.subTest(method, arguments=arguments), path.open("rb") as body:
+                server.respond("/x", Response(body, **arguments))
+                with connect(server) as connection:
+                    connection.sendall(self.GET.replace(b"GET", method.encode()))
+                    server.wait_for_request("/x")
+                    server.stop()
+                self.assertTrue(body.closed)
+
+    def test_an_iterable_and_its_iterator_are_closed_once_each(self):
+        """As in PEP 3333; they may be two objects."""
+
+        class Items:
+            def __iter__(self):
+                return iterator
+
+            def close(self):
+                closed.append("iterable")
+
+        class Iterator(Produced):
+            def close(self):
+                closed.append("iterator")
+
+        for arguments, is_one, what in (
+            ({}, False, ["iterable", "iterator"]),
+            ({"fault": "close at 1"}, False, ["iterable", "iterator"]),
+            ({"status": 204}, False, ["iterable"]),
+            ({}, True, ["iterator"]),
+            ({"fault": "close at 1"}, True, ["iterator"]),
+        ):
+            closed, iterator = [], Iterator(b"one", b"two")
+            server = self.serve()
+            server.respond("/x", Response(iterator if is_one else Items(), **arguments))
+            with self.subTest(arguments, is_one=is_one):
+                exchange(server, self.LAST)
+                server.stop()
+                self.assertEqual((sorted(closed), server.errors), (what, []))
+
     def test_closed_at_its_end(self):
         server = self.serve()
         body = Produced(b"one")
@@ -5541,16 +5629,15 @@ class StreamTest(SendingTestCase):
 
     def test_a_client_that_leaves_an_endless_stream_of_empty_items(self):
         """Nothing is sent that could fail, and still the server learns that it has gone."""
-        if rst() != "RST":
-            self.skipTest("a reset looks like a half-close here")
-        items, _, ended = self.endless(b"")
         server = self.serve()
-        server.respond("/x", Response(items))
-        with connect(server) as connection:
-            connection.sendall(self.GET)
-            self.receive_head(connection)
-            close_by_reset(connection)
-            self.assertTrue(ended.wait(PATIENCE))
+        for by_reset in (False, True):
+            items, _, ended = self.endless(b"")
+            server.respond("/x", Response(items))
+            with self.subTest(by_reset=by_reset), connect(server) as connection:
+                connection.sendall(self.GET)
+                self.receive_head(connection)
+                close_by_reset(connection) if by_reset else connection.close()
+                self.assertTrue(ended.wait(PATIENCE))
         self.assertEqual(server.errors, [])
 
     def test_a_client_that_leaves_while_the_next_item_is_produced(self):
@@ -5654,16 +5741,19 @@ class StreamTest(SendingTestCase):
             finally:
                 ended.set()
 
-        ended = threading.Event()
-        server = self.serve()
-        server.respond("/x", Response(items()))
-        with connect(server) as connection:
-            connection.sendall(self.LAST)
-            self.assertIn(b"one", read_to_the_end(connection)[0])
-        self.assertTrue(ended.wait(PATIENCE))
-        server.stop()
-        self.assertFalse(server.is_alive())
-        self.assertEqual(server.errors, [])
+        before = set(threading.enumerate())
+        for request in (self.LAST, self.GET):
+            ended = threading.Event()
+            server = self.serve()
+            server.respond("/x", Response(items()))
+            with self.subTest(request), connect(server) as connection:
+                connection.sendall(request)  # it ends though the client stays
+                self.assertIn(b"one", read_to_the_end(connection)[0])
+                self.assertTrue(ended.wait(PATIENCE))
+                for thread in set(threading.enumerate()) - before:
+                    thread.join(PATIENCE)
+                self.assertEqual(set(threading.enumerate()), before)
+            self.assertEqual(server.errors, [])
 
     def test_what_waits_for_the_client_needs_no_thread(self):
         before = set(threading.enumerate())
@@ -5906,6 +5996,20 @@ class EarlyTest(SendingTestCase):
                     self.assertEqual(seen, end)
                     self.assertEqual(received.endswith(b"\r\n\r\n"), data is None)
 
+    def test_the_client_cannot_send_the_rest_of_what_is_broken_off(self):
+        """It is not thrown away, as it is where nothing is broken off."""
+        head = self.HEAD.replace(b" 9", b" 60000000") + b"\r\n"
+        for fault in ("close", "close at headers", "close at 1", "close at end"):
+            server = self.serve_early(fault=fault)
+            with (
+                self.subTest(fault),
+                connect(server) as connection,
+                self.assertRaises(ConnectionError),
+            ):
+                connection.sendall(head)
+                server.wait_for_request("/x")
+                connection.sendall(bytes(60_000_000))
+
     def test_an_upload_that_stalls(self):
         for fault, arrived in (("stall", None), ("stall at headers", b""), ("stall at end", b"no")):
             server = self.serve_early(fault=fault)
@@ -6057,6 +6161,28 @@ class EarlyTest(SendingTestCase):
                 self.assertEqual(Answer(answer.rest).status, 404)
         self.assertEqual(server.requests[0].body, b"123456789")
 
+    def test_it_means_nothing_in_a_handler_with_methods_of_its_own(self):
+        """They are asked with the whole request, do_GET() included."""
+
+        class Handler(FeedTestRequestHandler):
+            def do_GET(self):
+                bodies.append(self.received.body)
+                super().do_GET()
+
+        class Server(FeedTestServer):
+            handler_class = Handler
+
+        bodies = []
+        server = self.serve({"x": comment("Early: yes")}, Server)
+        with connect(server) as connection:
+            connection.sendall(self.HEAD.replace(b"POST", b"GET") + self.EXPECT + b"\r\n")
+            self.assertEqual(self.receive(connection, len(self.GO_ON)), self.GO_ON)
+            connection.sendall(b"123456789" + LAST)
+            answer = Answer(read_all(connection))
+        self.assertEqual((answer.body, bodies[0]), (comment("Early: yes"), b"123456789"))
+        self.assertIsNone(answer.headers["Connection"])
+        self.assertEqual(Answer(answer.rest).status, 404)
+
     def test_it_means_nothing_behind_a_callable_that_passes(self):
         """The callable is asked first, and that with the whole request."""
         bodies = []
@@ -6070,6 +6196,7 @@ class EarlyTest(SendingTestCase):
             connection.shutdown(socket.SHUT_WR)
             answer = Answer(read_all(connection))
         self.assertEqual((answer.status, answer.body, bodies), (401, b"no", [b"123456789"]))
+        self.assertIsNone(answer.headers["Connection"])
         self.assertEqual((server.requests[0].body, server.unused), (b"123456789", []))
 
     def test_it_means_nothing_for_a_response_as_it_is(self):
@@ -6110,6 +6237,26 @@ class EarlyTest(SendingTestCase):
             first.set()
             connection.sendall(bytes(8_999_000))
             self.assertEqual(read_to_the_end(connection), (b"\r\n3\r\ntwo\r\n0\r\n\r\n", "FIN"))
+        self.assertEqual(server.errors, [])
+
+    def test_what_comes_during_a_stream_is_thrown_away(self):
+        """It is read between the items, however much it is."""
+
+        def items():
+            while not sent.is_set():
+                yield b""
+            yield b"one"
+
+        sent = threading.Event()
+        self.addCleanup(sent.set)
+        server = self.serve()
+        server.respond("/x", Response(items(), early=True))
+        with connect(server) as connection:
+            connection.sendall(self.HEAD.replace(b" 9", b" 30000000") + b"\r\n")
+            self.receive_head(connection)
+            connection.sendall(bytes(30_000_000))
+            sent.set()
+            self.assertEqual(read_all(connection), b"3\r\none\r\n0\r\n\r\n")
         self.assertEqual(server.errors, [])
 
     def test_in_tls(self):
@@ -7024,8 +7171,9 @@ class HandshakeTest(TlsTestCase):
             with self.assertLogs("feedtestserver", "DEBUG") as logged:
                 with TlsClient(server, "a.example") as client:
                     client.connection.sendall(client.hello)
-                    if way == "stall":
+                    if way == "stall":  # before the client leaves
                         self.assert_silent(server, client.connection)
+                        self.assertIn("TLS handshake", logged.output[0])
                     else:
                         read_to_the_end(client.connection)
                 self.get(server, "/none")  # the client that left before was noticed by then
@@ -7045,22 +7193,23 @@ class HandshakeTest(TlsTestCase):
             self.assertEqual(read_to_the_end(client.connection), (b"", "FIN"))
 
 
-#: A certificate that its own key has signed, valid from 2009 to 2109, and that key.
+#: A certificate that its own key has signed, valid from 2009 to 2109, and that key. Its subject is
+#: one relative name of two attributes, UID=42 + CN=the client (RFC 5280 4.1.2.4).
 SELF_SIGNED = """\
 -----BEGIN EC PRIVATE KEY-----
 MDECAQEEIAcNFtv+Ulqz7jYOKL9GhWZIbV4uDdiGYq7gJQz0+6qEoAoGCCqGSM49
 AwEH
 -----END EC PRIVATE KEY-----
 -----BEGIN CERTIFICATE-----
-MIIBlzCCAT2gAwIBAgIQMkGC7WGrSL2FUj3u8c8pijAKBggqhkjOPQQDAjARMQ8w
-DQYDVQQDDAZjbGllbnQwIBcNMDkwMzA3MTIwMDAwWhgPMjEwOTAyMTExMjAwMDBa
-MBExDzANBgNVBAMMBmNsaWVudDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABFSA
-AzwJKlpVLeWi0ywtU9Cf+C0MvNrlMQO1LoxF692SgSHfQDPLeh+UZBvBvRHvALNE
-byrhCqNyjN8gQ5bGsZqjdTBzMAwGA1UdEwEB/wQCMAAwDgYDVR0PAQH/BAQDAgeA
-MBMGA1UdJQQMMAoGCCsGAQUFBwMCMB0GA1UdDgQWBBSLjDe7wHhllobdZKqyMnh5
-NT5yfDAfBgNVHSMEGDAWgBSLjDe7wHhllobdZKqyMnh5NT5yfDAKBggqhkjOPQQD
-AgNIADBFAiBq+ZuKADA0C6BItdryRhqdV4I9yTvEKxFHkc/KpNeLMgIhALo+9uzq
-bek3WOrJHyb1Sr2To/sNsqvq3AqFa5xCQw3Q
+MIIBojCCAUigAwIBAgIQMkGC7WGrSL2FUj3u8c8pizAKBggqhkjOPQQDAjAnMSUw
+EAYKCZImiZPyLGQBAQwCNDIwEQYDVQQDDAp0aGUgY2xpZW50MCAXDTA5MDMwNzEy
+MDAwMFoYDzIxMDkwMjExMTIwMDAwWjAnMSUwEAYKCZImiZPyLGQBAQwCNDIwEQYD
+VQQDDAp0aGUgY2xpZW50MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEVIADPAkq
+WlUt5aLTLC1T0J/4LQy82uUxA7UujEXr3ZKBId9AM8t6H5RkG8G9Ee8As0RvKuEK
+o3KM3yBDlsaxmqNUMFIwDAYDVR0TAQH/BAIwADAOBgNVHQ8BAf8EBAMCB4AwEwYD
+VR0lBAwwCgYIKwYBBQUHAwIwHQYDVR0OBBYEFOwZlLPsn7BVJtdKIVMgx62UAlwP
+MAoGCCqGSM49BAMCA0gAMEUCIQD6dyAV2orF+xihgB2eeUecz1YZvdduNjaDfZgr
+1gEtPQIgKmz8k/q4VwOEIXg/h1rvpjP/lKyJLreoWzCaMBqUflo=
 -----END CERTIFICATE-----
 """
 
@@ -7161,6 +7310,18 @@ class ClientCertificateTest(TlsTestCase):
                     "^TLS handshake for 'localhost' failed: .*(?i:peer did not return a cert)",
                 )
                 self.assertLess(record.levelno, logging.WARNING)
+
+    def test_one_of_another_ca_which_the_server_trusts(self):
+        """Its common name is one of two attributes of the same part of its subject."""
+        folder = self.make_directory({"client.pem": SELF_SIGNED.encode()})
+        self.server.client_certificates = "required"
+        self.server.configure_tls = lambda context: context.load_verify_locations(
+            cadata=SELF_SIGNED[SELF_SIGNED.index("-----BEGIN CERT") :]
+        )
+        for version in TLS_VERSIONS:
+            with self.subTest(version):
+                name = self.shown_by(str(folder / "client.pem"), version)
+                self.assertEqual(name, "the client")
 
     def test_a_value_that_there_is_not(self):
         self.server.client_certificates = "optional"
@@ -7266,6 +7427,54 @@ class ClientCertificateTest(TlsTestCase):
                     self.assertEqual(request.client_certificate, name)
                     self.assertEqual(context.get_ca_certs(), [])
         self.assertEqual(server.errors, [])
+
+    def test_threads_that_share_a_context_in_an_interception(self):
+        """The context may be used for the first time there."""
+
+        def fetch():
+            connection = socket.create_connection(("a.example", 443), PATIENCE)
+            with (
+                connection,
+                context.wrap_socket(
+                    connection, server_hostname="a.example", do_handshake_on_connect=False
+                ) as connection,
+            ):
+                begun.wait(PATIENCE)
+                connection.sendall(LAST)
+                read_all(connection)
+
+        server = self.server
+        server.respond("https://a.example/", 204)
+        server.client_certificates = "optional"
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_cert_chain(server.client_certificate("me"))
+        begun = threading.Barrier(4)
+        with server.intercept(proxy=False):
+            run_at_once([fetch] * 4)
+        self.assertEqual([each.client_certificate for each in server.requests], ["me"] * 4)
+
+    def test_many_contexts_in_an_interception(self):
+        """A handshake ends as it has begun, however many begin meanwhile."""
+        server = self.server
+        server.respond("https://a.example/", 204)
+        server.client_certificates = "optional"
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_cert_chain(server.client_certificate("me"))
+        with server.intercept(proxy=False):
+            connection = socket.create_connection(("a.example", 443), PATIENCE)
+            with (
+                connection,
+                context.wrap_socket(
+                    connection, server_hostname="a.example", do_handshake_on_connect=False
+                ) as connection,
+            ):
+                for _ in range(70):
+                    other = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                    other.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="a.example")
+                connection.do_handshake()
+                connection.sendall(LAST)
+                read_all(connection)
+        self.assertEqual(server.requests[0].client_certificate, "me")
 
     def test_a_service_beside_an_interception(self):
         service = self.serve(server_class=another_module().FeedTestServer)
@@ -7439,12 +7648,16 @@ class ConfigureTlsTest(TlsTestCase):
                 called.append(context)
                 return context
 
+        async def later(context):
+            await asyncio.sleep(0)
+            called.append(context)
+
         server, called = self.serve(), []
-        for configure in (Configure(), functools.partial(Configure()), called.append):
+        for configure in (Configure(), functools.partial(Configure()), called.append, later):
             server.configure_tls = configure
             self.assertIs(server.configure_tls, configure)
             self.assertIn(b" 404 ", self.exchange(server, LAST))
-        self.assertEqual(len(called), 3)
+        self.assertEqual(len(called), 4)
 
     def test_what_cannot_be_called(self):
         server = self.serve()
@@ -8958,17 +9171,20 @@ class ResolveTest(AnyHostTestCase):
     def test_what_an_address_is_called_is_not_looked_up_in_the_network(self):
         server = self.serve()
         server.resolve("a.example", OTHER)
-        for name, *arguments in (
-            ("gethostbyaddr", PUBLIC),
-            ("gethostbyaddr", OTHER),
-            ("gethostbyaddr", "2001:db8::1"),
-            ("getnameinfo", (PUBLIC, 80), 0),
-            ("getnameinfo", (OTHER, 80), 0),
+        for ask, name, *arguments in (
+            ("gethostbyaddr", "gethostbyaddr", PUBLIC),
+            ("gethostbyaddr", "gethostbyaddr", OTHER),
+            ("gethostbyaddr", "gethostbyaddr", "2001:db8::1"),
+            ("getfqdn", "gethostbyaddr", PUBLIC),
+            ("getfqdn", "gethostbyaddr", OTHER),
+            ("getnameinfo", "getnameinfo", (PUBLIC, 80), 0),
+            ("getnameinfo", "getnameinfo", (OTHER, 80), 0),
+            ("getnameinfo", "getnameinfo", ("2001:db8::1", 80, 0, 0), 0),
         ):
             stub = mock.patch.object(socket, name)
             with contextlib.suppress(OSError), stub as find, server.intercept(proxy=False):
-                getattr(socket, name)(*arguments)
-            with self.subTest(name, arguments=arguments):
+                getattr(socket, ask)(*arguments)
+            with self.subTest(ask, arguments=arguments):
                 for call in find.call_args_list:
                     self.assertEqual(name, "getnameinfo")
                     self.assertTrue(call.args[1] & socket.NI_NUMERICHOST)
@@ -14897,17 +15113,22 @@ class AuditTest(ServerTestCase):
 
         go_on = threading.Event()
         self.addCleanup(go_on.set)
-        for items, rules in (
-            ((item for item in [b"<rss/>"]), ["no-validator"]),
-            (live(), []),
-            (broken(), []),
+        length = ("Content-Length", "6")
+        for items, fields, fault, rules in (
+            ((item for item in [b"<rss/>"]), [], None, ["no-validator"]),
+            ((item for item in [b"<rss/>"]), [length], "close at 100%", ["no-validator"]),
+            ((item for item in [b"<rss/>!"]), [("Content-Length", "7")], "close at 99%", []),
+            (live(), [], None, []),
+            (live(), [length], None, []),
+            (broken(), [], None, []),
         ):
             go_on.clear()
             server = self.serve()
-            server.respond("/feed.xml", Response(items, headers={"ETag": '"v1"'}), 200)
+            response = Response(items, headers=[("ETag", '"v1"'), *fields], fault=fault)
+            server.respond("/feed.xml", response, 200)
             fields = {**POLITE, "Host": f"127.0.0.1:{server.port}", "Connection": "close"}
             lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-            with self.subTest(items), connect(server) as connection:
+            with self.subTest(items, fault=fault), connect(server) as connection:
                 connection.sendall(f"GET /feed.xml HTTP/1.1\r\n{lines}\r\n".encode())
                 received = b""
                 while b"<rss/>" not in received:
@@ -14917,6 +15138,32 @@ class AuditTest(ServerTestCase):
                 self.get(server, "/feed.xml", headers=POLITE)
                 self.assertEqual([finding.rule for finding in audit(server.requests)], rules)
                 go_on.set()
+
+    def test_large_responses_bind_once_the_last_byte_is_sent(self):
+        """However soon the client asks again: here the server does nothing in between."""
+
+        def send_and_wait(connection, data):
+            sent = send(connection, data)
+            sizes.append(sent)
+            if sent == len(data) and sum(sizes) > size:
+                asked_again.wait(PATIENCE)
+            return sent
+
+        size, sizes, send, asked_again = 200_000, [], socket.socket.send, threading.Event()
+        server = self.serve()
+        server.respond("/feed.xml", Response(bytes(size), headers={"ETag": '"v1"'}))
+        with (
+            mock.patch.object(socket.socket, "send", send_and_wait),
+            contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port)) as first,
+            contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port)) as second,
+        ):
+            for connection in (first, second):
+                connection.timeout = PATIENCE
+                connection.request("GET", "/feed.xml", headers=POLITE)
+                if connection is second:
+                    asked_again.set()
+                self.assertEqual(connection.getresponse().read(), bytes(size))
+        self.assertEqual([finding.rule for finding in audit(server.requests)], ["no-validator"])
 
     def test_a_callable_may_audit(self):
         server = self.serve()
@@ -15523,6 +15770,27 @@ class InterceptingMixinTest(FeedTestServerMixin, ServerTestCase):
         self.assertTrue(result.wasSuccessful(), result.errors + result.failures)
         self.assertEqual(seen, [before])
         self.assertEqual(self.server.requests, [])
+
+    def test_what_is_false_and_what_is_not(self):
+        class Test(FeedTestServerMixin, unittest.TestCase):
+            __module__ = __name__
+
+            def runTest(self):
+                seen.append((socket.getaddrinfo is not outside, os.environ.get("http_proxy")))
+
+        outside, before = socket.getaddrinfo, os.environ.get("http_proxy")
+        for value, is_begun, proxy in (
+            *((value, False, False) for value in (False, None, 0)),
+            *((value, True, True) for value in (True, {}, 1, {"proxy": True})),
+            ({"proxy": False}, True, False),
+        ):
+            test, seen = Test(), []
+            test.intercept = value
+            with self.subTest(value):
+                result = test.run()
+                self.assertTrue(result.wasSuccessful(), result.errors)
+                [(is_other, variable)] = seen
+                self.assertEqual((is_other, variable != before), (is_begun, proxy))
 
     def test_arguments_that_intercept_does_not_have(self):
         class Test(FeedTestServerMixin, unittest.TestCase):
