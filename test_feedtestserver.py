@@ -5660,6 +5660,37 @@ class StreamTest(SendingTestCase):
                 server.stop()
                 self.assertEqual(server.errors, [])
 
+    @unittest.skipUnless(hasattr(os, "fork"), "there is no fork() here")
+    def test_a_forked_child_leaves_it_to_the_parent(self):
+        script = """
+        import gc, http.client, os, threading
+        import feedtestserver
+
+        def items():
+            try:
+                yield b"one"
+            finally:
+                print("closed in the parent:", os.getpid() == parent)
+
+        parent = os.getpid()
+        for body in (items(),):
+            with feedtestserver.FeedTestServer("") as server:
+                server.respond("/x", feedtestserver.Response(body, pause=["86400 at 3"]))
+                connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+                connection.request("GET", "/x")
+                print(connection.getresponse().read(3))
+                child = os.fork()
+                if not child:
+                    gc.collect()
+                    os._exit(threading.active_count())
+                print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), "thread")
+                connection.close()
+        """
+        done = run_script(script)
+        self.assertEqual(
+            (done.stdout, done.stderr), ("b'one'\n1 thread\nclosed in the parent: True\n", "")
+        )
+
     def test_a_half_closed_client_gets_all_of_it(self):
         items, _, go_on = self.gated(b"one", b"two")
         server = self.serve()
@@ -7171,9 +7202,9 @@ class HandshakeTest(TlsTestCase):
             with self.assertLogs("feedtestserver", "DEBUG") as logged:
                 with TlsClient(server, "a.example") as client:
                     client.connection.sendall(client.hello)
-                    if way == "stall":  # before the client leaves
+                    if way == "stall":
                         self.assert_silent(server, client.connection)
-                        self.assertIn("TLS handshake", logged.output[0])
+                        self.assertIn("TLS handshake", logged.output[0])  # before the client leaves
                     else:
                         read_to_the_end(client.connection)
                 self.get(server, "/none")  # the client that left before was noticed by then
@@ -8178,6 +8209,36 @@ class InterceptionTest(AnyHostTestCase):
                 with self.assertRaises(ssl.SSLCertVerificationError):
                     self.fetch_directly(self.URL, strict)
                 self.assertIn(b"<rss/>", self.fetch_directly(self.URL, lax))
+
+    def test_a_context_keeps_its_ciphers_and_its_security_level(self):
+        """What is agreed upon, or why a handshake fails, is the same as outside."""
+
+        def shake_hands(address, context):
+            context.maximum_version = ssl.TLSVersion.TLSv1_2
+            context.set_ciphers(ciphers)
+            with socket.create_connection(address, PATIENCE) as connection:
+                try:
+                    with context.wrap_socket(connection, server_hostname="a.example") as tls:
+                        return tls.cipher()[0]
+                except ssl.SSLError as error:
+                    return error.reason
+
+        server, cipher = self.serve(), "ECDHE-ECDSA-AES256-GCM-SHA384"
+        for ciphers, is_refused in (
+            ("AES128-SHA", True),  # it is for another kind of certificate
+            (cipher, False),
+            ("ECDHE-ECDSA-AES128-GCM-SHA256", False),
+            # More than the key of the certificate; Python 3.9 does not tell the level.
+            *[(f"{cipher}:@SECLEVEL=4", True)] * hasattr(ssl.SSLContext, "security_level"),
+        ):
+            with self.subTest(ciphers):
+                outside = shake_hands(("127.0.0.1", server.port), server.ssl_context())
+                self.assertEqual(outside != ciphers, is_refused)
+                with server.intercept(proxy=False):
+                    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                    inside = shake_hands(("a.example", 443), context)
+                self.assertEqual(inside, outside)
+        self.assertEqual(server.errors, [])
 
     def test_sockets_that_are_connected_after_they_were_wrapped(self):
         server = self.serve(self.FILES)
@@ -9317,6 +9378,41 @@ class ResolveTest(AnyHostTestCase):
 
             run_at_once([look_up] * 10)
             self.assertEqual(sorted(found), sorted(answers))
+
+    @unittest.skipUnless(hasattr(os, "fork"), "there is no fork() here")
+    def test_a_child_forked_during_a_look_up_may_look_names_up(self):
+        script = """
+        import os, signal, socket, threading
+        import feedtestserver
+
+        class Host(str):
+            def lower(self):
+                return self
+
+            def removesuffix(self, suffix):
+                return self
+
+            def __hash__(self):  # it is taken during the look-up
+                begun.set()
+                forked.wait(20)
+                return hash(str(self))
+
+        begun, forked = threading.Event(), threading.Event()
+        with feedtestserver.FeedTestServer("") as server, server.intercept(proxy=False):
+            server.resolve("a.example", "192.0.2.1")
+            look_up = threading.Thread(target=socket.gethostbyname, args=[Host("a.example")])
+            look_up.start()
+            print(begun.wait(20))
+            child = os.fork()
+            if not child:
+                signal.alarm(20)
+                os._exit(socket.gethostbyname("a.example") != "192.0.2.1")
+            print(os.waitpid(child, 0)[1])
+            forked.set()
+            look_up.join()
+        """
+        done = run_script(script)
+        self.assertEqual((done.stdout, done.stderr), ("True\n0\n", ""))
 
     def test_the_innermost_server_answers(self):
         outer, inner = self.serve(), self.serve()
