@@ -5513,9 +5513,9 @@ class StreamTest(SendingTestCase):
 
     @unittest.skipUnless(hasattr(os, "fork"), "there is no fork() here")
     def test_a_forked_child_leaves_it_to_its_parent(self):
-        """No test code runs in the child, and no thread."""
+        """No test code runs in the child, and no thread; whether or not something else has it."""
         script = """
-        import os, socket, sys, threading
+        import gc, os, socket, sys, threading
         from feedtestserver import FeedTestServer, Response
 
         def items():
@@ -5525,24 +5525,30 @@ class StreamTest(SendingTestCase):
             finally:
                 print("closed in", "the parent" if os.getpid() == parent else "a child")
 
+        class Body:
+            def __iter__(self):
+                return items()
+
         parent = os.getpid()
-        with FeedTestServer(sys.argv[1]) as server:
-            server.respond("/x", Response(items(), pause=["86400 at 3"]))
-            with socket.create_connection(("127.0.0.1", server.port), 20) as connection:
-                connection.sendall(b"GET /x HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
-                received = b""
-                while not received.endswith(b"one\\r\\n"):
-                    received += connection.recv(1000)
-                child = os.fork()
-                if not child:
-                    for thread in set(threading.enumerate()) - {threading.current_thread()}:
-                        print("a thread in the child")
-                        thread.join()
-                    os._exit(0)
-                os.waitpid(child, 0)
+        for body in items(), Body():
+            with FeedTestServer(sys.argv[1]) as server:
+                server.respond("/x", Response(body, pause=["86400 at 3"]))
+                with socket.create_connection(("127.0.0.1", server.port), 20) as connection:
+                    connection.sendall(b"GET /x HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+                    received = b""
+                    while not received.endswith(b"one\\r\\n"):
+                        received += connection.recv(1000)
+                    child = os.fork()
+                    if not child:
+                        for thread in set(threading.enumerate()) - {threading.current_thread()}:
+                            print("a thread in the child")
+                            thread.join()
+                        gc.collect()
+                        os._exit(0)
+                    os.waitpid(child, 0)
         """
         done = run_script(script, self.make_directory())
-        self.assertEqual((done.stdout, done.stderr), ("closed in the parent\n", ""))
+        self.assertEqual((done.stdout, done.stderr), ("closed in the parent\n" * 2, ""))
 
     def test_an_open_file_is_closed_though_it_was_not_read(self):
         path = self.make_directory({"body": b"one"}) / "body"
@@ -6237,6 +6243,26 @@ class EarlyTest(SendingTestCase):
             first.set()
             connection.sendall(bytes(8_999_000))
             self.assertEqual(read_to_the_end(connection), (b"\r\n3\r\ntwo\r\n0\r\n\r\n", "FIN"))
+        self.assertEqual(server.errors, [])
+
+    def test_what_comes_during_a_stream_is_thrown_away(self):
+        """It is read between the items, however much it is."""
+
+        def items():
+            while not sent.is_set():
+                yield b""
+            yield b"one"
+
+        sent = threading.Event()
+        self.addCleanup(sent.set)
+        server = self.serve()
+        server.respond("/x", Response(items(), early=True))
+        with connect(server) as connection:
+            connection.sendall(self.HEAD.replace(b" 9", b" 30000000") + b"\r\n")
+            self.receive_head(connection)
+            connection.sendall(bytes(30_000_000))
+            sent.set()
+            self.assertEqual(read_all(connection), b"3\r\none\r\n0\r\n\r\n")
         self.assertEqual(server.errors, [])
 
     def test_in_tls(self):
