@@ -2005,34 +2005,27 @@ class FeedTestRequestHandler:
         try:
             if request.head.origin and (response := self.site.unreachable(request)):
                 return self.plan(request, response)
-            for step in self.site.steps_for(request):
-                if callable(step):
-                    response = yield from self.work(self.perform, request, step)
-                    self.time()
-                else:
+            unscripted = self.unscripted
+            for step in itertools.chain(self.site.steps_for(request), [unscripted]):
+                if not callable(step):
                     response = self.site.response(step)
+                elif step is unscripted and type(self) is FeedTestRequestHandler:
+                    response = unscripted(request)
+                else:  # it may be a test's own code, which may take its time
+                    response = yield from self.work(request, self.perform, request, step)
+                    self.time()
                 if response is not None:
                     break
-            else:
-                request.step = ""
-                if type(self) is FeedTestRequestHandler:
-                    response = self.unscripted(request)
-                else:  # it may be a test's own method, which may take its time
-                    response = yield from self.work(self.perform, request, self.unscripted)
-                    self.time()
             assert response is not None
             if len(response.content) > _MUCH and (response.compress or response.template):
-                return (yield from self.work(self.plan, request, response))
+                return (yield from self.work(request, self.plan, request, response))
             return self.plan(request, response)
         except Exception as error:
             return self.plan(request, self.fail(_explain(error, request)))
 
-    def work(self, function: Callable[..., _T], request: Request, argument: object) -> _Part[_T]:
-        """Call a function of a request, and of something else, that may block.
-
-        Then look whether the client has left meanwhile.
-        """
-        result: _T = yield _Call(functools.partial(function, request, argument), request)
+    def work(self, request: Request, function: Callable[..., _T], *arguments: object) -> _Part[_T]:
+        """Call a function for a request that may block, and look whether the client has left."""
+        result: _T = yield _Call(functools.partial(function, *arguments), request)
         try:
             if not self.client_left and len(self.buffer) <= _A_TURN:
                 yield from self.receive(_LOOK)
@@ -2055,6 +2048,7 @@ class FeedTestRequestHandler:
 
     def unscripted(self, request: Request) -> Response:
         """Call the do_ method of the request's method, and return what it replied."""
+        request.step = ""
         is_for_host = request.origin and request.method not in _FOR_THE_SERVER
         if is_for_host and (words := self.site.unknown_host(request)):
             return _with(self.fail(words), status=502)
@@ -2135,7 +2129,11 @@ class FeedTestRequestHandler:
         lasting = persistent and not (self.server.stopping or self.is_early or response.early)
         plan = _shared_plan(request, response, self.date, lasting)
         if isinstance(response.content, _Items):
-            self.stream = _Stream(response.content, bool(plan.response.chunked))
+
+            def report(error: BaseException) -> None:
+                self.record.fail(_explain(error, request))
+
+            self.stream = _Stream(response.content, bool(plan.response.chunked), report)
         if begins_tunnel:  # its first byte tells the scheme, as that of a connection does
             self.tunnel, self.scheme = request, ""
         if plan.closes:
@@ -2181,10 +2179,9 @@ class FeedTestRequestHandler:
         stream = self.stream
         assert stream is not None
         try:
-            yield from self.work(self.use_stream, request, stream.next)
+            yield from self.work(request, stream.next)
         except RuntimeError as error:  # there are no more threads
-            self.record.fail(_explain(error, request))
-            stream.has_failed = True
+            stream.fail(error)
         if stream.has_failed:
             self.broken_off = "error" if stream.is_framed else "reset"
         is_empty = stream.item is not None and not len(stream.item)
@@ -2197,16 +2194,8 @@ class FeedTestRequestHandler:
         """Have a worker close a body that is not sent to its end, but not in a forked child."""
         stream, self.stream = self.stream, None
         if stream and not stream.closed and self.server.is_own_thread():
-            close = functools.partial(self.use_stream, request, stream.close)
             with contextlib.suppress(RuntimeError):  # there are no more threads
-                self.server.run_in_worker(None, _Call(close, request))
-
-    def use_stream(self, request: Request, method: Callable[[], object]) -> None:
-        """Call a method of a body, in a worker; what it raises is put on record."""
-        try:
-            method()
-        except BaseException as error:
-            self.record.fail(_explain(error, request))
+                self.server.run_in_worker(None, _Call(stream.close, request))
 
     def send(self, data: Union[bytes, memoryview]) -> Iterable[_Yielded]:
         """What to yield to send it all, in TLS if that is spoken."""
@@ -2893,9 +2882,9 @@ class _File:
     def __repr__(self) -> str:
         return f"<{self.size} bytes of {self.path}>"
 
-    def blocks(self, size: int = _BLOCK) -> Iterator[memoryview]:
+    def blocks(self) -> Iterator[memoryview]:
         """Its blocks, each to be used before the next; OSError where it is gone or shorter."""
-        left, block = self.size, memoryview(bytearray(min(size, self.size)))
+        left, block = self.size, memoryview(bytearray(min(_BLOCK, self.size)))
         with io.FileIO(self.path) as file:
             file.seek(self.start)
             while left:
@@ -2916,18 +2905,15 @@ class _Items:
         self.items = items
         #: The size that a Content-Length promises, in bytes.
         self.size = _number(response.value("content-length") or "")
-        for name in ("compress", "template"):
-            if getattr(response, name):
-                raise ValueError(
-                    f"{name.capitalize()}: found the body {items!r:.80}; it takes bytes"
-                )
-        for name, place in [
-            ("Fault", response.fault),
-            *(("Pause", each) for each in response.pause),
-        ]:
-            if place and place.endswith("%") and self.size is None:
-                found = f"found {place!r} with the body {items!r:.80}"
-                raise ValueError(f"{name}: {found}; a percentage needs bytes, or a Content-Length")
+        body = f"the body {items!r:.80}"
+        if response.compress or response.template:
+            name = "Compress" if response.compress else "Template"
+            raise ValueError(f"{name}: found {body}; it takes bytes")
+        for line in response.mechanics():
+            name, _, place = line.partition(": ")
+            if place.endswith("%") and self.size is None:
+                right = "a percentage needs bytes, or a Content-Length"
+                raise ValueError(f"{name}: found {place!r} with {body}; {right}")
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -2943,10 +2929,16 @@ class _Items:
 
 
 class _Stream:
-    """Such a body on its way to one client. Its methods run test code, so workers call them."""
+    """Such a body on its way to one client. Its methods run test code, so workers call them.
 
-    def __init__(self, content: _Items, is_chunked: bool) -> None:
+    What goes wrong is given to ``report``.
+    """
+
+    def __init__(
+        self, content: _Items, is_chunked: bool, report: Callable[[BaseException], object]
+    ) -> None:
         self._items, self._size = content.items, None if is_chunked else content.size
+        self._report = report
         #: Whether the client can tell that something is missing.
         self.is_framed = is_chunked or content.size is not None
         self._iterator: Any = None
@@ -2957,16 +2949,19 @@ class _Stream:
         self.closed = self.has_failed = False
 
     def next(self) -> None:
-        """Set ``item`` to the next one, maybe an empty one. Raises what is wrong with it."""
-        try:
-            with self._lock:
+        """Set ``item`` to the next one, maybe an empty one, or ``has_failed``."""
+        with self._lock:
+            try:
                 self.item = None if self.closed else self._next()
-        except BaseException:
-            self.item, self.has_failed = None, True
-            raise
-        finally:
-            if self.item is None or self.closed:
-                self.close()
+            except BaseException as error:
+                self.fail(error)
+        if self.item is None or self.closed:
+            self.close()
+
+    def fail(self, error: BaseException) -> None:
+        """End the body by an error."""
+        self.item, self.has_failed = None, True
+        self._report(error)
 
     def _next(self) -> Optional[memoryview]:
         if self._iterator is None:
@@ -2992,12 +2987,15 @@ class _Stream:
         """
         self.closed = True
         if self._lock.acquire(blocking=False):
+            both = {id(each): each for each in (self._items, self._iterator)}
+            self._items, self._iterator = (), None
             try:
                 with contextlib.ExitStack() as stack:
-                    for each in {id(each): each for each in (self._items, self._iterator)}.values():
+                    for each in both.values():
                         if hasattr(each, "close"):
                             stack.callback(each.close)
-                    self._items, self._iterator = (), None
+            except BaseException as error:
+                self._report(error)
             finally:
                 self._lock.release()
 
@@ -3989,11 +3987,16 @@ def _timeline(
     seconds from the first of these, without pauses. None asks for the stream's next item, and a str
     is the fault that ends the connection.
     """
-    response, rate, chunked = plan.response, plan.response.rate, plan.response.chunked
-    events, blocks = _events(response, plan.content), _blocks(plan.content)
-    most = _most_at_once(rate, chunked)
-    block: Optional[memoryview] = memoryview(b"")  # what is left of it; None at the end of the body
-    position, begin, size = 0, 0, len(plan.content)  # the latter two of what comes in chunks
+    response, content = plan.response, plan.content
+    rate, chunked, events = response.rate, response.chunked, _events(response, content)
+    # At a rate, a block takes a tenth of a second, unless that is less than a byte. There are a
+    # thousand chunks in it at most, which are made in a millisecond.
+    paced = max(1, rate // 10) if rate else _BLOCK
+    most = min(_BLOCK, paced, chunked * 1000 if chunked else _BLOCK)
+    # What is left of the block; None at the end of the body.
+    block: Optional[memoryview] = memoryview(content if isinstance(content, bytes) else b"")
+    blocks: Iterator[memoryview] = content.blocks() if isinstance(content, _File) else iter(())
+    position, begin, size = 0, 0, len(content)  # the latter two of what comes in chunks
     if response.delay:
         yield _Pause(response.delay)
     if events[0][0] >= 0:
@@ -4006,7 +4009,7 @@ def _timeline(
                     yield (position + len(part)) / rate
                 yield _in_chunks(part, position - begin, chunked, size) if chunked else part
                 block, position = block[len(part) :], position + len(part)
-            elif stream and isinstance(plan.content, _Items):
+            elif stream and isinstance(content, _Items):
                 yield None
                 block, begin = stream.item, position
                 size = len(block or b"")
@@ -4014,15 +4017,6 @@ def _timeline(
                 block = next(blocks, None)
         if not isinstance(event, _Pause) or position == place:
             yield event
-
-
-def _most_at_once(rate: Optional[int], chunked: Optional[int]) -> int:
-    """The bytes of a block: at a rate it takes a tenth of a second, unless that is less than one.
-
-    There are a thousand chunks in it at most, which are made in a millisecond.
-    """
-    in_chunks = chunked * 1000 if chunked else _BLOCK
-    return min(_BLOCK, in_chunks, max(1, rate // 10) if rate else _BLOCK)
 
 
 #: What happens at a place of a response: a pause, bytes to send, or the fault that ends it.
@@ -4055,13 +4049,6 @@ def _events(response: Response, content: _Content) -> list[_Event]:
     fault, _, place = response.fault.partition(" at ")
     end = place_of(place or "start")
     return [*(event for event in events if event[0] <= end), (end, fault)]
-
-
-def _blocks(content: _Content) -> Iterator[memoryview]:
-    """The blocks of a body that is in memory, or in a file."""
-    if isinstance(content, _File):
-        return content.blocks()
-    return iter([memoryview(content)] if isinstance(content, bytes) else [])
 
 
 def _in_chunks(block: memoryview, position: int, size: int, whole: int) -> bytes:
