@@ -188,25 +188,6 @@ _IN_USE = {errno.EADDRINUSE} | ({errno.EACCES} if os.name == "nt" else set())
 # The thread that a test starts and stops
 
 
-class _Choice:
-    """An attribute that takes one of a few values; ValueError for any other one."""
-
-    def __init__(self, *values: str) -> None:
-        self.values = values
-
-    def __set_name__(self, owner: object, name: str) -> None:
-        self.name = name
-
-    def __get__(self, instance: Optional[FeedTestServer], owner: object = None) -> str:
-        return self.values[0] if instance is None else vars(instance).get(self.name, self.values[0])
-
-    def __set__(self, instance: FeedTestServer, value: str) -> None:
-        if value not in self.values:
-            right = ", ".join(map(repr, self.values))
-            raise ValueError(f"{self.name}: found {value!r:.80}; it takes one of {right}")
-        vars(instance)[self.name] = value
-
-
 class FeedTestServer(threading.Thread):
     """A server for the fixtures in a directory, in a thread of its own.
 
@@ -226,17 +207,25 @@ class FeedTestServer(threading.Thread):
 
     #: The class of the conversations; a subclass of FeedTestRequestHandler may add do_ methods.
     handler_class: type[FeedTestRequestHandler]
-    #: The certificate that the next TLS handshakes get. "incomplete-chain" is signed by an
-    #: intermediate CA that is not sent; "no-san" has the host as its common name only.
-    certificate = _Choice(
-        *("valid", "expired", "not-yet-valid", "wrong-host", "self-signed"),
-        *("incomplete-chain", "no-san"),
-    )
-    #: What the next TLS handshakes do once the ClientHello has arrived.
-    handshake = _Choice("complete", "stall", "reset", "close")
-    #: Whether the next TLS handshakes ask for a certificate of the client. One that is shown must
-    #: be signed by the server's CA; see client_certificate().
-    client_certificates = _Choice("none", "optional", "required")
+    #: The certificate that the next TLS handshakes get: "valid", "expired", "not-yet-valid",
+    #: "wrong-host", "self-signed", "incomplete-chain" (signed by an intermediate CA that is not
+    #: sent) or "no-san" (it has the host as its common name only).
+    certificate = "valid"
+    #: What the next TLS handshakes do once the ClientHello has arrived: "complete", "stall",
+    #: "reset" or "close".
+    handshake = "complete"
+    #: Whether the next TLS handshakes ask for a certificate of the client: "none", "optional" or
+    #: "required". One that is shown must be signed by the server's CA; see client_certificate().
+    client_certificates = "none"
+    #: A function that each of the next TLS handshakes calls with its context, or None. It may
+    #: change the context before that is used: ``context.maximum_version = ...``. It runs in a
+    #: worker thread, and what it raises is one of ``errors``.
+    configure_tls: Optional[Callable[[ssl.SSLContext], object]] = None
+    _choices: Mapping[str, str] = {
+        "certificate": "valid expired not-yet-valid wrong-host self-signed incomplete-chain no-san",
+        "handshake": "complete stall reset close",
+        "client_certificates": "none optional required",
+    }
     # Whether the interpreter ends. It has stopped the threads then, maybe while they held a lock,
     # removed the files, and emptied this module, so this is kept here.
     _at_end = staticmethod(sys.is_finalizing)
@@ -260,8 +249,20 @@ class FeedTestServer(threading.Thread):
         self._starting = threading.RLock()  # held by start(), and by whoever changes _files
         self._joining = threading.RLock()  # Thread.join() may fail where several call it at once
         self._pid = os.getpid()
-        self._configure_tls: Optional[Callable[[ssl.SSLContext], object]] = None
         self.directory, self.host, self.port = directory, host, port
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; ValueError for a value that it cannot take, RuntimeError too late."""
+        if name in ("directory", "host", "port") and self._httpd:
+            raise RuntimeError(f"{name} can only be set before start()")
+        choices, right = self._choices.get(name, "").split(), ""
+        if choices and value not in choices:
+            right = f"one of {', '.join(map(repr, choices))}"
+        elif name == "configure_tls" and not (value is None or callable(value)):
+            right = "a function that takes an ssl.SSLContext, or None"
+        if right:
+            raise ValueError(f"{name}: found {value!r:.80}; it takes {right}")
+        super().__setattr__(name, value)
 
     # Starting and stopping
 
@@ -407,7 +408,7 @@ class FeedTestServer(threading.Thread):
 
     @directory.setter
     def directory(self, directory: Optional[Union[str, os.PathLike[str]]]) -> None:
-        self._configure("directory", _directory(directory))
+        self._site.directory = _directory(directory)
 
     @property
     def host(self) -> str:
@@ -416,7 +417,7 @@ class FeedTestServer(threading.Thread):
 
     @host.setter
     def host(self, host: str) -> None:
-        self._configure("host", host)
+        self._site.host = host
 
     @property
     def port(self) -> int:
@@ -425,12 +426,7 @@ class FeedTestServer(threading.Thread):
 
     @port.setter
     def port(self, port: int) -> None:
-        self._configure("port", port)
-
-    def _configure(self, name: str, value: Union[str, int]) -> None:
-        if self._httpd:
-            raise RuntimeError(f"{name} can only be set before start()")
-        setattr(self._site, name, value)
+        self._site.port = port
 
     @property
     def ready(self) -> bool:
@@ -470,22 +466,6 @@ class FeedTestServer(threading.Thread):
         return [Fixture(self, name) for name in listed]
 
     # HTTPS
-
-    @property
-    def configure_tls(self) -> Optional[Callable[[ssl.SSLContext], object]]:
-        """A function that each of the next TLS handshakes calls with its context, or None.
-
-        It may change the context before that is used: ``context.maximum_version = ...``. It runs in
-        a worker thread, and what it raises is one of ``errors``. ValueError if it is no function.
-        """
-        return self._configure_tls
-
-    @configure_tls.setter
-    def configure_tls(self, function: Optional[Callable[[ssl.SSLContext], object]]) -> None:
-        if not (function is None or callable(function)):
-            right = "a function that takes an ssl.SSLContext, or None"
-            raise ValueError(f"configure_tls: found {function!r:.80}; it takes {right}")
-        self._configure_tls = function
 
     @property
     def ca_file(self) -> str:
@@ -1855,9 +1835,8 @@ class FeedTestRequestHandler:
             with _Authority.lock:  # else clients that come at once would each have one made
                 if configure is None and asked == "none":
                     return _server_context(host, kind)
-                pem = _server_pem(host, kind)
-            # A new one, as no session of another one can be resumed in it.
-            context = _new_server_context(pem, asked)
+                # A new one, as no session of another one can be resumed in it.
+                context = _server_context.__wrapped__(host, kind, asked)
         except OSError as error:
             self.record.fail(f"there is no certificate for {host}: {error}")
             raise
@@ -4735,23 +4714,19 @@ _DIGITAL_SIGNATURE, _KEY_CERT_SIGN = b"\x03\x02\x07\x80", b"\x03\x02\x02\x04"
 
 
 @functools.lru_cache(maxsize=256)
-def _server_context(host: str, kind: str) -> ssl.SSLContext:
-    """The TLS of a server of that name or address, with a certificate of that kind."""
-    return _new_server_context(_server_pem(host, kind), "none")
-
-
-@functools.lru_cache(maxsize=256)
 def _server_pem(host: str, kind: str) -> str:
     return _authority().certify(host, kind)
 
 
-def _new_server_context(pem: str, client_certificates: str) -> ssl.SSLContext:
+@functools.lru_cache(maxsize=256)
+def _server_context(host: str, kind: str, client_certificates: str = "none") -> ssl.SSLContext:
+    """The TLS of a server of that name or address, with a certificate of that kind."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.set_alpn_protocols(["http/1.1"])
     if client_certificates != "none":
         context.verify_mode = ssl.VerifyMode[f"CERT_{client_certificates.upper()}"]
         context.load_verify_locations(cadata=_authority().pem)
-    path = _temporary_file(pem, "key.pem")
+    path = _temporary_file(_server_pem(host, kind), "key.pem")
     try:
         context.load_cert_chain(path)
     finally:
@@ -5021,12 +4996,10 @@ class _Names:
         """The addresses of a host, none if it is unknown; None if resolve() says nothing of it."""
         name = _host_name(host.decode("latin-1") if isinstance(host, (bytes, bytearray)) else host)
         with self.lock:
-            given = name
-            if name not in self._answers:
-                patterns = (each for each in reversed(self._answers) if "*" in each)
-                fitting = (each for each in patterns if _glob((each, _IN_HOST))(name))
-                given = next(fitting, "")
-            if not given:
+            patterns = (each for each in reversed(self._answers) if "*" in each)
+            fitting = (each for each in patterns if _glob((each, _IN_HOST))(name))
+            given = name if name in self._answers else next(fitting, None)
+            if given is None:
                 return None
             answers, taken = self._answers[given]
             taken[name] = taken.get(name, 0) + 1
@@ -5156,11 +5129,9 @@ class _Interception:
         with self.lock:
             position = _interceptions.index(self)
             del _interceptions[position]
-            for key in list(self.found):
-                for inner in _interceptions[position:]:
-                    if key in inner.found:
-                        inner.found[key] = self.found.pop(key)
-                        break
+            for inner in _interceptions[position:]:
+                for key in self.found.keys() & inner.found.keys():
+                    inner.found[key] = self.found.pop(key)
             _replace(list(self.found.values()))
         self.names.close()
 
@@ -5168,42 +5139,48 @@ class _Interception:
 
     def getaddrinfo(self, original: _Function, host: Any, port: Any, *args: int, **how: int) -> Any:
         """Find the server, or what resolve() says, for each name but localhost."""
-        flags = how.get("flags", args[3] if len(args) > 3 else 0)
-        without_flags = {name: number for name, number in how.items() if name != "flags"}
+        flags = args[3] if len(args) > 3 else how.pop("flags", 0)
         is_numeric = flags & socket.AI_NUMERICHOST
         if flags & socket.AI_PASSIVE and _is_elsewhere(host) and not is_numeric:  # to listen at
-            return original(self.address[0], port, *args[:3], **without_flags)
+            host, flags = self.address[0], 0
         if is_numeric or not self.expects(host, port):
-            return original(host, port, *args, **how)
+            return original(host, port, *args[:3], **how, flags=flags)
         addresses, found = self.names.look_up(host), []
         if addresses is None:
-            return original(*self.address, *args[:3], **without_flags)
+            return original(*self.address, *args[:3], **how)
         for address in addresses:
             loopback = "::1" if ":" in address else "127.0.0.1"
             with contextlib.suppress(socket.gaierror):  # another family is asked for
-                for *kind, (_, *rest) in original(loopback, port, *args[:3], **without_flags):
+                for *kind, (_, *rest) in original(loopback, port, *args[:3], **how):
                     found.append((*kind, (address, *rest)))
         if not found:
             raise socket.gaierror(*_NO_SUCH_NAME)
         return found
 
     def gethostbyname(self, original: _Function, host: Any) -> Any:
-        return self.addresses(host)[0] if self.expects(host) else original(host)
+        if not self.expects(host):
+            return original(host)
+        return (self.addresses(host) or self.address)[0]
 
     def gethostbyname_ex(self, original: _Function, host: Any) -> Any:
-        return (host, [], self.addresses(host)) if self.expects(host) else original(host)
+        if not self.expects(host):
+            return original(host)
+        return host, [], self.addresses(host) or [self.address[0]]
 
     def gethostbyaddr(self, original: _Function, host: Any) -> Any:
         if _is_in_network(host):
             raise socket.herror(1, "Unknown host")
         return self.gethostbyname_ex(original, host)
 
-    def addresses(self, host: Any) -> list[str]:
-        """What these find for a name: IPv4 addresses; raises socket.gaierror if there is none."""
+    def addresses(self, host: Any, is_ipv6: bool = False) -> Optional[list[str]]:
+        """The addresses of a name in one family; None if resolve() says nothing of it.
+
+        Raises socket.gaierror if it has none.
+        """
         found = self.names.look_up(host)
         if found is None:
-            return [self.address[0]]
-        if not (addresses := [each for each in found if "." in each]):
+            return None
+        if not (addresses := [each for each in found if (":" in each) == is_ipv6]):
             raise socket.gaierror(*_NO_SUCH_NAME)
         return addresses
 
@@ -5222,16 +5199,12 @@ class _Interception:
 
     def destination(self, connection: socket.socket, address: tuple[Any, ...]) -> tuple[Any, ...]:
         """The address at which what a client connects to really is; raises socket.gaierror."""
-        host, port = address[:2]
+        host, port, *rest = address
         if self.expects(host, port):  # connect() looks names up itself
-            found = self.names.look_up(host)
+            found = self.addresses(host, connection.family == socket.AF_INET6)
             if found is None:
                 return self.at(self.address, connection, address)
-            is_ipv6 = connection.family == socket.AF_INET6
-            host = next((each for each in found if (":" in each) == is_ipv6), None)
-            if host is None:
-                raise socket.gaierror(*_NO_SUCH_NAME)
-            address = (host, *address[1:])
+            host = found[0]
         numeric = _numeric(host)
         if numeric in _NO_CONNECTION:
             with self.lock:  # end() closes what is opened here
@@ -5239,7 +5212,7 @@ class _Interception:
                 nowhere = self.address if is_over else self.names.dead_end(numeric)
             return self.at(nowhere, connection, address)
         if numeric is None or not self.is_meant(connection, numeric, port):
-            return address
+            return (host, port, *rest)
         real = self.at(self.address, connection, address)
         if connection.type == socket.SOCK_STREAM:
             with contextlib.suppress(OSError):  # it has a port already
@@ -5302,9 +5275,8 @@ class _Interception:
                 probe.bind((address, 0))
             except OSError:  # it is none of this machine
                 return True
-        if connection.type != socket.SOCK_STREAM or port not in self.ports:
-            return False
-        with contextlib.closing(_Socket(connection.family, socket.SOCK_STREAM)) as probe:
+            if connection.type != socket.SOCK_STREAM or port not in self.ports:
+                return False
             probe.settimeout(0.1)
             return bool(probe.connect_ex((address, port)))
 
@@ -5319,8 +5291,7 @@ class _Interception:
         if is_server or not is_here:
             return original(context, sock, is_server, name, **more)
         more["session"] = None  # it would be of the other context
-        trusting = self.trusting(context, _authority().pem)
-        return self.begin_tls(trusting, original, context, sock, is_server, name, **more)
+        return self.begin_tls((), original, context, sock, is_server, name, **more)
 
     def wrap_bio(
         self, original: _Function, context: Any, incoming: Any, outgoing: Any, **more: Any
@@ -5329,13 +5300,16 @@ class _Interception:
         if more.get("server_side"):
             return original(context, incoming, outgoing, **more)
         trusted = context.get_ca_certs(binary_form=True)
-        trusting = self.trusting(context, _authority().pem, *trusted)
-        return self.begin_tls(trusting, original, context, incoming, outgoing, **more)
+        return self.begin_tls(trusted, original, context, incoming, outgoing, **more)
 
     def begin_tls(
-        self, trusting: Any, original: _Function, own: Any, *args: Any, **how: Any
+        self, trusted: Sequence[bytes], original: _Function, own: Any, *args: Any, **how: Any
     ) -> Any:
-        """Begin TLS by the client's own context, but verify the server by another one."""
+        """Begin TLS by the client's own context, but verify the server by another one.
+
+        That trusts these certificates, in DER, and the CA.
+        """
+        trusting = self.trusting(own, _authority().pem, *trusted)
         is_pypy = sys.implementation.name == "pypy"
         if is_pypy:  # elsewhere, the callback comes with the context
             own._msg_callback = trusting._msg_callback
@@ -5512,15 +5486,12 @@ class _Wanted:
         """The same; raises AssertionError unless their number is between least and most."""
         found = self.among(record)
         if not least <= len(found) <= most:
-            words = f"did not expect {self}"
-            if most:
-                at_least = "" if least == most else "at least "
-                words = f"expected {self} {at_least}{_times(least)}{limit}"
-            words += (
-                f"; it was requested {_times(len(found))}" if found else "; it was not requested"
-            )
+            at_least = "" if least == most else "at least "
+            expected = f"expected {self} {at_least}{_times(least)}{limit}"
+            words = expected if most else f"did not expect {self}"
+            was = f"requested {_times(len(found))}" if found else "not requested"
             shown = _transcript(record, self.fields, body=self.body is not None)
-            raise AssertionError(f"{words}\n{shown}")
+            raise AssertionError(f"{words}; it was {was}\n{shown}")
         return found
 
     def __str__(self) -> str:
