@@ -2913,9 +2913,7 @@ class _Stream:
     What goes wrong is given to ``report``.
     """
 
-    def __init__(
-        self, content: _Items, is_chunked: bool, report: Callable[[BaseException], object]
-    ) -> None:
+    def __init__(self, content: _Items, is_chunked: bool, report: Callable[..., object]) -> None:
         self._items, self._size = content.items, None if is_chunked else content.size
         self._report = report
         #: Whether the client can tell that something is missing.
@@ -3414,11 +3412,9 @@ class Response:
 
     def mechanics(self) -> list[str]:
         """What happens to it on its way, for the reader of a transcript."""
-        notes = [f"Delay: {self.delay:g}"] if self.delay else []
-        notes += [f"Pause: {pause}" for pause in self.pause]
-        notes += [f"Rate: {self.rate}"] if self.rate else []
-        notes += [f"Fault: {self.fault}"] if self.fault else []
-        notes += ["Early: yes"] if self.early else []
+        said = [("Delay", f"{self.delay:g}" if self.delay else ""), *_each("Pause", self.pause)]
+        said += [("Rate", self.rate), ("Fault", self.fault), ("Early", "yes" if self.early else "")]
+        notes = [f"{name}: {value}" for name, value in said if value]
         return [*notes, "as it is"] if self.asis else notes
 
     def members(self, name: str) -> list[str]:
@@ -5091,9 +5087,8 @@ class _Interception:
         self.address, self.names = address, names
         self.ports: set[int] = set()
         self.trusting = functools.lru_cache(maxsize=64)(_trusting)
-        look_ups = "getaddrinfo gethostbyname gethostbyname_ex gethostbyaddr getnameinfo"
         replaced = [
-            (socket, look_ups),
+            (socket, "getaddrinfo gethostbyname gethostbyname_ex gethostbyaddr getnameinfo"),
             (socket.socket, "connect connect_ex sendto sendmsg bind getpeername"),
             # Private, but in all Pythons, and called by all that begins TLS; after wrap_socket()
             # itself the handshake would be over.
@@ -5323,8 +5318,7 @@ class _Interception:
 
 def _dead_ends() -> list[Any]:
     """Sockets; connections to the first never come about, and those to the second are refused."""
-    sockets = [_Socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(9)]
-    listener, *clients = sockets
+    listener, *clients = (_Socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(9))
     backlog = 1
     if os.name == "nt":
         with contextlib.suppress(OSError):  # Wine does not have it
@@ -5336,7 +5330,7 @@ def _dead_ends() -> list[Any]:
     for client in clients:  # once the backlog is full, the system ignores others
         client.setblocking(False)
         client.connect_ex(listener.getsockname())
-    return sockets
+    return [listener, *clients]
 
 
 def _variables(proxy: str, ca_file: str, wgetrc: str) -> dict[str, Any]:
