@@ -252,7 +252,7 @@ class FeedTestServer(threading.Thread):
         self.directory, self.host, self.port = directory, host, port
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; ValueError for a value that it cannot take, RuntimeError too late."""
+        """Raise ValueError for a value that the attribute cannot take, RuntimeError if too late."""
         if name in ("directory", "host", "port") and self._httpd:
             raise RuntimeError(f"{name} can only be set before start()")
         choices, right = self._choices.get(name, "").split(), ""
@@ -2965,7 +2965,8 @@ class _Stream:
         self.closed = True
         if self._lock.acquire(blocking=False):
             both = {id(each): each for each in (self._items, self._iterator)}
-            self._items, self._iterator = (), None
+            self._items, self._iterator = (), None  # so that each is closed once
+            self._lock.release()
             try:
                 with contextlib.ExitStack() as stack:
                     for each in both.values():
@@ -2973,8 +2974,6 @@ class _Stream:
                             stack.callback(each.close)
             except BaseException as error:
                 self._report(error)
-            finally:
-                self._lock.release()
 
 
 #: The bytes of a body, or where they are.
@@ -5153,9 +5152,7 @@ class _Interception:
         return found
 
     def gethostbyname(self, original: _Function, host: Any) -> Any:
-        if not self.expects(host):
-            return original(host)
-        return (self.addresses(host) or self.address)[0]
+        return (self.addresses(host) or self.address)[0] if self.expects(host) else original(host)
 
     def gethostbyname_ex(self, original: _Function, host: Any) -> Any:
         if not self.expects(host):
