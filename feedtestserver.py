@@ -253,13 +253,13 @@ class FeedTestServer(threading.Thread):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Raise ValueError for a value that the attribute cannot take, RuntimeError if too late."""
-        if name in ("directory", "host", "port") and self._httpd:
-            raise RuntimeError(f"{name} can only be set before start()")
-        choices, right = self._choices.get(name, "").split(), ""
-        if choices and value not in choices:
-            right = f"one of {', '.join(map(repr, choices))}"
+        right = ""
+        if name in self._choices and value not in self._choices[name].split():
+            right = f"one of {', '.join(map(repr, self._choices[name].split()))}"
         elif name == "configure_tls" and not (value is None or callable(value)):
             right = "a function that takes an ssl.SSLContext, or None"
+        elif name in ("directory", "host", "port") and self._httpd:
+            raise RuntimeError(f"{name} can only be set before start()")
         if right:
             raise ValueError(f"{name}: found {value!r:.80}; it takes {right}")
         super().__setattr__(name, value)
