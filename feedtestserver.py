@@ -188,6 +188,25 @@ _IN_USE = {errno.EADDRINUSE} | ({errno.EACCES} if os.name == "nt" else set())
 # The thread that a test starts and stops
 
 
+class _Choice:
+    """An attribute that takes one of a few values; ValueError for any other one."""
+
+    def __init__(self, *values: str) -> None:
+        self.values = values
+
+    def __set_name__(self, owner: object, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Optional[FeedTestServer], owner: object = None) -> str:
+        return self.values[0] if instance is None else vars(instance).get(self.name, self.values[0])
+
+    def __set__(self, instance: FeedTestServer, value: str) -> None:
+        if value not in self.values:
+            right = ", ".join(map(repr, self.values))
+            raise ValueError(f"{self.name}: found {value!r:.80}; it takes one of {right}")
+        vars(instance)[self.name] = value
+
+
 class FeedTestServer(threading.Thread):
     """A server for the fixtures in a directory, in a thread of its own.
 
@@ -207,25 +226,17 @@ class FeedTestServer(threading.Thread):
 
     #: The class of the conversations; a subclass of FeedTestRequestHandler may add do_ methods.
     handler_class: type[FeedTestRequestHandler]
-    #: The certificate that the next TLS handshakes get: "valid", "expired", "not-yet-valid",
-    #: "wrong-host", "self-signed", "incomplete-chain" (signed by an intermediate CA that is not
-    #: sent) or "no-san" (it has the host as its common name only).
-    certificate = "valid"
-    #: What the next TLS handshakes do once the ClientHello has arrived: "complete", "stall",
-    #: "reset" or "close".
-    handshake = "complete"
-    #: Whether the next TLS handshakes ask for a certificate of the client: "none", "optional" or
-    #: "required". One that is shown must be signed by the server's CA; see client_certificate().
-    client_certificates = "none"
-    #: A function that each of the next TLS handshakes calls with its context, or None. It may
-    #: change the context before that is used: ``context.maximum_version = ...``. It runs in a
-    #: worker thread, and what it raises is one of ``errors``.
-    configure_tls: Optional[Callable[[ssl.SSLContext], object]] = None
-    _choices: Mapping[str, str] = {
-        "certificate": "valid expired not-yet-valid wrong-host self-signed incomplete-chain no-san",
-        "handshake": "complete stall reset close",
-        "client_certificates": "none optional required",
-    }
+    #: The certificate that the next TLS handshakes get. "incomplete-chain" is signed by an
+    #: intermediate CA that is not sent; "no-san" has the host as its common name only.
+    certificate = _Choice(
+        *("valid", "expired", "not-yet-valid", "wrong-host", "self-signed"),
+        *("incomplete-chain", "no-san"),
+    )
+    #: What the next TLS handshakes do once the ClientHello has arrived.
+    handshake = _Choice("complete", "stall", "reset", "close")
+    #: Whether the next TLS handshakes ask for a certificate of the client. One that is shown must
+    #: be signed by the server's CA; see client_certificate().
+    client_certificates = _Choice("none", "optional", "required")
     # Whether the interpreter ends. It has stopped the threads then, maybe while they held a lock,
     # removed the files, and emptied this module, so this is kept here.
     _at_end = staticmethod(sys.is_finalizing)
@@ -249,20 +260,8 @@ class FeedTestServer(threading.Thread):
         self._starting = threading.RLock()  # held by start(), and by whoever changes _files
         self._joining = threading.RLock()  # Thread.join() may fail where several call it at once
         self._pid = os.getpid()
+        self._configure_tls: Optional[Callable[[ssl.SSLContext], object]] = None
         self.directory, self.host, self.port = directory, host, port
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Raise ValueError for a value that the attribute cannot take, RuntimeError if too late."""
-        right = ""
-        if name in self._choices and value not in self._choices[name].split():
-            right = f"one of {', '.join(map(repr, self._choices[name].split()))}"
-        elif name == "configure_tls" and not (value is None or callable(value)):
-            right = "a function that takes an ssl.SSLContext, or None"
-        elif name in ("directory", "host", "port") and self._httpd:
-            raise RuntimeError(f"{name} can only be set before start()")
-        if right:
-            raise ValueError(f"{name}: found {value!r:.80}; it takes {right}")
-        super().__setattr__(name, value)
 
     # Starting and stopping
 
@@ -408,7 +407,7 @@ class FeedTestServer(threading.Thread):
 
     @directory.setter
     def directory(self, directory: Optional[Union[str, os.PathLike[str]]]) -> None:
-        self._site.directory = _directory(directory)
+        self._configure("directory", _directory(directory))
 
     @property
     def host(self) -> str:
@@ -417,7 +416,7 @@ class FeedTestServer(threading.Thread):
 
     @host.setter
     def host(self, host: str) -> None:
-        self._site.host = host
+        self._configure("host", host)
 
     @property
     def port(self) -> int:
@@ -426,7 +425,12 @@ class FeedTestServer(threading.Thread):
 
     @port.setter
     def port(self, port: int) -> None:
-        self._site.port = port
+        self._configure("port", port)
+
+    def _configure(self, name: str, value: Union[str, int]) -> None:
+        if self._httpd:
+            raise RuntimeError(f"{name} can only be set before start()")
+        setattr(self._site, name, value)
 
     @property
     def ready(self) -> bool:
@@ -466,6 +470,22 @@ class FeedTestServer(threading.Thread):
         return [Fixture(self, name) for name in listed]
 
     # HTTPS
+
+    @property
+    def configure_tls(self) -> Optional[Callable[[ssl.SSLContext], object]]:
+        """A function that each of the next TLS handshakes calls with its context, or None.
+
+        It may change the context before that is used: ``context.maximum_version = ...``. It runs in
+        a worker thread, and what it raises is one of ``errors``. ValueError if it is no function.
+        """
+        return self._configure_tls
+
+    @configure_tls.setter
+    def configure_tls(self, function: Optional[Callable[[ssl.SSLContext], object]]) -> None:
+        if not (function is None or callable(function)):
+            right = "a function that takes an ssl.SSLContext, or None"
+            raise ValueError(f"configure_tls: found {function!r:.80}; it takes {right}")
+        self._configure_tls = function
 
     @property
     def ca_file(self) -> str:
@@ -1438,10 +1458,11 @@ class StoppableHttpServer(http.server.HTTPServer):
 
     def _close_port(self, spared: Optional[_Connection], stopping: bool) -> None:
         self.closed, self.stopping = True, self.stopping or stopping
-        with contextlib.suppress(KeyError, ValueError):  # it is not accepting, or closed
-            if self._opened:
-                self.selector.unregister(self.socket)
-        self.socket.close()
+        if self.socket.fileno() >= 0:
+            with contextlib.suppress(KeyError):  # it is not accepting
+                if self._opened:
+                    self.selector.unregister(self.socket)
+            self.socket.close()
         for connection in list(self.connections.values()):
             if connection is not spared:
                 connection.end()
@@ -1984,17 +2005,21 @@ class FeedTestRequestHandler:
         try:
             if request.head.origin and (response := self.site.unreachable(request)):
                 return self.plan(request, response)
-            unscripted = self.unscripted
-            for step in itertools.chain(self.site.steps_for(request), [unscripted]):
-                if not callable(step):
-                    response = self.site.response(step)
-                elif step is unscripted and type(self) is FeedTestRequestHandler:
-                    response = unscripted(request)
-                else:  # it may be a test's own code, which may take its time
+            for step in self.site.steps_for(request):
+                if callable(step):
                     response = yield from self.work(request, self.perform, request, step)
                     self.time()
+                else:
+                    response = self.site.response(step)
                 if response is not None:
                     break
+            else:
+                request.step = ""
+                if type(self) is FeedTestRequestHandler:
+                    response = self.unscripted(request)
+                else:  # it may be a test's own method, which may take its time
+                    response = yield from self.work(request, self.perform, request, self.unscripted)
+                    self.time()
             assert response is not None
             if len(response.content) > _MUCH and (response.compress or response.template):
                 return (yield from self.work(request, self.plan, request, response))
@@ -2027,7 +2052,6 @@ class FeedTestRequestHandler:
 
     def unscripted(self, request: Request) -> Response:
         """Call the do_ method of the request's method, and return what it replied."""
-        request.step = ""
         is_for_host = request.origin and request.method not in _FOR_THE_SERVER
         if is_for_host and (words := self.site.unknown_host(request)):
             return _with(self.fail(words), status=502)
@@ -2045,6 +2069,10 @@ class FeedTestRequestHandler:
         """Note what is wrong with a fixture or with test code; the client gets the same words."""
         self.record.fail(words)
         return _text_response(500, words)
+
+    def report(self, request: Request, error: BaseException) -> None:
+        """Put on record what test code has raised."""
+        self.record.fail(_explain(error, request))
 
     def reply(self, response: Response) -> None:
         """Respond to the request by this response; a do_ method calls it once.
@@ -2108,10 +2136,7 @@ class FeedTestRequestHandler:
         lasting = persistent and not (self.server.stopping or self.is_early or response.early)
         plan = _shared_plan(request, response, self.date, lasting)
         if isinstance(response.content, _Items):
-
-            def report(error: BaseException) -> None:
-                self.record.fail(_explain(error, request))
-
+            report = functools.partial(self.report, request)
             self.stream = _Stream(response.content, bool(plan.response.chunked), report)
         if begins_tunnel:  # its first byte tells the scheme, as that of a connection does
             self.tunnel, self.scheme = request, ""
@@ -4942,7 +4967,6 @@ _ABSENT = object()
 #: Those that have begun, the innermost last.
 _interceptions: list[_Interception] = []
 
-
 #: What look-ups find for hosts that refuse connections, or never respond.
 _REFUSED, _SILENT = "127.254.0.1", "127.254.0.2"
 _NO_CONNECTION = {_REFUSED, _SILENT}
@@ -5133,12 +5157,14 @@ class _Interception:
 
     def getaddrinfo(self, original: _Function, host: Any, port: Any, *args: int, **how: int) -> Any:
         """Find the server, or what resolve() says, for each name but localhost."""
-        flags = args[3] if len(args) > 3 else how.pop("flags", 0)
+        flags = how.get("flags", args[3] if len(args) > 3 else 0)
         is_numeric = flags & socket.AI_NUMERICHOST
-        if flags & socket.AI_PASSIVE and _is_elsewhere(host) and not is_numeric:  # to listen at
-            host, flags = self.address[0], 0
-        if is_numeric or not self.expects(host, port):
-            return original(host, port, *args[:3], **how, flags=flags)
+        is_to_listen_at = flags & socket.AI_PASSIVE and _is_elsewhere(host)
+        if is_numeric or not (is_to_listen_at or self.expects(host, port)):
+            return original(host, port, *args, **how)
+        how.pop("flags", None)
+        if is_to_listen_at:
+            return original(self.address[0], port, *args[:3], **how)
         addresses, found = self.names.look_up(host), []
         if addresses is None:
             return original(*self.address, *args[:3], **how)
@@ -5240,7 +5266,9 @@ class _Interception:
 
     def is_own(self, peer: tuple[Any, ...]) -> bool:
         """Whether the peer of a connection is the server."""
-        return peer[1] == self.address[1] and not _is_in_network(peer[0].removeprefix("::ffff:"))
+        host, port = peer[0].removeprefix("::ffff:"), peer[1]
+        is_local = host == self.address[0] or not _is_in_network(host)
+        return bool(port == self.address[1] and is_local)
 
     def expects(self, host: Any, port: Any = None) -> bool:
         """Whether a name leads to the server; if so, remember the port, or those of the Web."""
