@@ -1796,12 +1796,14 @@ class FeedTestRequestHandler:
             request.ended_at = time.perf_counter()
 
     def finish(self) -> _Part[None]:
-        """Let a client that may still be sending read the response before the connection closes."""
+        """Let a client that may still be sending read the response before the connection closes.
+
+        See RFC 9112 9.6. An upload that a fault breaks off is not read to its end.
+        """
         if self.tls and not self.broken_off:
             yield self.tls.close()
-        is_broken = self.is_early and self.broken_off  # so that the client cannot send the rest
-        if (self.lingering or self.buffer) and not (is_broken or self.server.stopping):
-            # RFC 9112 9.6
+        is_broken_off = self.is_early and self.broken_off
+        if (self.lingering or self.buffer) and not (is_broken_off or self.server.stopping):
             self.connection.shutdown(socket.SHUT_WR)
             while (yield _RECEIVE):
                 pass
@@ -2215,7 +2217,7 @@ class FeedTestRequestHandler:
             yield from self.receive(_Wait(end, receiving=not is_full))
 
     def break_off(self, fault: str) -> _Part[None]:
-        """Carry out a fault: silence until the client leaves; the connection ends after it anyway.
+        """Begin a fault; a stall is silence until the client leaves. The connection ends after it.
 
         No close_notify is sent, so that TLS tells the client that something is missing.
         """
