@@ -1736,8 +1736,8 @@ class FeedTestRequestHandler:
     stream: Optional[_Stream] = None
     empty_items = 0  # of it, in a row
     client_left = closing = lingering = False
-    #: Whether the response does not wait for the body of the request.
-    is_early = False
+    #: Whether the response does not wait for the body of the request, and breaks it off.
+    is_early = cuts_upload = False
     #: Why the connection ends without a proper end: the kind of the fault, or an error.
     broken_off = ""
     heard_at = 0.0
@@ -1802,8 +1802,7 @@ class FeedTestRequestHandler:
         """
         if self.tls and not self.broken_off:
             yield self.tls.close()
-        is_broken_off = self.is_early and self.broken_off
-        if (self.lingering or self.buffer) and not (is_broken_off or self.server.stopping):
+        if (self.lingering or self.buffer) and not (self.cuts_upload or self.server.stopping):
             self.connection.shutdown(socket.SHUT_WR)
             while (yield _RECEIVE):
                 pass
@@ -2170,6 +2169,8 @@ class FeedTestRequestHandler:
         for part in _timeline(plan, self.stream):
             now = time.perf_counter()
             if isinstance(part, str):
+                is_whole = f"{plan.response.fault}".endswith("at end")
+                self.cuts_upload = self.is_early and not is_whole
                 yield from self.break_off(part)
             elif part is None:
                 yield from self.produce(request)

@@ -359,7 +359,15 @@ RESET_UPLOAD = (
     *("URLError RST", "ConnectionError( RST)?", "RemoteProtocolError|(Read|Write)Error RST"),
     *("ClientOSError RST", "5[56]"),
 )
-CLOSED_UPLOAD = *NO_ANSWER[:3], "ServerDisconnectedError|ClientOSError", "52"
+# What was not read when the server closes is answered by a reset.
+CLOSED_UPLOAD = (
+    *("RemoteDisconnected|URLError( RST)?", "ConnectionError( RST)?"),
+    *(
+        "RemoteProtocolError|(Read|Write)Error( RST)?",
+        "ServerDisconnectedError|ClientOSError( RST)?",
+    ),
+    "5[256]",
+)
 NO_UPLOAD = (
     *("TimeoutError|URLError", "ReadTimeout|ConnectionError", "(Read|Write)Timeout"),
     *("SocketTimeoutError", "28"),
