@@ -560,13 +560,14 @@ class FeedTestServer(threading.Thread):
                 interception.end()
                 # Clients would keep these connections, and come back for hosts that are elsewhere.
                 if not self._site.intercepting:
+                    self._site.names.close()
                     httpd.call(httpd.close_intercepted)
 
     def resolve(self, host: str, *answers: Union[str, Sequence[str]]) -> None:
         """Have the look-ups of a host find these answers, one after the other; the last one stays.
 
         An answer is an IP address, a sequence of them, "unknown" (there is no such name), "refused"
-        (connections are refused) or "silent" (they never come about). Connections to these
+        (connections are refused) or "silent" (they are never established). Connections to these
         addresses lead to the server, inside of ``intercept()``. To a client that goes by the proxy,
         each request and each CONNECT is a look-up: it gets a 502 if the host is unknown or refuses.
         A ``*`` in ``host`` matches any characters; each host then has its own sequence. A host by
@@ -1548,7 +1549,7 @@ _open_servers: weakref.WeakSet[StoppableHttpServer] = weakref.WeakSet()
 def _leave_to_the_parent() -> None:
     # No thread here would release the other ones.
     _Interception.lock = threading.RLock()
-    _Authority.lock, _Names.lock = threading.Lock(), threading.Lock()
+    _Authority.lock, _Names.lock = threading.Lock(), threading.RLock()
     for server in _open_servers:
         with contextlib.suppress(OSError):  # out of descriptors
             server.leave_to_the_parent()
@@ -1570,7 +1571,7 @@ class _Connection:
         self.conversation: Optional[_Conversation] = server.conversation(connection, address)
         self._events = 0  # that the selector watches for
         self._waiting: Optional[_Yielded] = None  # for these bytes to be sent, or for this to come
-        self._timer = -math.inf  # when time calls _go_on(), or has called it last
+        self._timer = -math.inf  # when the timer calls _go_on(), or has called it last
         self._spent = 0  # bytes sent and received in this turn
 
     def resume(self, value: Any = None, error: Optional[BaseException] = None) -> None:
@@ -1606,7 +1607,7 @@ class _Connection:
     def _attempt(
         self, yielded: _Yielded, is_ready: bool = False
     ) -> tuple[Any, Optional[BaseException]]:
-        """What comes of what the conversation has yielded, maybe _LATER; and what goes wrong.
+        """Try what the conversation has yielded: its result, maybe _LATER, and its error.
 
         ``is_ready``: the selector says that the socket is.
         """
@@ -1637,7 +1638,7 @@ class _Connection:
         return _LATER
 
     def _receive_or_wait(self, wait: _Wait, is_ready: bool) -> Any:
-        # A new client has often sent its request already, and others something meanwhile.
+        # A new client has often sent its request already, and others have sent something since.
         if wait.receiving and (is_ready or not self._events) and self._spent <= _A_TURN:
             if not is_ready:
                 self._server.turn += 1  # as this may have been sent just now
@@ -1831,9 +1832,7 @@ class FeedTestRequestHandler:
             if name and not re.fullmatch(_SERVER_NAME, name):
                 yield from self.send(_UNRECOGNIZED_NAME)
                 raise ValueError("that is no name of a host (RFC 6066 3)")
-            context = yield _Call(
-                lambda: self.certified(name), f"a handshake for {name or 'no name'}"
-            )
+            context = yield _Call(lambda: self.certified(name), f"a TLS handshake {name}".rstrip())
             self.tls = _Tls(context, self.tls, bytes(self.buffer))
             self.buffer.clear()
             yield from self.decipher(b"")
@@ -2198,7 +2197,7 @@ class FeedTestRequestHandler:
             raise EOFError
 
     def leave_stream(self, request: Request) -> None:
-        """Have a worker close a body that is not sent to its end, but not in a forked child."""
+        """Have a worker close a body that is not sent whole; a forked child leaves it alone."""
         stream, self.stream = self.stream, None
         if stream and not stream.closed and self.server.is_own_thread():
             with contextlib.suppress(RuntimeError):  # there are no more threads
@@ -2936,7 +2935,7 @@ class _Items:
 
 
 class _Stream:
-    """Such a body on its way to one client. Its methods run test code, so workers call them.
+    """Such a body on its way to one client. Workers call next() and close(), which run test code.
 
     What goes wrong is given to ``report``.
     """
@@ -4344,11 +4343,12 @@ class _Exchange:
         since clients differ in how they read it.
         """
         response, content = self.response, self.response.coded()
-        size = _size(content) or 0
+        size = _size(content)
         place, end = _events(response, content)[-1]
-        is_cut = isinstance(end, str) and place < (math.inf if response.chunked else size)
+        whole = math.inf if response.chunked or size is None else size
+        is_cut = isinstance(end, str) and place < whole
         has_length = not (response.chunked or _has_no_content(self.request.head, response))
-        is_short = has_length and (_number(self.value("Content-Length")) or 0) > size
+        is_short = has_length and (_number(self.value("Content-Length")) or 0) > (size or 0)
         if is_cut or is_short or response.asis:
             return math.inf
         return self.request.ended_at
@@ -4982,7 +4982,7 @@ _NO_SUCH_NAME = socket.EAI_NONAME, "Name or service not known"
 class _Names:
     """What the look-ups of hosts find, as resolve() says, and who connects to what was found."""
 
-    lock = threading.Lock()
+    lock = threading.RLock()
 
     def __init__(self) -> None:
         #: By host or pattern: the answers, and how many of them each host has taken.
@@ -5028,12 +5028,12 @@ class _Names:
             return answers[min(taken[name], len(answers)) - 1]
 
     def expect(self, port: int, address: tuple[str, int]) -> None:
-        """Note that a client is about to connect from a port, as it believes to an address."""
+        """Note that a client is about to connect from a port, and to what as it believes."""
         with self.lock:
             self._believed[port], self._coming[port] = address, address[0]
 
     def taken(self, port: int) -> Optional[str]:
-        """The address that the client of a new connection believes in, if it is of this process."""
+        """The address that a client of this process, newly connected from a port, has looked up."""
         if not self._believed:  # nobody of this process has connected before
             return None
         with self.lock:
@@ -5042,14 +5042,14 @@ class _Names:
             return self._coming.pop(port, None)
 
     def dead_end(self, address: str) -> tuple[str, int]:
-        """Where, on this machine, connections are refused or never come about."""
+        """Where, on this machine, connections are refused or never established."""
         with self.lock:
             self._dead_ends = self._dead_ends or _dead_ends()
             found: tuple[str, int] = self._dead_ends[address == _REFUSED].getsockname()
             return found
 
     def close(self) -> None:
-        """End the connections that never come about."""
+        """End the attempts at connections that are never established."""
         with self.lock:
             while self._dead_ends:
                 self._dead_ends.pop().close()
@@ -5100,7 +5100,7 @@ class _Interception:
     """What makes every host lead to a server, until ``end()``.
 
     Each keeps what it has replaced, and the innermost is in force. If one ends before another
-    inside of it, that one keeps it from then on, so that in the end all is as it was.
+    inside of it, the inner one keeps it from then on, so that in the end all is as it was.
     """
 
     lock = threading.RLock()
@@ -5154,7 +5154,6 @@ class _Interception:
                 for key in self.found.keys() & inner.found.keys():
                     inner.found[key] = self.found.pop(key)
             _replace(list(self.found.values()))
-        self.names.close()
 
     # What is called instead of the original of that name, which is the first argument
 
@@ -5228,10 +5227,12 @@ class _Interception:
             host = found[0]
         numeric = _numeric(host)
         if numeric in _NO_CONNECTION:
-            with self.lock:  # end() closes what is opened here
-                is_over = self not in _interceptions
-                nowhere = self.address if is_over else self.names.dead_end(numeric)
-            return self.at(nowhere, connection, address)
+            with self.lock:  # what is opened here is closed after end()
+                if self not in _interceptions:
+                    raise ConnectionRefusedError(
+                        errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED)
+                    )
+                return self.at(self.names.dead_end(numeric), connection, address)
         if numeric is None or not self.is_meant(connection, numeric, port):
             return (host, port, *rest)
         real = self.at(self.address, connection, address)
@@ -5260,7 +5261,7 @@ class _Interception:
         return original(connection, address)
 
     def getpeername(self, original: _Function, connection: socket.socket) -> Any:
-        """Where the client believes to be connected to."""
+        """The address that the client believes it is connected to."""
         peer = original(connection)
         if connection.family not in _INTERNET or not self.is_own(peer):
             return peer
@@ -5345,7 +5346,7 @@ class _Interception:
 
 
 def _dead_ends() -> list[Any]:
-    """Sockets; connections to the first never come about, and those to the second are refused."""
+    """Sockets; those to the first are never established, those to the second are refused."""
     listener, *clients = (_Socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(9))
     backlog = 1
     if os.name == "nt":

@@ -7031,7 +7031,8 @@ class HandshakeTest(TlsTestCase):
         server.handshake = "stall"
         with TlsClient(server) as client:
             client.connection.sendall(client.hello)
-            self.assert_silent(server, client.connection)
+            for _ in range(2):  # the first may be served in the turn before
+                self.assert_silent(server, client.connection)
             server.handshake = "complete"
             client.connection.sendall(b"\x16\x03\x01\xff\xff" + bytes(1000))
             self.assertIn(b" 404 ", self.exchange(server, LAST))
@@ -11170,7 +11171,7 @@ class LifeCycleTest(ServerTestCase):
                     self.fail("it was entered")
             with self.assertRaisesRegex(RuntimeError, "GET /x; it has to return by itself"):
                 server.stop()
-        self.assert_refused(server)
+        self.connect_until_refused(server)
         release.set()
         server.stop_timeout = PATIENCE
         server.stop()
@@ -14247,7 +14248,7 @@ TRANSCRIPTS = {
         GET /feed.xml -> 200 | ETag: "v1" | Chunked: 3 | Fault: close at 100%
         GET /feed.xml -> 200 | ETag: "v1"
     """,
-    "a page in the place of the feed": """
+    "a page instead of the feed": """
         GET /feed.xml -> 200 | ETag: "v1"
         GET /feed.xml | If-None-Match: "v1" -> 200 | Content-Type: text/html; charset=utf-8
         GET /feed.xml -> 200 | Content-Type: text/html
