@@ -4767,6 +4767,19 @@ class StreamTest(SendingTestCase):
 
     OLD = b"GET /x HTTP/1.0\r\n\r\n"
 
+    def test_one_that_is_cut_has_not_come_whole(self):
+        """Nor if neither chunks nor a length tell how long it would be."""
+        for without in ((), ("Transfer-Encoding",)):
+            server = self.serve()
+            arguments = {"headers": {"ETag": '"1"'}, "without": without, "fault": "reset at 1"}
+            server.respond("/x", Response([b"a", b"bc"], **arguments))
+            request = b"".join(b"%s: %s\r\n" % (k.encode(), v.encode()) for k, v in POLITE.items())
+            for _ in range(2):
+                with self.subTest(without), connect(server) as connection:
+                    connection.sendall(self.GET[:-2] + request + b"\r\n")
+                    self.assertEqual(read_to_the_end(connection)[1], rst())
+            self.assertEqual(audit(server.requests), [])
+
     def gated(self, *items):
         """A generator of these, the event of its end, and what lets it go on, item by item."""
 
@@ -9928,6 +9941,17 @@ class ResolveTest(AnyHostTestCase):
         frame = sys._current_frames().get(thread.ident)
         names = [frame.f_code.co_name for frame, _ in traceback.walk_stack(frame)] if frame else []
         return name in names[1:]
+
+    def test_the_end_of_an_inner_context_does_not_end_it(self):
+        server = self.serve()
+        server.resolve("a.example", "silent")
+        with server.intercept(proxy=False), socket.socket() as connection:
+            connection.setblocking(False)
+            connection.connect_ex((socket.gethostbyname("a.example"), 80))
+            descriptors = open_descriptors()
+            with server.intercept(proxy=False):
+                pass
+            self.assertEqual(open_descriptors(), descriptors)
 
     def test_the_end_of_a_context_ends_the_wait_for_a_silent_host(self):
         server = self.serve()
