@@ -34,7 +34,7 @@ import unittest
 import unittest.mock
 import urllib.parse
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 RELEASE = "feedparser-6.0.10"
@@ -93,22 +93,42 @@ def unpack(archive: pathlib.Path, source: pathlib.Path) -> None:
 def start(name: str, checkout: Checkout) -> Any:
     """Call the function of RUNS in a new process; return its report."""
     paths = os.pathsep.join(map(str, (checkout.source, checkout.source / "tests", REPOSITORY)))
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": paths}
+    variables = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": paths}
+    command = [checkout.python, os.path.abspath(__file__)]
+    return report_of(command, name, [], checkout.source, variables, TIME_LIMIT)[0]
+
+
+def report_of(
+    command: Sequence[object],
+    name: str,
+    arguments: Sequence[str],
+    source: pathlib.Path,
+    variables: Mapping[str, str],
+    limit: float,
+) -> tuple[Any, str]:
+    """Have a script make the report of that name in a new process: the report, and its output.
+
+    ``limit`` is in seconds. Exits if the script takes longer, or fails.
+    """
     with tempfile.TemporaryDirectory() as directory:
         report = pathlib.Path(directory, "report.json")
-        process = subprocess.run(
-            [str(checkout.python), os.path.abspath(__file__), "--run", name, str(report)],
-            cwd=checkout.source,
-            env=environment,
-            timeout=TIME_LIMIT,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        try:
+            process = subprocess.run(
+                [*map(str, command), "--run", name, str(report), *arguments],
+                cwd=source,
+                env={**os.environ, **variables, "TMPDIR": directory},  # where tests leave files
+                timeout=limit,
+                check=False,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        except subprocess.TimeoutExpired as error:
+            sys.exit(f"{name} took longer than {limit} s\n{(error.stdout or b'').decode()}")
+        output = process.stdout.decode(errors="replace")
         if process.returncode:
-            sys.exit(f"{name} broke off\n{process.stdout.decode(errors='replace')}")
-        return json.loads(report.read_text("utf-8"))
+            sys.exit(f"{name} broke off\n{output}")
+        return json.loads(report.read_text("utf-8")), output
 
 
 class Recorder(unittest.TextTestResult):

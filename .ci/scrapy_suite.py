@@ -28,7 +28,6 @@ import pathlib
 import random
 import re
 import ssl
-import subprocess
 import sys
 import tempfile
 import time
@@ -40,7 +39,7 @@ from typing import Any, NamedTuple, Optional
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from feedparser_suite import pip, unpack  # noqa: E402
+from feedparser_suite import pip, report_of, unpack  # noqa: E402
 
 from feedtestserver import FeedTestRequestHandler, FeedTestServer, Request, Response  # noqa: E402
 
@@ -128,29 +127,11 @@ def obtain(directory: pathlib.Path) -> Checkout:
 def start(name: str, checkout: Checkout, tests: list[str]) -> Any:
     """Run the tests with the server of that name in a new process; return its report."""
     paths = os.pathsep.join(map(str, (checkout.source, REPOSITORY)))
-    environment = {**os.environ, "PYTHONPATH": paths}
-    environment |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(checkout.bytecode)}
-    with tempfile.TemporaryDirectory() as directory:
-        report = pathlib.Path(directory, "report.json")
-        environment |= {"TMPDIR": directory}  # where Scrapy's tests leave files
-        command = [checkout.python, os.path.abspath(__file__), "--run", name, report, *tests]
-        try:
-            process = subprocess.run(
-                [*map(str, command)],
-                cwd=checkout.source,
-                env=environment,
-                timeout=TIME_LIMIT,
-                check=False,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
-        except subprocess.TimeoutExpired as error:
-            sys.exit(f"{name} took longer than {TIME_LIMIT} s\n{error.stdout.decode()}")
-        output = process.stdout.decode(errors="replace")
-        if process.returncode:
-            sys.exit(f"{name} broke off\n{output}")
-        return {**json.loads(report.read_text("utf-8")), "output": output}
+    variables = {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": ""}
+    variables["PYTHONPYCACHEPREFIX"] = str(checkout.bytecode)
+    command = [checkout.python, os.path.abspath(__file__)]
+    report, output = report_of(command, name, tests, checkout.source, variables, TIME_LIMIT)
+    return {**report, "output": output}
 
 
 class Recorder:
