@@ -1778,7 +1778,7 @@ class FeedTestRequestHandler:
             request = yield from self.read()
             plan = yield from self.respond(request)
         except _Refusal as refusal:
-            request = self.request(refusal.head or self.head or _Head())
+            request = self.arrived(self.request(refusal.head or self.head or _Head()))
             request.refused = True
             plan = self.plan(request, _refuse(*refusal.args))
         request.response = plan.response
@@ -1876,33 +1876,36 @@ class FeedTestRequestHandler:
 
         Raises EOFError if the client is done, _Refusal if the request cannot be understood.
         """
-        self.head, body = None, b""
+        self.head = None
         try:
             self.head = head = yield from self.read_head()
             if self.scheme == "http" and head.is_for_https and not self.site.intercepting:
                 raise _Refusal(400, "an https URL was asked for without TLS (RFC 9110 7.4)")
+            request = self.request(head)
             if head.body_size != 0:
-                origin = self.site.origin_of(head, self.scheme, self.tunnel)
-                asked = Request(head, self.base_url, origin)
                 by_fixture = type(self) is FeedTestRequestHandler
-                self.is_early = self.site.is_early(asked, by_fixture)
+                self.is_early = self.site.is_early(request, by_fixture)
                 if not self.is_early:
-                    body = yield from self.read_body(head)
+                    request.body = yield from self.read_body(head)
         except EOFError:
             if not (self.head or self.buffer):
                 raise
             raise _Refusal(400, "the connection ended before the request did") from None
-        return self.request(head, body)
+        return self.arrived(request)
 
-    def request(self, head: _Head, body: bytes = b"") -> Request:
+    def request(self, head: _Head) -> Request:
         """Make the Request that goes on record."""
         origin = self.site.origin_of(head, self.scheme, self.tunnel)
         if origin and self.site.intercepting:
             self.server.connections[self.connection].is_intercepted = True
         request = Request(head, self.base_url, origin)
-        request.body, request.tunnel, request.time = body, self.tunnel, self.time()
-        request.connection, request.heard_at = self.connection_number, self.heard_at
+        request.tunnel, request.connection = self.tunnel, self.connection_number
         request.address, request.client_certificate = self.address, self.client_certificate
+        return request
+
+    def arrived(self, request: Request) -> Request:
+        """The request, with the time when the last of it has come."""
+        request.time, request.heard_at = self.time(), self.heard_at
         return request
 
     def receive(self, wait: _Wait = _RECEIVE) -> _Part[None]:
@@ -5016,7 +5019,7 @@ class _Names:
 
     def look_up(self, host: Union[str, bytes]) -> Optional[tuple[str, ...]]:
         """The addresses of a host, none if it is unknown; None if resolve() says nothing of it."""
-        name = _host_name(host.decode("latin-1") if isinstance(host, (bytes, bytearray)) else host)
+        name = _host_name(_as_text(host))
         with self.lock:
             patterns = (each for each in reversed(self._answers) if "*" in each)
             fitting = (each for each in patterns if _glob((each, _IN_HOST))(name))
@@ -5063,6 +5066,11 @@ class _Names:
 _LOOKED_UP = r"[a-z0-9*_-]+(?:\.[a-z0-9*_-]+)*"
 
 
+def _as_text(host: Any) -> Any:
+    """A host as a str if it is given in bytes, as look-ups and sockets also take it."""
+    return bytes(host).decode("latin-1") if isinstance(host, (bytes, bytearray)) else host
+
+
 def _host_name(host: str) -> str:
     """A name of a host as look-ups compare it: in ASCII and in lower case (IDNA, RFC 4343)."""
     with contextlib.suppress(UnicodeError):
@@ -5084,7 +5092,7 @@ def _answer(given: Union[str, Sequence[str]]) -> tuple[str, ...]:
 
 def _numeric(host: Any) -> Optional[str]:
     """An IP address in the one form that is compared; None for anything else."""
-    host = host.decode("latin-1") if isinstance(host, bytes) else host
+    host = _as_text(host)
     packed = _packed(host) if isinstance(host, str) else None
     family = socket.AF_INET if packed and len(packed) == 4 else socket.AF_INET6
     return socket.inet_ntop(family, packed) if packed else None
@@ -5403,7 +5411,7 @@ def _is_internet(connection: socket.socket, address: Any) -> bool:
 
 def _is_elsewhere(host: Any) -> bool:
     """Whether a host is a name that could lead to the network: neither localhost nor an address."""
-    name = bytes(host).decode("latin-1") if isinstance(host, (bytes, bytearray)) else host
+    name = _as_text(host)
     if not isinstance(name, str) or name.lower() in ("", "localhost"):
         return False
     try:
