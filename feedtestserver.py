@@ -670,13 +670,15 @@ class FeedTestServer(threading.Thread):
         """Raise AssertionError if ``path`` was requested; without it, if anything was."""
         _Wanted(self._site, path, method, headers, body).check(self.requests, 0, 0)
 
-    def assert_polite(self, *, ignore: Sequence[str] = ()) -> None:
+    def assert_polite(self, *, ignore: Sequence[str] = (), every: Optional[float] = None) -> None:
         """Raise AssertionError if ``audit()`` finds that the client has broken a rule.
 
-        ``ignore`` names rules that may be broken; ValueError if it is not a sequence of such names.
+        ``ignore`` names rules that may be broken; ``every`` is how many seconds the client should
+        wait before it asks for a URL again. Raises ValueError if they are not that.
         """
         ignored, requests = _rules_to_ignore(ignore), self.requests
-        findings = [finding for finding in audit(requests) if finding.rule not in ignored]
+        found = audit(requests, every=every)
+        findings = [finding for finding in found if finding.rule not in ignored]
         if findings:
             raise AssertionError(f"{_judgement('the client', findings)}\n{_transcript(requests)}")
 
@@ -1790,11 +1792,11 @@ class FeedTestRequestHandler:
             yield from (
                 self.send_parts(request, plan) if plan.whole is None else self.send(plan.whole)
             )
+            request.is_answered = not self.client_left
         finally:
+            request.ended_at = time.perf_counter()
             if self.stream:
                 self.leave_stream(request)
-        if not self.client_left:
-            request.ended_at = time.perf_counter()
 
     def finish(self) -> _Part[None]:
         """Let a client that may still be sending read the response before the connection closes.
@@ -3881,9 +3883,10 @@ class Request:
     step = ""
     refused = is_scripted = False
     # By time.perf_counter(), as the server's clock may stand still: when the last of it came, and
-    # when its response ended; infinity if the client has not stayed for all of that.
+    # when its response ended; and whether that was sent whole, to a client that stayed.
     heard_at = 0.0
     ended_at = math.inf
+    is_answered = False
 
     def __init__(self, head: _Head, base_url: str, origin: str) -> None:
         self.head = head
@@ -4090,7 +4093,7 @@ class Finding(str):
     request: Request
 
 
-def audit(requests: Iterable[Request]) -> list[Finding]:
+def audit(requests: Iterable[Request], *, every: Optional[float] = None) -> list[Finding]:
     """What the client that sent these requests did wrong, in their order.
 
     The rules are those by which the owners of feeds judge readers:
@@ -4098,23 +4101,39 @@ def audit(requests: Iterable[Request]) -> list[Finding]:
         no-validator     it asked again without the validators that it had
         wrong-etag       it sent an If-None-Match that is not the last ETag
         wrong-date       it sent an If-Modified-Since that is not the last Last-Modified
-        too-early        it asked again before Retry-After or max-age had passed
+        too-early        it asked again before Retry-After or max-age had passed; the Retry-After of
+                         a 429 counts for the whole origin
+        too-often        it asked again before ``every`` seconds had passed; None: whenever it likes
+        repeated         it asked the same again while the response was on its way
+        burst            it had more than six requests to one origin in flight at once
         moved            it asked for the old URL again after a 301 or 308
         gone             it asked again after a 410
         no-user-agent    it sent no User-Agent
         no-compression   it does not accept gzip
         no-feed-type     its Accept names no type of feeds
         referer, cookie  it sent a Referer, or a cookie that no response had set
+        leaked-credentials  it sent the Authorization or a Cookie of one origin to another one that
+                         a redirect had led it to
 
-    Each GET is judged by what the client could know of its URL: the responses that had come whole
-    before it asked. Time is that of ``request.time``. Requests that were refused are not audited.
+    Each GET is judged by what the client could know: the responses that had come whole before it
+    asked. A burst and leaked credentials are found with any method. Time is that of
+    ``request.time``; what was in flight is by real time. Requests that were refused are not
+    audited. Raises ValueError if ``every`` is no positive number.
     """
-    client = _Client()
+    client = _Client(_checked_every(every))
     in_order = sorted(requests, key=lambda request: request.heard_at)
-    return [finding for request in in_order for finding in client.ask(request)]
+    findings: list[Finding] = []
+    for request in in_order:
+        findings += client.ask(request)
+        client.end(request)
+    findings += client.learn(math.inf)
+    places = {id(request): place for place, request in enumerate(in_order)}
+    rules = list(_POLITENESS)
+    findings.sort(key=lambda found: (places[id(found.request)], rules.index(found.rule)))
+    return findings
 
 
-# The audit: what the client knows
+# The audit: what an exchange is
 
 #: The validators that responses give, the conditions that send them back, and their sections.
 _VALIDATORS = {
@@ -4130,168 +4149,33 @@ _ASK_FOR_MORE = (*_REDIRECTS, 206, 401, 406, 407, 412, 416)
 #: Request fields that choose between representations which a client may keep side by side; not so
 #: Accept-Encoding and User-Agent, which most responses vary with.
 _CHOOSING = {"accept", "accept-language", "authorization", "cookie"}
-_PAGE = "text/html"
-
-
-class _Client:
-    """The client, as it goes from one request to the next and learns from the responses."""
-
-    def __init__(self) -> None:
-        self.urls: dict[str, _Known] = collections.defaultdict(_Known)
-        self.cookies: set[str] = set()
-        self.numbers = itertools.count(1)
-        #: A heap of the GETs whose responses it does not know yet, by the time when it will.
-        self.on_their_way: list[tuple[float, int, _Exchange]] = []
-
-    def ask(self, request: Request) -> Iterator[Finding]:
-        """The findings about the next request, whose response it knows later on."""
-        if request.response is None or request.refused or request.method == "CONNECT":
-            return
-        while self.on_their_way and self.on_their_way[0][0] <= request.heard_at:
-            before = heapq.heappop(self.on_their_way)[2]
-            before.known.learn(before)
-        exchange = _Exchange(self, request, request.response)
-        if request.method == "GET":
-            heapq.heappush(self.on_their_way, (exchange.arrival, exchange.number, exchange))
-            exchange.known.count(exchange)
-            yield from exchange.findings()
-        for value in exchange.given.get_all("Set-Cookie"):
-            self.cookies.update(_cookies(value.partition(";")[0]))
-        if request.method in ("GET", "HEAD"):
-            exchange.known.hear(exchange)
-
-
-class _Known:
-    """What the client knows of one URL."""
-
-    def __init__(self) -> None:
-        self.gets = 0
-        self.failed = 0  # the number of the last GET that met an error or was cut; 0: none
-        #: The last response that came whole, and the last with a word on when to ask again.
-        self.last: Optional[_Exchange] = None
-        self.waiting: Optional[_Exchange] = None
-        #: A 301, 308 or 410 that still holds.
-        self.permanent: Optional[_Exchange] = None
-        #: Of its copy: the last 200 or 304, its type and its validators.
-        self.kept: Optional[_Exchange] = None
-        self.media_type = ""
-        self.validators = _NO_VALIDATORS
-        #: Whether the client should send these back.
-        self.must_validate = False
-        #: Validators that may be sent back as well: given since without a copy, as by HEAD or with
-        #: half a body; and those of other URLs, from or to which redirects have led.
-        self.others = _NO_VALIDATORS
-        self.brought = _NO_VALIDATORS
-        #: All validators, and the types of all bodies, that this URL ever gave.
-        self.ever_given: set[str] = set()
-        self.media_types: set[str] = set()
-        #: The URLs whose redirects lead here just now.
-        self.sources: set[_Known] = set()
-
-    def may_send(self, name: str) -> tuple[str, ...]:
-        return self.validators[name] + self.others[name] + self.brought[name]
-
-    def count(self, exchange: _Exchange) -> None:
-        """Count a GET. If the first is a 304, take what it confirms as given before."""
-        self.gets += 1
-        if exchange.status != 304 or self.kept:
-            return
-        for name, given in exchange.validators.items():
-            said = given or tuple(exchange.unsaid.get_all(name))
-            if not said and exchange.response.unsaid is None:  # a 304 of the test's own
-                said = tuple(sent for sent in exchange.sends_back(name) if sent != "*")
-            self.validators = {**self.validators, name: said}
-
-    def hear(self, exchange: _Exchange) -> None:
-        """Note what the head of a response tells, even if its body is lost."""
-        if exchange.status < 400:  # the client may have kept these
-            self.others = _joined(self.others, exchange.validators)
-            self.ever_given.update(*exchange.validators.values())
-        if exchange.leads_to:
-            exchange.leads_to.come_from(self)
-        is_get = exchange.request.method == "GET"
-        if is_get and (exchange.status >= 400 or exchange.arrival == math.inf):
-            self.failed = exchange.number
-
-    def come_from(self, source: _Known) -> None:
-        """Expect what a redirect sends here, with the validators that may be sent there."""
-        sources = {source, *source.sources}
-        source.sources = set()
-        self.sources |= sources
-        self.brought = _joined(self.brought, {name: source.may_send(name) for name in _VALIDATORS})
-
-    def learn(self, exchange: _Exchange) -> None:
-        """Learn from a response that has come whole."""
-        status, before = exchange.status, self.permanent
-        self.last = exchange
-        if status < 400 or any(exchange.waits()):
-            self.waiting = exchange
-        if status < 400 or status == 410:
-            is_permanent = status == 410 or (status in (301, 308) and exchange.leads_to)
-            self.permanent = exchange if is_permanent else None
-        if before and before.leads_to is exchange.leads_to:
-            exchange.since = before.since
-        if status in (200, 304):
-            self.keep(exchange)
-
-    def keep(self, exchange: _Exchange) -> None:
-        """Take the validators of a 200, or those that a 304 carries (RFC 9111 4.3.4)."""
-        is_new = exchange.status == 200
-        is_page = exchange.media_type == _PAGE and self.media_type not in ("", _PAGE)
-        given = {name: values for name, values in exchange.validators.items() if is_new or values}
-        if is_page:  # instead of a feed, of which the client may keep its copy
-            self.others = _joined(self.others, self.validators)
-        else:
-            replaced: _Values = dict.fromkeys(given, ())
-            self.others = self.others | replaced
-            self.brought = self.brought | replaced
-            self.media_type = exchange.media_type
-        if is_new:
-            self.media_types.add(exchange.media_type)
-        if given:
-            storable = "no-store" not in exchange.response.members("cache-control")
-            self.must_validate = storable and not is_page
-        self.kept = exchange
-        self.validators = self.validators | given
-        for source in self.sources:
-            source.brought = self.validators
-            # A new copy has replaced the source's own.
-            source.must_validate = source.must_validate and not is_new
-        self.sources = set()
 
 
 class _Exchange:
-    """A request and its response.
+    """A request and its response, and what can be read from them alone."""
 
-    ``known`` and ``cookies`` are the client's, and go on changing. The rules look at them before
-    the client knows this response.
-    """
+    # What the client learns about it: how many GETs of its URL there were, with this one; whether
+    # a response had asked for it; whether its own has ended; and an earlier one like it, of which
+    # the response was on its way and did come whole.
+    gets = 0
+    is_invited = is_over = False
+    repeats: Optional[_Exchange] = None
 
-    def __init__(self, client: _Client, request: Request, response: Response) -> None:
+    def __init__(self, request: Request, response: Response, number: int) -> None:
+        self.number = number  # its place among all
+        self.is_get = request.method == "GET"
         self.request, self.response, self.status = request, response, response.status
-        self.known, self.cookies = client.urls[_comparable(request.url)], client.cookies
-        # Its place among all; of redirects in a row that lead to the same URL, that of the first.
-        self.number = self.since = next(client.numbers)
-        self.sent = request.head.values
-        self.given = _headers((name, _as_sent(value)) for name, value in response.headers)
-        self.unsaid = _headers((name, _as_sent(value)) for name, value in response.unsaid or ())
+        self.origin, self.url = request.origins[0], _comparable(request.url)
+        self.sent, self.given = request.head.values, _by_name(response.headers)
         self.validators = {name: self.spellings(name) for name in _VALIDATORS}
-        self.leads_to = client.urls[_comparable(self.location)] if self.location else None
-        is_said = 200 <= self.status < 300
-        said = self.value("Content-Type").partition(";")[0].strip(" \t").lower() if is_said else ""
-        #: The type of what the URL is known to have, or may have by its name.
-        self.media_type = said or self.known.media_type or _media_type(request.head.path)
-
-    def findings(self) -> Iterator[Finding]:
-        """What is wrong with the request, which is a GET."""
-        which = f"GET {self.request.shown} ({_ordinal(self.known.gets)} request)"
-        for name, rule in _POLITENESS.items():
-            for wrong in itertools.islice(rule(self), 1):
-                finding = Finding(f"{which}: {wrong}")
-                finding.rule, finding.request = name, self.request
-                yield finding
+        self.chosen_by = _CHOOSING.intersection(self.members("Vary"))
 
     # The request
+
+    @property
+    def alike(self) -> object:
+        """What is equal for requests that are the same."""
+        return self.request.url, tuple(self.request.head.fields)
 
     def said(self, name: str) -> str:
         """The beginning of a sentence: what was sent in a field, if anything."""
@@ -4307,30 +4191,39 @@ class _Exchange:
         members = re.findall('(?:[^",]|"[^"]*")+', value) if name == "ETag" else []
         return [value, *(member.strip(" \t") for member in members)]
 
-    @property
-    def is_another_variant(self) -> bool:
-        """Whether the last response was to a request for another representation (RFC 9111 4.1)."""
-        return any(
-            before.sent.get(name) != self.sent.get(name)
-            for before in filter(None, (self.known.kept, self.known.last))
-            for name in _CHOOSING.intersection(before.response.members("vary"))
-        )
+    @functools.cached_property
+    def credentials(self) -> list[tuple[str, str]]:
+        """The fields and values that tell who it is from: Authorization, and each cookie."""
+        value = self.sent.get("authorization")
+        found = [("Authorization", value)] if value else []
+        # $Version and the like are no cookies (RFC 2965).
+        pairs = _cookies("; ".join(self.request.headers.get_all("Cookie")))
+        return found + [("Cookie", pair) for pair in pairs if pair[0] != "$"]
 
     # The response
 
     def value(self, name: str) -> str:
         """The value of a field, that of repeated ones as a list; empty for none."""
-        return ", ".join(self.given.get_all(name))
+        return ", ".join(self.given.get(name.lower(), ()))
+
+    def members(self, name: str) -> list[str]:
+        return _members(self.value(name)) if name.lower() in self.given else []
 
     def spellings(self, name: str) -> tuple[str, ...]:
         """The values of a field; clients may read one that is given twice as a list."""
-        values = tuple(filter(None, self.given.get_all(name)))
+        values = tuple(filter(None, self.given.get(name.lower(), ())))
         return (*values, ", ".join(values)) if len(values) > 1 else values
+
+    @functools.cached_property
+    def media_type(self) -> str:
+        """The type that it gives; empty if it gives none."""
+        is_said = 200 <= self.status < 300
+        return self.value("Content-Type").partition(";")[0].strip(" \t").lower() if is_said else ""
 
     @functools.cached_property
     def location(self) -> str:
         """Where a redirect leads to; empty for other responses, and where no client can follow."""
-        location = self.given["Location"] if self.status in _REDIRECTS else None
+        location = self.given.get("location", [""])[0] if self.status in _REDIRECTS else ""
         if location:
             as_text = location.encode("latin-1").decode("utf-8", "surrogateescape")
             with contextlib.suppress(ValueError):  # from urljoin(), or there is no host in it
@@ -4338,76 +4231,73 @@ class _Exchange:
                 return url if _parted(url)[0] else ""
         return ""
 
-    @functools.cached_property
-    def arrival(self) -> float:
-        """When the response to a GET may have come whole; infinity if never.
+    @property
+    def leads_to(self) -> str:
+        """That URL as it is compared."""
+        return _comparable(self.location) if self.location else ""
 
-        Infinity, too, if the client did not wait for it, and for a response that is sent as it is,
-        since clients differ in how they read it.
-        """
+    @functools.cached_property
+    def is_cut(self) -> bool:
+        """Whether the response ends too early, or clients may read it in one of several ways."""
         response, content = self.response, self.response.coded()
         size = _size(content)
         place, end = _events(response, content)[-1]
         whole = math.inf if response.chunked or size is None else size
-        is_cut = isinstance(end, str) and place < whole
+        ends_early = isinstance(end, str) and place < whole
         has_length = not (response.chunked or _has_no_content(self.request.head, response))
         is_short = has_length and (_number(self.value("Content-Length")) or 0) > (size or 0)
-        if is_cut or is_short or response.asis:
-            return math.inf
-        return self.request.ended_at
+        return ends_early or is_short or response.asis
 
-    def waits(self, fresh_as_well: bool = True) -> Iterator[tuple[float, str]]:
-        """Until when the response asks to wait, or is fresh, and by which words."""
-        value = self.given.get("Retry-After", "") if self.status in (429, 503) else ""
+    @property
+    def is_whole(self) -> bool:
+        """Whether the response has come whole, to a client that waited for it."""
+        return self.request.is_answered and not self.is_cut
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it is known that the client met an error, or not the whole response."""
+        is_over = self.is_cut or self.request.ended_at < math.inf
+        return self.status >= 400 or (is_over and not self.is_whole)
+
+    @functools.cached_property
+    def retry_after(self) -> list[tuple[float, str]]:
+        """Until when it asks to wait, and by which words, if it does (RFC 9110 10.2.3)."""
+        value = self.given.get("retry-after", [""])[0] if self.status in (429, 503) else ""
         end, seconds = _seconds(value), _number(value)
         if seconds is not None:  # clients may count from Date, which has no fractions
             end = math.floor(self.request.time) + seconds
-        if end is not None:
-            yield end, f"Retry-After was {_legible(value)} (RFC 9110 10.2.3)"
-        if fresh_as_well:
-            yield from self.freshness()
+        words = f"Retry-After was {_legible(value)} (RFC 9110 10.2.3)"
+        return [] if end is None else [(end, words)]
 
-    def freshness(self) -> Iterator[tuple[float, str]]:
-        """Until when the response is fresh, and by which words (RFC 9111 4.2)."""
-        directives = self.response.members("cache-control")
+    @functools.cached_property
+    def freshness(self) -> list[tuple[float, str]]:
+        """Until when it is fresh, and by which words, if it tells (RFC 9111 4.2)."""
+        directives = self.members("Cache-Control")
         # Also no-cache with the names of fields, which clients may read as without (5.2.2.4).
         is_stale = any(directive.startswith(("no-cache", "no-store")) for directive in directives)
-        if is_stale or self.status in _ASK_FOR_MORE or "*" in self.response.members("vary"):
-            return
+        if is_stale or self.status in _ASK_FOR_MORE or "*" in self.members("Vary"):
+            return []
+        max_ages = [each[len("max-age=") :] for each in directives if each.startswith("max-age=")]
+        expires = self.given.get("expires")
+        if not (max_ages or expires):
+            return []
         came, said_date = self.request.time, _seconds(self.value("Date"))
         date = came if said_date is None else said_date
-        max_ages = [each[len("max-age=") :] for each in directives if each.startswith("max-age=")]
-        said = f"Cache-Control was {_legible(self.value('Cache-Control'))}"
-        expires = self.given["Expires"]
         if max_ages:
             # The least of several (4.2.1).
             lifetime: float = min(_number(max_age.strip('"')) or 0 for max_age in max_ages)
-        elif expires is not None:
-            said = f"Expires was {_legible(expires)}"
-            lifetime = (_seconds(expires) or 0) - date  # what is no date has passed (5.3)
-        else:
-            return
+            said = f"Cache-Control was {_legible(self.value('Cache-Control'))}"
+        elif expires:
+            said = f"Expires was {_legible(expires[0])}"
+            lifetime = (_seconds(expires[0]) or 0) - date  # what is no date has passed (5.3)
         # A 304 changes only the fields that it carries (3.2): an Age before it may still hold.
-        ages = _members(self.value("Age")) or _members(self.unsaid["Age"] or "") or ["0"]
-        age = _number(ages[0]) or 0
+        unsaid = _by_name(self.response.unsaid or ()).get("age", ("",))
+        age = _number([*self.members("Age"), *_members(unsaid[0]), "0"][0]) or 0
         said += f" and Age was {age}" if age else ""
-        yield came + lifetime - max(age, came - date), f"{said} (RFC 9111 4.2)"
-
-    @property
-    def leads_nowhere(self) -> bool:
-        """Whether a client that follows this redirect meets an error, or goes round in circles."""
-        passed: set[_Known] = set()
-        known = self.leads_to
-        while known and known not in passed:
-            worked = known.kept.number if known.kept else 0
-            # It has failed after this redirect, and not worked since the first of its kind.
-            if known.failed > self.number and worked < self.since:
-                return True
-            passed.add(known)
-            known = known.last.leads_to if known.last else None
-        return known is not None
+        return [(came + lifetime - max(age, came - date), f"{said} (RFC 9111 4.2)")]
 
 
+@functools.lru_cache(maxsize=1024)
 def _comparable(url: str) -> str:
     """A URL in the one form that is compared (RFC 3986 6.2), by whatever name of this machine."""
     try:
@@ -4420,8 +4310,326 @@ def _comparable(url: str) -> str:
     return f"{origin}/{_unquote(path.partition('#')[0].removeprefix('/'))}"
 
 
+def _by_name(fields: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """The values of fields by their names in lower case."""
+    found: dict[str, list[str]] = {}
+    for name, value in fields:
+        found.setdefault(name.lower(), []).append(_as_sent(value))
+    return found
+
+
+def _is_within(host: str, domain: str) -> bool:
+    """Whether a cookie of that host, or of a domain such as ".example.com", is for the host."""
+    return f".{host}".endswith(domain) if domain.startswith(".") else host == domain
+
+
 def _joined(some: _Values, others: _Values) -> _Values:
     return {name: tuple(dict.fromkeys(some[name] + others[name])) for name in _VALIDATORS}
+
+
+# The audit: what the client knows
+
+_PAGE = "text/html"
+
+
+class _Origin:
+    """What the client knows of one origin: a scheme, a host and a port."""
+
+    def __init__(self) -> None:
+        #: The last 429 that said when to come back (RFC 6585 4).
+        self.too_many: Optional[_Exchange] = None
+        #: The requests in flight, counted by their connections; and the one that was too many.
+        self.in_flight: collections.Counter[int] = collections.Counter()
+        self.crowd: Optional[_Exchange] = None
+        #: What the client has sent it of its own accord, and whether it has asked for a password.
+        self.credentials: set[tuple[str, str]] = set()
+        self.asks = False
+
+    def begin(self, exchange: _Exchange) -> None:
+        """Count a request that is in flight from now on."""
+        self.in_flight[exchange.request.connection] += 1
+        if len(self.in_flight) > _MOST_IN_FLIGHT and not self.crowd:
+            self.crowd = exchange
+
+    def end(self, exchange: _Exchange) -> None:
+        """Count one that is no longer in flight."""
+        self.in_flight[exchange.request.connection] -= 1
+        self.in_flight += collections.Counter()  # without zeros
+        if not self.in_flight:
+            self.crowd = None
+
+
+class _Known:
+    """What the client knows of one URL."""
+
+    def __init__(self, client: _Client) -> None:
+        self.client = client
+        self.gets = 0
+        self.failed = 0  # the number of the last GET that met an error or was cut; 0: none
+        #: The last response that came whole, and the last with a word on when to ask again.
+        self.last: Optional[_Exchange] = None
+        self.waiting: Optional[_Exchange] = None
+        #: A 301, 308 or 410 that still holds; the number of the first that led to the same URL.
+        self.permanent: Optional[_Exchange] = None
+        self.since = 0
+        # Its copy: the last 200 or 304, its type and its validators, and whether the client should
+        # send these back.
+        self.kept: Optional[_Exchange] = None
+        self.media_type = ""
+        self.validators = _NO_VALIDATORS
+        self.must_validate = False
+        #: Validators that may be sent back as well: given since without a copy, as by HEAD or with
+        #: half a body; and those of other URLs, from or to which redirects have led.
+        self.others = _NO_VALIDATORS
+        self.brought = _NO_VALIDATORS
+        #: All validators, and the types of all bodies, that this URL ever gave.
+        self.ever_given: set[str] = set()
+        self.media_types: set[str] = set()
+        #: The URLs whose redirects lead here just now, and the origins from which any has.
+        self.sources: set[str] = set()
+        self.led_by: set[str] = set()
+        #: By the URLs that gave them: responses that ask for one request here at once.
+        self.invitations: dict[str, _Exchange] = {}
+        #: By what they sent: the GETs since the first that is still in flight.
+        self.in_flight: dict[object, collections.deque[_Exchange]] = {}
+
+    def may_send(self, name: str) -> tuple[str, ...]:
+        return self.validators[name] + self.others[name] + self.brought[name]
+
+    def is_other_variant(self, get: _Exchange) -> bool:
+        """Whether the last response was to a request for another representation (RFC 9111 4.1)."""
+        return any(
+            before.sent.get(name) != get.sent.get(name)
+            for before in (self.kept, self.last)
+            if before
+            for name in before.chosen_by
+        )
+
+    def media_type_of(self, exchange: _Exchange) -> str:
+        """The type of what the URL is known to have, or may have by its name."""
+        by_name = _media_type(exchange.request.head.path)
+        return exchange.media_type or self.media_type or by_name
+
+    def accepts(self, get: _Exchange) -> bool:
+        """Whether a response has asked for this request; each asks for one.
+
+        The very same request again is only what a redirect asks for.
+        """
+        for url, response in self.invitations.items():
+            if url != get.url or response.status in _REDIRECTS or response.sent != get.sent:
+                del self.invitations[url]
+                return True
+        return False
+
+    def strays(self, exchange: _Exchange) -> dict[tuple[str, str], str]:
+        """The credentials it sends that belong to another origin, and to which.
+
+        They do if a redirect has led here from there, unless this one may have them, too.
+        """
+        found, own = {}, self.client.origins[exchange.origin]
+        host = _host_and_port(exchange.origin)[0]
+        for each in exchange.credentials:
+            field, value = each
+            owners = [name for name in self.led_by if each in self.client.origins[name].credentials]
+            if field == "Authorization":
+                may_have = own.asks
+            else:
+                hosts = {_host_and_port(owner)[0] for owner in owners}
+                hosts.update(self.client.cookies.get(value, ()))
+                may_have = any(_is_within(host, domain) for domain in hosts)
+            if owners and not may_have and each not in own.credentials:
+                found[each] = min(owners)
+        return found
+
+    @property
+    def leads_nowhere(self) -> bool:
+        """Whether a client that follows the redirect meets an error, or goes round in circles."""
+        passed: set[str] = set()
+        redirect = last = self.permanent
+        while last and last.leads_to:
+            known = self.client.urls[last.leads_to]
+            if last.leads_to in passed:
+                return True
+            worked = known.kept.number if known.kept else 0
+            # It has failed after this redirect, and not worked since the first of its kind.
+            if redirect and known.failed > redirect.number and worked < self.since:
+                return True
+            passed.add(last.leads_to)
+            last = known.last
+        return False
+
+    def count(self, get: _Exchange) -> None:
+        """Count a GET. If the first is a 304, take what it confirms as given before."""
+        self.gets += 1
+        get.gets, get.is_invited = self.gets, self.accepts(get)
+        self.in_flight.setdefault(get.alike, collections.deque()).append(get)
+        if get.status != 304 or self.kept:
+            return
+        unsaid = _by_name(get.response.unsaid or ())
+        for name, given in get.validators.items():
+            said = given or tuple(unsaid.get(name.lower(), ()))
+            if not said and get.response.unsaid is None:  # a 304 of the test's own
+                said = tuple(sent for sent in get.sends_back(name) if sent != "*")
+            self.validators = {**self.validators, name: said}
+
+    def take_repeats(self, before: _Exchange) -> Iterator[_Exchange]:
+        """Those that were the same as one that has ended, and asked before it came whole."""
+        before.is_over = True
+        alike = self.in_flight.get(before.alike, collections.deque())
+        while before.is_whole and alike and alike[-1].number > before.number:
+            later = alike.pop()
+            if later.request.connection != before.request.connection:  # it is not pipelined
+                later.repeats = before
+                yield later
+        while alike and alike[0].is_over:
+            alike.popleft()
+        if not alike:
+            self.in_flight.pop(before.alike, None)
+
+    def hear(self, exchange: _Exchange) -> None:
+        """Note what the head of a response to a GET or HEAD tells."""
+        if exchange.status < 400:  # the client may have kept these
+            self.others = _joined(self.others, exchange.validators)
+            self.ever_given.update(*exchange.validators.values())
+        if exchange.leads_to:
+            target = self.client.known(exchange.leads_to)
+            sources, self.sources = {exchange.url, *self.sources}, set()
+            target.sources |= sources
+            mine = {name: self.may_send(name) for name in _VALIDATORS}
+            target.brought = _joined(target.brought, mine)
+        if exchange.is_get and exchange.has_failed:
+            self.failed = exchange.number
+
+    def learn(self, exchange: _Exchange) -> None:
+        """Learn from a response that has come whole."""
+        status, before = exchange.status, self.permanent
+        self.last = exchange
+        if status < 400 or exchange.retry_after or exchange.freshness:
+            self.waiting = exchange
+        if status < 400 or status == 410:
+            is_permanent = status == 410 or (status in (301, 308) and exchange.leads_to)
+            self.permanent = exchange if is_permanent else None
+            if not before or before.leads_to != exchange.leads_to:
+                self.since = exchange.number
+        if status in (200, 304):
+            self.keep(exchange)
+
+    def keep(self, exchange: _Exchange) -> None:
+        """Take the validators of a 200, or those that a 304 carries (RFC 9111 4.3.4)."""
+        is_new, media_type = exchange.status == 200, self.media_type_of(exchange)
+        is_page = media_type == _PAGE and self.media_type not in ("", _PAGE)
+        given = {name: values for name, values in exchange.validators.items() if is_new or values}
+        if is_page:  # instead of a feed, of which the client may keep its copy
+            self.others = _joined(self.others, self.validators)
+        else:
+            replaced: _Values = dict.fromkeys(given, ())
+            self.others = self.others | replaced
+            self.brought = self.brought | replaced
+            self.media_type = media_type
+        if is_new:
+            self.media_types.add(media_type)
+        if given:
+            self.must_validate = not (is_page or "no-store" in exchange.members("Cache-Control"))
+        self.kept = exchange
+        self.validators = self.validators | given
+        for source in map(self.client.urls.__getitem__, self.sources):
+            source.brought = self.validators
+            # A new copy has replaced the source's own.
+            source.must_validate = source.must_validate and not is_new
+        self.sources = set()
+
+
+class _Client:
+    """The client, as it goes from one request to the next and learns from the responses.
+
+    What it knows refers to URLs and origins by their texts.
+    """
+
+    def __init__(self, every: Optional[float]) -> None:
+        #: Seconds after which a URL may be asked for again, if anybody has said so.
+        self.every = every
+        self.urls: dict[str, _Known] = {}
+        self.origins: dict[str, _Origin] = collections.defaultdict(_Origin)
+        #: Each cookie that was set, with the hosts that it is for; ".a.example" are all below.
+        self.cookies: dict[str, set[str]] = {}
+        self.numbers = itertools.count(1)
+        #: By the ids of their requests: the exchanges in flight; a heap of those that have ended.
+        self.in_flight: dict[int, _Exchange] = {}
+        self.ended: list[tuple[float, int, _Exchange]] = []
+
+    def known(self, url: str) -> _Known:
+        if url not in self.urls:
+            self.urls[url] = _Known(self)
+        return self.urls[url]
+
+    def ask(self, request: Request) -> Iterator[Finding]:
+        """The findings up to the next request, whose response the client knows later on."""
+        yield from self.learn(request.heard_at)
+        if request.response is None or request.refused or request.method == "CONNECT":
+            return
+        exchange = _Exchange(request, request.response, next(self.numbers))
+        self.in_flight[id(request)] = exchange
+        known = self.known(exchange.url)
+        self.origins[exchange.origin].begin(exchange)
+        if exchange.is_get:
+            known.count(exchange)
+        yield from self.judge(exchange, _POLITENESS if exchange.is_get else _OF_ANY_METHOD)
+        self.hear(exchange, known)
+
+    def end(self, request: Request) -> None:
+        """Note that the response to a request has ended, by the time of ``request.ended_at``."""
+        exchange = self.in_flight.pop(id(request), None)
+        if exchange:
+            heapq.heappush(self.ended, (request.ended_at, exchange.number, exchange))
+
+    def learn(self, now: float) -> Iterator[Finding]:
+        """Learn from what has ended by now, and tell what was asked for twice meanwhile."""
+        while self.ended and self.ended[0][0] <= now:
+            exchange = heapq.heappop(self.ended)[2]
+            known, origin = self.urls[exchange.url], self.origins[exchange.origin]
+            origin.end(exchange)
+            if not exchange.is_get:
+                continue
+            for each in known.take_repeats(exchange):
+                yield from self.judge(each, ["repeated"])
+            if exchange.has_failed:
+                known.failed = max(known.failed, exchange.number)
+            if exchange.is_whole:
+                known.learn(exchange)
+                if exchange.status == 429 and exchange.retry_after:
+                    origin.too_many = exchange
+
+    def judge(self, exchange: _Exchange, rules: Iterable[str]) -> Iterator[Finding]:
+        """What is wrong with a request, by these rules."""
+        known = self.urls[exchange.url]
+        for name in rules:
+            for wrong in itertools.islice(_POLITENESS[name](exchange, known), 1):
+                request = exchange.request
+                which = f" ({_ordinal(exchange.gets)} request)" if exchange.is_get else ""
+                finding = Finding(f"{request.method} {request.shown}{which}: {wrong}")
+                finding.rule, finding.request = name, request
+                yield finding
+
+    def hear(self, exchange: _Exchange, known: _Known) -> None:
+        """Note what the head of a response tells, even if its body is lost."""
+        origin, strays = self.origins[exchange.origin], known.strays(exchange)
+        origin.asks = origin.asks or exchange.status == 401
+        origin.credentials.update(each for each in exchange.credentials if each not in strays)
+        for value in exchange.given.get("set-cookie", ()):
+            pair, _, attributes = value.partition(";")
+            domain = re.search(r"(?i)(?:\A|;)\s*domain\s*=\s*\.?([^\s;]+)", attributes)
+            host = f".{domain.group(1).lower()}" if domain else _host_and_port(exchange.origin)[0]
+            for cookie in _cookies(pair):
+                self.cookies.setdefault(cookie, set()).add(host)
+                origin.credentials.add(("Cookie", cookie))
+        if exchange.leads_to:
+            target = self.known(exchange.leads_to)
+            target.led_by |= known.led_by | {exchange.origin}
+            target.invitations[exchange.url] = exchange
+        elif exchange.is_get and exchange.status in _ASK_FOR_MORE:
+            known.invitations[exchange.url] = exchange
+        if exchange.request.method in ("GET", "HEAD"):
+            known.hear(exchange)
 
 
 # The audit: the rules
@@ -4431,15 +4639,18 @@ _MEDIA = "(?:audio|font|image|video)/.*"
 #: Types that no feed is served as, and those and the wildcards that an Accept for feeds may name.
 _NO_FEED = f"{_MEDIA}|text/(?:css|javascript|plain)|{_PAGE}"
 _FEED = r".*(?:atom|json|opml|rdf|rss|xml).*|(?:\*|application|text)/\*|\*"
+#: Requests to one origin that may be in flight at once, as browsers have it.
+_MOST_IN_FLIGHT = 6
 
 
-def _no_validator(get: _Exchange) -> Iterator[str]:
-    known = get.known
-    sends_one = not {"if-none-match", "if-modified-since"}.isdisjoint(get.sent)
-    goes_on = {"range", "if-range"} <= get.sent.keys()  # with the rest of a part (13.1.5)
-    if sends_one or goes_on or get.is_another_variant or not known.must_validate:
+def _no_validator(get: _Exchange, known: _Known) -> Iterator[str]:
+    sends_one = "if-none-match" in get.sent or "if-modified-since" in get.sent
+    if not known.must_validate or sends_one or known.is_other_variant(get):
         return
-    copies = [source.may_send(name) for source in known.sources for name in _VALIDATORS]
+    if "range" in get.sent and "if-range" in get.sent:  # the rest of a part (RFC 9110 13.1.5)
+        return
+    sources = map(known.client.known, known.sources)
+    copies = [source.may_send(name) for source in sources for name in _VALIDATORS]
     if copies and not any(copies):
         return  # it came for another URL, of which it has no copy
     is_quoted = re.compile('(?:W/)?"[^"]*"').fullmatch  # blanks occur, though they may not
@@ -4449,14 +4660,16 @@ def _no_validator(get: _Exchange) -> Iterator[str]:
             yield f"neither If-None-Match nor If-Modified-Since was sent, but {last}"
 
 
-def _wrong_validator(name: str, get: _Exchange) -> Iterator[str]:
-    sent, known = get.sends_back(name), get.known
+def _wrong_validator(name: str, get: _Exchange, known: _Known) -> Iterator[str]:
+    sent = get.sends_back(name)
     # An error at first does not tell what the client had before the record began.
     is_unknown = known.kept is None and get.status >= 400
-    # Byte for byte, and W/ as well, which is more than the comparison of RFC 9110 8.8.3.2 asks for.
-    right = {*known.may_send(name), *(known.ever_given if get.is_another_variant else ())}
     # A validator sent to a redirect is meant for its target: so a 304 can come through it.
-    if is_unknown or get.status in _REDIRECTS or not sent or not right.isdisjoint(sent):
+    if not sent or is_unknown or get.status in _REDIRECTS:
+        return
+    # Byte for byte, and W/ as well, which is more than the comparison of RFC 9110 8.8.3.2 asks for.
+    right = {*known.may_send(name), *(known.ever_given if known.is_other_variant(get) else ())}
+    if not right.isdisjoint(sent):
         return
     given = f"no {name} was given" + (" with the last 200" if known.media_types else "")
     if last := known.validators[name] or known.others[name]:
@@ -4465,78 +4678,120 @@ def _wrong_validator(name: str, get: _Exchange) -> Iterator[str]:
     yield f"{get.said(condition)}, but {given} ({source})"
 
 
-def _too_early(get: _Exchange) -> Iterator[str]:
-    last, now = get.known.waiting, get.request.time
+def _too_early(get: _Exchange, known: _Known) -> Iterator[str]:
+    last, now = known.waiting, get.request.time
+    limit = known.client.origins[get.origin].too_many
+    asked, is_own = "asked again", limit is None or (last and last.number >= limit.number)
+    if limit and not is_own:
+        last, asked = (
+            limit,
+            f"asked after a 429 to {limit.request.shown:.200}, for all of the origin",
+        )
     if last is None or now < last.request.time:  # the clock was set back
         return
-    for end, said in last.waits(fresh_as_well=not get.is_another_variant):
+    is_same = is_own and not known.is_other_variant(get)
+    for end, said in last.retry_after + (last.freshness if is_same else []):
         if now < end:
             passed, left = math.floor(now - last.request.time), math.ceil(end - now)
-            yield f"asked again after {passed} s, {left} s too early, as {said}"
+            yield f"{asked} after {passed} s, {left} s too early, as {said}"
 
 
-def _moved(get: _Exchange) -> Iterator[str]:
-    redirect, came_by_redirect = get.known.permanent, get.known.sources
-    if not redirect or redirect.status == 410 or came_by_redirect or redirect.leads_nowhere:
+def _too_often(get: _Exchange, known: _Known) -> Iterator[str]:
+    every, last = known.client.every, known.last
+    if every is None or last is None or get.is_invited or known.is_other_variant(get):
+        return
+    passed = get.request.time - last.request.time
+    if 0 <= passed < every:
+        yield f"asked again after {math.floor(passed)} s; once in {every:g} s is enough"
+
+
+def _repeated(get: _Exchange, known: _Known) -> Iterator[str]:
+    if get.repeats:
+        before = f"the response to the {_ordinal(get.repeats.gets)} was on its way"
+        yield f"asked the same again while {before}, and it came whole"
+
+
+def _burst(request: _Exchange, known: _Known) -> Iterator[str]:
+    origin = known.client.origins[request.origin]
+    if origin.crowd is request:
+        count = f"{len(origin.in_flight)} requests to {request.origin} were in flight at once"
+        yield f"{count}; {_MOST_IN_FLIGHT} are enough (RFC 9112 9.4)"
+
+
+def _moved(get: _Exchange, known: _Known) -> Iterator[str]:
+    redirect, came_by_redirect = known.permanent, known.sources
+    if not redirect or redirect.status == 410 or came_by_redirect or known.leads_nowhere:
         return
     section = {301: "15.4.2", 308: "15.4.9"}[redirect.status]
     where = f"{_quote(redirect.location):.200} (RFC 9110 {section})"
     yield f"asked for the old URL again, but a {redirect.status} had moved it to {where}"
 
 
-def _gone(get: _Exchange) -> Iterator[str]:
-    if get.known.permanent and get.known.permanent.status == 410:
+def _gone(get: _Exchange, known: _Known) -> Iterator[str]:
+    if known.permanent and known.permanent.status == 410:
         yield "asked again, but a 410 had said that it is gone for good (RFC 9110 15.5.11)"
 
 
-def _no_user_agent(get: _Exchange) -> Iterator[str]:
+def _no_user_agent(get: _Exchange, known: _Known) -> Iterator[str]:
     if not get.sent.get("user-agent"):
         right = "it should name the program and its version"
         yield f"{get.said('User-Agent')}; {right} (RFC 9110 10.1.5)"
 
 
-def _no_compression(get: _Exchange) -> Iterator[str]:
+def _no_compression(get: _Exchange, known: _Known) -> Iterator[str]:
     accepted = _accepted(get.sent.get("accept-encoding", ""))
-    is_no_text = re.fullmatch(_MEDIA, get.media_type) or "range" in get.sent
     is_accepted = accepted.get("gzip", accepted.get("x-gzip", accepted.get("*")))
-    if not is_no_text and not is_accepted:
-        yield f"{get.said('Accept-Encoding')}; it should list gzip (RFC 9110 12.5.3)"
+    if is_accepted or "range" in get.sent or re.fullmatch(_MEDIA, known.media_type_of(get)):
+        return
+    yield f"{get.said('Accept-Encoding')}; it should list gzip (RFC 9110 12.5.3)"
 
 
-def _no_feed_type(get: _Exchange) -> Iterator[str]:
+def _no_feed_type(get: _Exchange, known: _Known) -> Iterator[str]:
     accepted = _accepted(get.sent.get("accept", ""))
-    names_one = any(is_so and re.fullmatch(_FEED, name) for name, is_so in accepted.items())
-    asks_for_page = accepted.get(_PAGE) and _PAGE in get.known.media_types
+    if any(is_so and re.fullmatch(_FEED, name) for name, is_so in accepted.items()):
+        return
+    asks_for_page = accepted.get(_PAGE) and _PAGE in known.media_types
     # By its name it is a feed, whatever it is served as.
     is_feed = re.fullmatch(_FEED, _media_type(get.request.head.path))
-    is_other = re.fullmatch(_NO_FEED, get.media_type) and not is_feed
-    if not (names_one or asks_for_page or is_other):
+    is_other = re.fullmatch(_NO_FEED, known.media_type_of(get)) and not is_feed
+    if not (asks_for_page or is_other):
         right = "it should name application/atom+xml, application/rss+xml or another feed type"
         yield f"{get.said('Accept')}; {right} (RFC 9110 12.5.1)"
 
 
-def _referer(get: _Exchange) -> Iterator[str]:
+def _referer(get: _Exchange, known: _Known) -> Iterator[str]:
     if "referer" in get.sent:
         yield f"{get.said('Referer')}, but nobody has followed a link (RFC 9110 10.1.3)"
 
 
-def _cookie(get: _Exchange) -> Iterator[str]:
-    sent = "; ".join(get.request.headers.get_all("Cookie"))
-    # $Version and the like are no cookies (RFC 2965). Who may have which is not looked at.
-    unknown = [pair for pair in _cookies(sent) if pair[0] != "$" and pair not in get.cookies]
+def _cookie(get: _Exchange, known: _Known) -> Iterator[str]:
+    sent = [pair for field, pair in get.credentials if field == "Cookie"]
+    # Who may have which is not looked at.
+    unknown = [pair for pair in sent if pair not in known.client.cookies]
     if unknown:
-        not_set = f"no response had set {_legible('; '.join(unknown))}"
-        yield f"Cookie was {_legible(sent)}, but {not_set} (RFC 6265 5.4)"
+        was = f"Cookie was {_legible('; '.join(get.request.headers.get_all('Cookie')))}"
+        yield f"{was}, but no response had set {_legible('; '.join(unknown))} (RFC 6265 5.4)"
 
 
-# Each yields what is wrong with a GET; what it yields first counts. The sentence names the section
-# that defines the field or the status. Owners of feeds may ask for more: if Accept or
-# Accept-Encoding is missing, RFC 9110 12.5 allows anything.
-_POLITENESS: dict[str, Callable[[_Exchange], Iterator[str]]] = {
+def _leaked_credentials(request: _Exchange, known: _Known) -> Iterator[str]:
+    for (field, value), owner in known.strays(request).items():
+        name = _legible(value.partition("=")[0])
+        what = field if field == "Authorization" else f"the cookie {name}"
+        led = f"sent to {request.origin}, to which a redirect had led"
+        yield f"{what} of {owner} was {led} (RFC 9110 15.4)"
+
+
+# Each yields what is wrong with a request, by what the client knows of its URL; what it yields
+# first counts. The sentence names the section that defines the field or the status. Owners of feeds
+# may ask for more: if Accept or Accept-Encoding is missing, RFC 9110 12.5 allows anything.
+_POLITENESS: dict[str, Callable[[_Exchange, _Known], Iterator[str]]] = {
     "no-validator": _no_validator,
     "wrong-etag": functools.partial(_wrong_validator, "ETag"),
     "wrong-date": functools.partial(_wrong_validator, "Last-Modified"),
     "too-early": _too_early,
+    "too-often": _too_often,
+    "repeated": _repeated,
+    "burst": _burst,
     "moved": _moved,
     "gone": _gone,
     "no-user-agent": _no_user_agent,
@@ -4544,9 +4799,13 @@ _POLITENESS: dict[str, Callable[[_Exchange], Iterator[str]]] = {
     "no-feed-type": _no_feed_type,
     "referer": _referer,
     "cookie": _cookie,
+    "leaked-credentials": _leaked_credentials,
 }
+#: Those that are not about GETs alone.
+_OF_ANY_METHOD = ("burst", "leaked-credentials")
 
 
+@functools.lru_cache(maxsize=256)
 def _accepted(value: str) -> dict[str, bool]:
     """The members of an Accept field, and whether they are accepted (RFC 9110 12.4.2)."""
     is_refused = re.compile(r";[ \t]*q[ \t]*=[ \t]*0(?:\.0*)?[ \t]*(?:;|\Z)").search
@@ -4584,6 +4843,14 @@ def _judgement(client: str, findings: Sequence[Finding]) -> str:
         lines += [f"  {finding} [{rule}]" for finding in broken[:_SHOWN]]
         lines += [f"  and {len(broken) - _SHOWN} more [{rule}]"] if broken[_SHOWN:] else []
     return "\n".join(lines)
+
+
+def _checked_every(every: object) -> Optional[float]:
+    """The interval, or None; raises ValueError if it is no positive number."""
+    is_number = isinstance(every, (int, float)) and not isinstance(every, bool)
+    if every is None or (is_number and 0 < every < math.inf):  # type: ignore[operator]
+        return every  # type: ignore[return-value]
+    raise ValueError(f"every: found {every!r:.80}; it takes a positive number of seconds")
 
 
 def _rules_to_ignore(names: Iterable[str]) -> set[str]:
@@ -5690,10 +5957,12 @@ class FeedTestServerMixin(_TestCase):
         with self._failing(msg):
             self.server.assert_not_requested(path, method=method, headers=headers, body=body)
 
-    def assertPolite(self, msg: Any = None, *, ignore: Sequence[str] = ()) -> None:
+    def assertPolite(
+        self, msg: Any = None, *, ignore: Sequence[str] = (), every: Optional[float] = None
+    ) -> None:
         """Fail if the client has broken a rule; see ``FeedTestServer.assert_polite()``."""
         with self._failing(msg):
-            self.server.assert_polite(ignore=ignore)
+            self.server.assert_polite(ignore=ignore, every=every)
 
 
 # The command line
