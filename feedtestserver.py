@@ -4165,17 +4165,18 @@ class _Exchange:
         self.number = number  # its place among all
         self.is_get = request.method == "GET"
         self.request, self.response, self.status = request, response, response.status
-        self.origin, self.url = request.origins[0], _comparable(request.url)
+        url, self.origin = request.url, request.origins[0]
+        #: The URL as it is compared, and what is equal for requests that are the same.
+        self.url, self.alike = _comparable(url), (url, *request.head.fields)
         self.sent, self.given = request.head.values, _by_name(response.headers)
         self.validators = {name: self.spellings(name) for name in _VALIDATORS}
         self.chosen_by = _CHOOSING.intersection(self.members("Vary"))
+        #: Where a redirect leads to, also as it is compared; empty for other responses.
+        self.location = self.find_location() if self.status in _REDIRECTS else ""
+        self.leads_to = _comparable(self.location) if self.location else ""
+        self.is_cut = self.looks_cut()
 
     # The request
-
-    @property
-    def alike(self) -> object:
-        """What is equal for requests that are the same."""
-        return self.request.url, tuple(self.request.head.fields)
 
     def said(self, name: str) -> str:
         """The beginning of a sentence: what was sent in a field, if anything."""
@@ -4191,10 +4192,12 @@ class _Exchange:
         members = re.findall('(?:[^",]|"[^"]*")+', value) if name == "ETag" else []
         return [value, *(member.strip(" \t") for member in members)]
 
-    @functools.cached_property
+    @property
     def credentials(self) -> list[tuple[str, str]]:
         """The fields and values that tell who it is from: Authorization, and each cookie."""
         value = self.sent.get("authorization")
+        if value is None and "cookie" not in self.sent:
+            return []
         found = [("Authorization", value)] if value else []
         # $Version and the like are no cookies (RFC 2965).
         pairs = _cookies("; ".join(self.request.headers.get_all("Cookie")))
@@ -4220,10 +4223,9 @@ class _Exchange:
         is_said = 200 <= self.status < 300
         return self.value("Content-Type").partition(";")[0].strip(" \t").lower() if is_said else ""
 
-    @functools.cached_property
-    def location(self) -> str:
-        """Where a redirect leads to; empty for other responses, and where no client can follow."""
-        location = self.given.get("location", [""])[0] if self.status in _REDIRECTS else ""
+    def find_location(self) -> str:
+        """The URL in Location; empty where no client can follow."""
+        location = self.given.get("location", [""])[0]
         if location:
             as_text = location.encode("latin-1").decode("utf-8", "surrogateescape")
             with contextlib.suppress(ValueError):  # from urljoin(), or there is no host in it
@@ -4231,13 +4233,7 @@ class _Exchange:
                 return url if _parted(url)[0] else ""
         return ""
 
-    @property
-    def leads_to(self) -> str:
-        """That URL as it is compared."""
-        return _comparable(self.location) if self.location else ""
-
-    @functools.cached_property
-    def is_cut(self) -> bool:
+    def looks_cut(self) -> bool:
         """Whether the response ends too early, or clients may read it in one of several ways."""
         response, content = self.response, self.response.coded()
         size = _size(content)
@@ -4259,37 +4255,39 @@ class _Exchange:
         is_over = self.is_cut or self.request.ended_at < math.inf
         return self.status >= 400 or (is_over and not self.is_whole)
 
-    @functools.cached_property
     def retry_after(self) -> list[tuple[float, str]]:
         """Until when it asks to wait, and by which words, if it does (RFC 9110 10.2.3)."""
-        value = self.given.get("retry-after", [""])[0] if self.status in (429, 503) else ""
+        if self.status not in (429, 503):
+            return []
+        value = self.given.get("retry-after", [""])[0]
         end, seconds = _seconds(value), _number(value)
         if seconds is not None:  # clients may count from Date, which has no fractions
             end = math.floor(self.request.time) + seconds
         words = f"Retry-After was {_legible(value)} (RFC 9110 10.2.3)"
         return [] if end is None else [(end, words)]
 
-    @functools.cached_property
     def freshness(self) -> list[tuple[float, str]]:
         """Until when it is fresh, and by which words, if it tells (RFC 9111 4.2)."""
+        if self.given.keys().isdisjoint(("cache-control", "expires")):
+            return []
         directives = self.members("Cache-Control")
         # Also no-cache with the names of fields, which clients may read as without (5.2.2.4).
         is_stale = any(directive.startswith(("no-cache", "no-store")) for directive in directives)
         if is_stale or self.status in _ASK_FOR_MORE or "*" in self.members("Vary"):
             return []
         max_ages = [each[len("max-age=") :] for each in directives if each.startswith("max-age=")]
-        expires = self.given.get("expires")
-        if not (max_ages or expires):
-            return []
         came, said_date = self.request.time, _seconds(self.value("Date"))
         date = came if said_date is None else said_date
         if max_ages:
             # The least of several (4.2.1).
             lifetime: float = min(_number(max_age.strip('"')) or 0 for max_age in max_ages)
             said = f"Cache-Control was {_legible(self.value('Cache-Control'))}"
-        elif expires:
-            said = f"Expires was {_legible(expires[0])}"
-            lifetime = (_seconds(expires[0]) or 0) - date  # what is no date has passed (5.3)
+        elif "expires" in self.given:
+            expires = self.given["expires"][0]
+            said = f"Expires was {_legible(expires)}"
+            lifetime = (_seconds(expires) or 0) - date  # what is no date has passed (5.3)
+        else:
+            return []
         # A 304 changes only the fields that it carries (3.2): an Age before it may still hold.
         unsaid = _by_name(self.response.unsaid or ()).get("age", ("",))
         age = _number([*self.members("Age"), *_members(unsaid[0]), "0"][0]) or 0
@@ -4401,7 +4399,7 @@ class _Known:
         return any(
             before.sent.get(name) != get.sent.get(name)
             for before in (self.kept, self.last)
-            if before
+            if before and before.chosen_by
             for name in before.chosen_by
         )
 
@@ -4426,9 +4424,9 @@ class _Known:
 
         They do if a redirect has led here from there, unless this one may have them, too.
         """
-        found, own = {}, self.client.origins[exchange.origin]
-        host = _host_and_port(exchange.origin)[0]
-        for each in exchange.credentials:
+        found: dict[tuple[str, str], str] = {}
+        for each in exchange.credentials if self.led_by else ():
+            own, host = self.client.origins[exchange.origin], _host_and_port(exchange.origin)[0]
             field, value = each
             owners = [name for name in self.led_by if each in self.client.origins[name].credentials]
             if field == "Authorization":
@@ -4504,7 +4502,7 @@ class _Known:
         """Learn from a response that has come whole."""
         status, before = exchange.status, self.permanent
         self.last = exchange
-        if status < 400 or exchange.retry_after or exchange.freshness:
+        if status < 400 or exchange.retry_after() or exchange.freshness():
             self.waiting = exchange
         if status < 400 or status == 410:
             is_permanent = status == 410 or (status in (301, 308) and exchange.leads_to)
@@ -4596,19 +4594,20 @@ class _Client:
                 known.failed = max(known.failed, exchange.number)
             if exchange.is_whole:
                 known.learn(exchange)
-                if exchange.status == 429 and exchange.retry_after:
+                if exchange.status == 429 and exchange.retry_after():
                     origin.too_many = exchange
 
     def judge(self, exchange: _Exchange, rules: Iterable[str]) -> Iterator[Finding]:
         """What is wrong with a request, by these rules."""
         known = self.urls[exchange.url]
         for name in rules:
-            for wrong in itertools.islice(_POLITENESS[name](exchange, known), 1):
+            for wrong in _POLITENESS[name](exchange, known):
                 request = exchange.request
                 which = f" ({_ordinal(exchange.gets)} request)" if exchange.is_get else ""
                 finding = Finding(f"{request.method} {request.shown}{which}: {wrong}")
                 finding.rule, finding.request = name, request
                 yield finding
+                break
 
     def hear(self, exchange: _Exchange, known: _Known) -> None:
         """Note what the head of a response tells, even if its body is lost."""
@@ -4682,15 +4681,12 @@ def _too_early(get: _Exchange, known: _Known) -> Iterator[str]:
     last, now = known.waiting, get.request.time
     limit = known.client.origins[get.origin].too_many
     asked, is_own = "asked again", limit is None or (last and last.number >= limit.number)
-    if limit and not is_own:
-        last, asked = (
-            limit,
-            f"asked after a 429 to {limit.request.shown:.200}, for all of the origin",
-        )
+    if limit and not is_own:  # it is for all URLs of the origin (RFC 6585 4)
+        asked, last = f"asked for it after a 429 to {limit.request.shown:.200}", limit
     if last is None or now < last.request.time:  # the clock was set back
         return
     is_same = is_own and not known.is_other_variant(get)
-    for end, said in last.retry_after + (last.freshness if is_same else []):
+    for end, said in last.retry_after() + (last.freshness() if is_same else []):
         if now < end:
             passed, left = math.floor(now - last.request.time), math.ceil(end - now)
             yield f"{asked} after {passed} s, {left} s too early, as {said}"
