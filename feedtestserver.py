@@ -787,6 +787,8 @@ class _Site:
         self._numbers = itertools.count()
         self._exact: dict[tuple[Any, ...], _Script] = {}
         self._patterns: dict[tuple[Any, ...], _Script] = {}
+        #: By host, path and fixture: to which one Next has led, and how often that has responded.
+        self._lives: dict[tuple[str, str, str], tuple[str, int]] = {}
         # The last turn of the server, and the fixtures that were looked up in it.
         self._seen: tuple[Optional[int], dict[str, Optional[Response]]] = (None, {})
 
@@ -802,11 +804,11 @@ class _Site:
             scripts[address.key] = _Script(next(self._numbers), address, steps)
 
     def clear(self) -> None:
-        """Forget the scripted steps, and what look-ups find."""
+        """Forget the scripted steps, what look-ups find, and where Next has led."""
         self.names.clear()
         with self._lock:
-            self._exact.clear()
-            self._patterns.clear()
+            for forgotten in (self._exact, self._patterns, self._lives):
+                forgotten.clear()
 
     @property
     def intercepting(self) -> bool:
@@ -849,7 +851,7 @@ class _Site:
         with contextlib.suppress(Exception):
             if scripts := self._matching(request):
                 step = scripts[0].next_step
-                response = None if callable(step) else self.response(step)
+                response = None if callable(step) else self.response(step, request)
             elif by_fixture and request.method in ("GET", "HEAD"):
                 response = self.fixture_for(request, None)
             return response is not None and response.early and not response.asis
@@ -867,7 +869,7 @@ class _Site:
         with self._lock:
             return script.take(request)
 
-    def response(self, step: Step) -> Response:
+    def response(self, step: Step, request: Optional[Request] = None) -> Response:
         """The response of a step that is no callable; raises what respond() raises."""
         if isinstance(step, Response):
             return step
@@ -876,7 +878,7 @@ class _Site:
         if isinstance(step, int):
             return Response(status=step)
         if isinstance(step, str):
-            return self.fixture(step)
+            return self.following(request, step, self.fixture(step))
         raise TypeError(
             f"found {step!r:.80} as a step; it takes a fixture's name, a status code, bytes,"
             " a Response, or a callable that returns one of these or None"
@@ -888,11 +890,32 @@ class _Site:
             return fixture
         words = "no such fixture, as there is no directory"
         if self.directory:
-            nearest = self._nearest(name, _some_names(self.directory))
+            nearest = _nearest(name, _some_names(self.directory))
             words = f"no such fixture in {self.directory}{nearest}"
         if re.match(r"\s*[<{[]|.*\n", name):
             words += "; if it is a body: bodies are bytes, such as b'<rss/>'"
         raise FileNotFoundError(errno.ENOENT, words, name[:80])
+
+    def following(self, request: Optional[Request], name: str, fixture: Response) -> Response:
+        """What is responded instead of a fixture, after so many responses, by its Next directive.
+
+        Each URL has a life of its own. The responses to its GETs count.
+        """
+        if request is None or fixture.next is None:
+            return fixture
+        key = request.host, request.head.normal_path, name
+        with self._lock:
+            now, count = self._lives.get(key, (name, 0))
+            fixture = self.fixture(now)
+            if fixture.next and count >= fixture.next[1]:
+                folder, slash, _ = now.rpartition("/")
+                now, count = f"{folder}{slash}{fixture.next[0]}", 0
+                fixture = self.fixture(now)
+            if request.method == "GET" and request.heard_at:  # else this only looks ahead
+                self._lives[key] = now, count + 1
+        if now != name:
+            request.step = ", ".join(filter(None, (request.step, f"Next has led to {now}")))
+        return fixture
 
     def fixture_for(self, request: Request, turn: Optional[int]) -> Response:
         """What the fixture at the path of a request responds, or a 404.
@@ -909,7 +932,7 @@ class _Site:
             if name not in seen:
                 seen[name] = _load(self.directory, name)
             if fixture := seen[name]:
-                return fixture
+                return self.following(request, name, fixture) if fixture.next else fixture
         return self.listing(request, folder) or self.not_found(request, folder)
 
     def not_found(self, request: Request, folder: str) -> Response:
@@ -924,7 +947,7 @@ class _Site:
                 all_paths = f"{address.given.rstrip('/')}/*"
                 hint = f"; {address.given!r} is for / alone, {all_paths!r} for all paths"
         where = f" in {self.directory}" if self.directory else ""
-        nearest = self._nearest(_bare(request.shown), names)
+        nearest = _nearest(_bare(request.shown), names)
         return _text_response(404, f"{request.shown!r:.200} was not found{where}{nearest}{hint}")
 
     def has_tunnel_to(self, request: Request) -> bool:
@@ -953,19 +976,6 @@ class _Site:
             return Response(status=504, fault="stall")
         why = "refuses connections" if found else "is unknown"
         return _text_response(502, f"{request.host} {why}, as resolve() says")
-
-    def _nearest(self, wanted: str, names: Mapping[str, str]) -> str:
-        """What to say of the nearest of these names, given with how they are shown."""
-        letters = set(wanted)
-
-        def difference(name: str) -> int:  # cheaper than difflib's
-            return len(letters.symmetric_difference(name)) + abs(len(name) - len(wanted))
-
-        some = heapq.nsmallest(_FEW_NAMES, names, difference)
-        nearest = difflib.get_close_matches(wanted[:200], some, 1, 0.0)
-        if not nearest:
-            return "; there are no fixtures"
-        return f"; the nearest name there is {names[nearest[0]]}"
 
     # Addresses: whose they are
 
@@ -2015,7 +2025,7 @@ class FeedTestRequestHandler:
                     response = yield from self.work(request, self.perform, request, step)
                     self.time()
                 else:
-                    response = self.site.response(step)
+                    response = self.site.response(step, request)
                 if response is not None:
                     break
             else:
@@ -2049,7 +2059,7 @@ class FeedTestRequestHandler:
         """
         try:
             result = _called(step, request)
-            response = None if result is None else self.site.response(result)
+            response = None if result is None else self.site.response(result, request)
             # It was asked with the whole request.
             return _with(response, early=False) if response and response.early else response
         except BaseException as error:  # pytest.fail() raises no Exception
@@ -2783,6 +2793,20 @@ def _some_names(directory: str) -> dict[str, str]:
     return names
 
 
+def _nearest(wanted: str, names: Mapping[str, str]) -> str:
+    """What to say of the nearest of these names, given with how they are shown."""
+    letters = set(wanted)
+
+    def difference(name: str) -> int:  # cheaper than difflib's
+        return len(letters.symmetric_difference(name)) + abs(len(name) - len(wanted))
+
+    some = heapq.nsmallest(_FEW_NAMES, names, difference)
+    nearest = difflib.get_close_matches(wanted[:200], some, 1, 0.0)
+    if not nearest:
+        return "; there are no fixtures"
+    return f"; the nearest name there is {names[nearest[0]]}"
+
+
 def _is_sidecar(name: str) -> bool:
     return name.lower().endswith(_SIDECAR)
 
@@ -2846,8 +2870,9 @@ def _load(directory: str, name: str) -> Optional[Response]:
 def _read_fixture(path: str, name: str) -> Response:
     data, size = _read_beginning(path)
     content = data if len(data) == size <= _SMALL else _File(path, size)
-    said = _DEFAULTS | _directives_of(path, data).checked().arguments
-    said["asis"] = name.lower().endswith(".asis")
+    directives = _directives_of(path, data).checked()
+    said = _DEFAULTS | directives.arguments
+    said.update(asis=name.lower().endswith(".asis"), next=directives.next)
     return _set(Response.__new__(Response), content=content, media_type=_media_type(name), **said)
 
 
@@ -2863,10 +2888,17 @@ def _read_beginning(path: str) -> tuple[bytes, int]:
 
 def _directives_of(path: str, data: bytes) -> Directives:
     """The directives of the sidecar where there is one, else those of the fixture's comments."""
-    sidecar = path + _SIDECAR
+    sidecar, folder = path + _SIDECAR, os.path.dirname(path)
     if not os.path.isfile(sidecar):
-        return Directives(path, _comment_lines(data), prose=True)
-    return Directives(sidecar, _sidecar_lines(pathlib.Path(sidecar).read_bytes()))
+        return Directives(path, _comment_lines(data), True, folder)
+    return Directives(sidecar, _sidecar_lines(pathlib.Path(sidecar).read_bytes()), False, folder)
+
+
+def _check_next(folder: str, name: str) -> None:
+    """Raise ValueError unless there is a fixture of that name."""
+    if _stamp(os.path.join(folder, name)) is None or _is_sidecar(name):
+        names = {each: shown for each, shown in _some_names(folder).items() if "/" not in each}
+        raise ValueError(f"{_sentence('Next', name)}{_nearest(name, names)}")
 
 
 def _media_type(name: str) -> str:
@@ -3039,11 +3071,22 @@ class Directives(Headers):
     """What the comments of a fixture say, read like wsgiref.headers.Headers: ``d["Expect"]``.
 
     Known and free keys are all there, in order, as they are spelled. ``arguments`` are the keyword
-    arguments for ``Response`` that the known ones amount to. ``errors`` tell what is wrong.
+    arguments for ``Response`` that the known ones amount to; Next is none of them, but ``next``:
+    the name of the fixture and the number of responses before it, or None. ``errors`` tell what is
+    wrong.
     """
 
-    def __init__(self, source: str, lines: Iterable[tuple[int, str]], prose: bool = False) -> None:
-        """Read numbered lines, among which there may be ``prose``, as in a comment."""
+    def __init__(
+        self,
+        source: str,
+        lines: Iterable[tuple[int, str]],
+        prose: bool = False,
+        folder: Optional[str] = None,
+    ) -> None:
+        """Read numbered lines, among which there may be ``prose``, as in a comment.
+
+        A fixture in a ``folder`` may name another one there.
+        """
         self.source = source
         self.arguments: dict[str, Any] = {}
         self.errors: list[DirectiveError] = []
@@ -3054,12 +3097,15 @@ class Directives(Headers):
             try:
                 if match:
                     _apply(self.arguments, *match.groups())
+                    if folder is not None and match.group(1).capitalize() == "Next":
+                        _check_next(folder, self.arguments["next"][0])
                     self._lines.append((match.group(1).rstrip(" \t"), match.group(2)))
                 elif line and not prose:
                     right = "KEY: VALUE, such as 'Status: 404' or 'Header: Age: 60'"
                     raise ValueError(f"found {_shown_text(line)}; a line of a sidecar is {right}")
             except ValueError as error:
                 self.errors.append(DirectiveError(source, number, str(error)))
+        self.next: Optional[tuple[str, int]] = self.arguments.pop("next", None)
 
     def checked(self) -> Directives:
         """These directives; raises the first of ``errors``, if there are any."""
@@ -3179,6 +3225,8 @@ _SECONDS = r"(?:[0-9]{1,9}(?:\.[0-9]+)?|\.[0-9]+)"
 _PAUSE = f"{_SECONDS} at (?:{_PLACE})"
 _FAULT = f"(?:close|reset|stall)(?: at (?:start|{_PLACE}|end))?"
 _PLACES = "at headers, at a number of bytes, at 0% to 100%"
+#: A name without slashes; " after " begins the number of responses.
+_NEXT = r"((?:(?![ \t]after(?:[ \t]|\Z))[^/\\])+)(?:[ \t]+after[ \t]+([1-9][0-9]{0,11}))?"
 _FROM_1 = "a whole number from 1 to 999999999999"
 
 # Each of these reads the text of a directive, or a value given to ``Response``. It returns the
@@ -3224,6 +3272,11 @@ def _yes(found: object) -> Optional[bool]:
     return True if found is True or (isinstance(found, str) and found.lower() == "yes") else None
 
 
+def _next(found: object) -> Optional[tuple[str, int]]:
+    match = re.fullmatch(_NEXT, found) if isinstance(found, str) else None
+    return (match.group(1), int(match.group(2) or 1)) if match else None
+
+
 #: What reads each directive, or the pattern of its words; and what it takes, for errors.
 _RULES: dict[str, tuple[Union[str, Callable[[Any], Any]], str]] = {
     "Header": (
@@ -3244,6 +3297,7 @@ _RULES: dict[str, tuple[Union[str, Callable[[Any], Any]], str]] = {
     "Fault": (_FAULT, f"close, reset or stall, and maybe a place: at start, {_PLACES}, or at end"),
     "Early": (_yes, "yes"),
     "Template": (_yes, "yes"),
+    "Next": (_next, "the name of a fixture in the same folder, and maybe after N, N from 1"),
 }
 
 #: Fields of a response that are sequences, as their directives may be repeated.
@@ -3362,10 +3416,12 @@ class Response:
     early: bool
     template: bool
     asis: bool
-    # For this module: the body before any coding, maybe in a file; what Content-Type it gets; and,
-    # on a 304 that stands for another response, the fields of that one which it leaves out.
+    # For this module: the body before any coding, maybe in a file; what Content-Type it gets; which
+    # fixture is the next, and after how many responses; and, on a 304 that stands for another
+    # response, the fields of that one which it leaves out.
     content: _Content
     media_type: Optional[str] = None
+    next: Optional[tuple[str, int]] = None
     unsaid: Optional[tuple[tuple[str, str], ...]] = None
     # Made from these: the names of the fields that are set, in lower case.
     given: frozenset[str]
@@ -3445,6 +3501,7 @@ class Response:
         """What happens to it on its way, for the reader of a transcript."""
         said = [("Delay", f"{self.delay:g}" if self.delay else ""), *_each("Pause", self.pause)]
         said += [("Rate", self.rate), ("Fault", self.fault), ("Early", "yes" if self.early else "")]
+        said += [("Next", "{} after {}".format(*self.next) if self.next else "")]
         notes = [f"{name}: {value}" for name, value in said if value]
         return [*notes, "as it is"] if self.asis else notes
 
