@@ -1071,8 +1071,10 @@ class _Record:
         self._requests: list[Request] = []
         self._errors: list[str] = []
         self._ended = False  # the server, so that nothing more will come
-        #: Told of each request and each handshake that failed, and of each error.
+        #: Told of each request and each handshake that failed, of each response that has ended, and
+        #: of each error.
         self.log: Callable[[object], None] = _log
+        self.log_end: Callable[[Request], None] = lambda request: None
         self.log_error: Callable[[object], None] = _log
 
     @property
@@ -1805,6 +1807,7 @@ class FeedTestRequestHandler:
             request.is_answered = not self.client_left
         finally:
             request.ended_at = time.perf_counter()
+            self.record.log_end(request)
             if self.stream:
                 self.leave_stream(request)
 
@@ -3939,6 +3942,7 @@ class Request:
     response: Optional[Response] = None
     step = ""
     refused = is_scripted = False
+    is_own = False  # it was for a page of the server's own
     # By time.perf_counter(), as the server's clock may stand still: when the last of it came, and
     # when its response ended; and whether that was sent whole, to a client that stayed.
     heard_at = 0.0
@@ -4179,15 +4183,17 @@ def audit(requests: Iterable[Request], *, every: Optional[float] = None) -> list
     """
     client = _Client(_checked_every(every))
     in_order = sorted(requests, key=lambda request: request.heard_at)
-    findings: list[Finding] = []
     for request in in_order:
-        findings += client.ask(request)
+        client.ask(request)
         client.end(request)
-    findings += client.learn(math.inf)
+    client.learn(math.inf)
     places = {id(request): place for place, request in enumerate(in_order)}
     rules = list(_POLITENESS)
-    findings.sort(key=lambda found: (places[id(found.request)], rules.index(found.rule)))
-    return findings
+
+    def place(finding: Finding) -> tuple[int, int]:
+        return places[id(finding.request)], rules.index(finding.rule)
+
+    return sorted(client.findings, key=place)
 
 
 # The audit: what an exchange is
@@ -4608,6 +4614,8 @@ class _Client:
         #: Each cookie that was set, with the hosts that it is for; ".a.example" are all below.
         self.cookies: dict[str, set[str]] = {}
         self.numbers = itertools.count(1)
+        #: What is wrong with the requests so far.
+        self.findings: list[Finding] = []
         #: By the ids of their requests: the exchanges in flight; a heap of those that have ended.
         self.in_flight: dict[int, _Exchange] = {}
         self.ended: list[tuple[float, int, _Exchange]] = []
@@ -4617,9 +4625,9 @@ class _Client:
             self.urls[url] = _Known(self)
         return self.urls[url]
 
-    def ask(self, request: Request) -> Iterator[Finding]:
-        """The findings up to the next request, whose response the client knows later on."""
-        yield from self.learn(request.heard_at)
+    def ask(self, request: Request) -> None:
+        """Judge the next request, whose response the client knows later on."""
+        self.learn(request.heard_at)
         if request.response is None or request.refused or request.method == "CONNECT":
             return
         exchange = _Exchange(request, request.response, next(self.numbers))
@@ -4628,7 +4636,7 @@ class _Client:
         self.origins[exchange.origin].begin(exchange)
         if exchange.is_get:
             known.count(exchange)
-        yield from self.judge(exchange, _POLITENESS if exchange.is_get else _OF_ANY_METHOD)
+        self.judge(exchange, _POLITENESS if exchange.is_get else _OF_ANY_METHOD)
         self.hear(exchange, known)
 
     def end(self, request: Request) -> None:
@@ -4637,8 +4645,8 @@ class _Client:
         if exchange:
             heapq.heappush(self.ended, (request.ended_at, exchange.number, exchange))
 
-    def learn(self, now: float) -> Iterator[Finding]:
-        """Learn from what has ended by now, and tell what was asked for twice meanwhile."""
+    def learn(self, now: float) -> None:
+        """Learn from what has ended by now, and judge what was asked for twice meanwhile."""
         while self.ended and self.ended[0][0] <= now:
             exchange = heapq.heappop(self.ended)[2]
             known, origin = self.urls[exchange.url], self.origins[exchange.origin]
@@ -4646,7 +4654,7 @@ class _Client:
             if not exchange.is_get:
                 continue
             for each in known.take_repeats(exchange):
-                yield from self.judge(each, ["repeated"])
+                self.judge(each, ["repeated"])
             if exchange.has_failed:
                 known.failed = max(known.failed, exchange.number)
             if exchange.is_whole:
@@ -4654,16 +4662,15 @@ class _Client:
                 if exchange.status == 429 and exchange.retry_after():
                     origin.too_many = exchange
 
-    def judge(self, exchange: _Exchange, rules: Iterable[str]) -> Iterator[Finding]:
-        """What is wrong with a request, by these rules."""
-        known = self.urls[exchange.url]
+    def judge(self, exchange: _Exchange, rules: Iterable[str]) -> None:
+        """Look what is wrong with a request, by these rules."""
+        request, known = exchange.request, self.urls[exchange.url]
         for name in rules:
             for wrong in _POLITENESS[name](exchange, known):
-                request = exchange.request
                 which = f" ({_ordinal(exchange.gets)} request)" if exchange.is_get else ""
                 finding = Finding(f"{request.method} {request.shown}{which}: {wrong}")
                 finding.rule, finding.request = name, request
-                yield finding
+                self.findings.append(finding)
                 break
 
     def hear(self, exchange: _Exchange, known: _Known) -> None:
@@ -4872,9 +4879,14 @@ def _cookies(value: str) -> list[str]:
     return [pair for pair in ("=".join(parts).strip("=") for parts in pairs) if pair]
 
 
+def _as_utf_8(value: str) -> str:
+    """A field's value, which is in Latin-1, as it was most likely meant."""
+    return value.encode("latin-1").decode("utf-8", "backslashreplace")
+
+
 def _legible(value: str) -> str:
-    """What a sentence shows of a field's value, which is in Latin-1."""
-    return value.encode("latin-1").decode("utf-8", "backslashreplace")[:200] or "blank"
+    """What a sentence shows of a field's value."""
+    return _as_utf_8(value)[:200] or "blank"
 
 
 def _ordinal(number: int) -> str:
@@ -4888,11 +4900,14 @@ def _ordinal(number: int) -> str:
 _SHOWN = 5
 
 
-def _judgement(client: str, findings: Sequence[Finding]) -> str:
+def _judgement(client: str, findings: Iterable[Finding]) -> str:
     """What a person reads of the findings: rule by rule, the first ones of each."""
-    lines = [f"{client} was not polite:" if findings else f"{client} was polite"]
-    for rule in _POLITENESS:
-        broken = [finding for finding in findings if finding.rule == rule]
+    by_rule: dict[str, list[Finding]] = collections.defaultdict(list)
+    for finding in findings:
+        by_rule[finding.rule].append(finding)
+    lines = [f"{client} was not polite:" if by_rule else f"{client} was polite"]
+    for rule in filter(by_rule.__contains__, _POLITENESS):
+        broken = by_rule[rule]
         lines += [f"  {finding} [{rule}]" for finding in broken[:_SHOWN]]
         lines += [f"  and {len(broken) - _SHOWN} more [{rule}]"] if broken[_SHOWN:] else []
     return "\n".join(lines)
@@ -6022,28 +6037,182 @@ class FeedTestServerMixin(_TestCase):
 
 
 class _Server(FeedTestServer):
-    """The server of the command line: all signals go to the main thread."""
+    """The server of the command line: prints what comes in, and shows it on a page of its own.
+
+    Each User-Agent is taken for one client. All signals go to the main thread.
+    """
+
+    def __init__(self, options: Any, say: _Say) -> None:
+        super().__init__(options.directory, host=options.bind, port=options.port, bind_timeout=0)
+        self.options, self.say = options, say
+        self._site.listing = self.own_page
+        self._record.log, self._record.log_end = self.note, self.note_end
+        self._record.log_error = self.note_error
+        self.count = 0
+        self.last: collections.deque[Request] = collections.deque(maxlen=_ROWS)
+        #: By their User-Agent without digits, as some readers name the number of their subscribers.
+        self.clients: dict[str, tuple[str, _Client]] = {}
 
     def run(self) -> None:
         """Serve until told to stop."""
         _block_signals()
         super().run()
 
+    def tell(self, text: object, **as_json: object) -> None:
+        """Print a text, or, where JSON was asked for, these instead."""
+        if not self.options.json:
+            self.say(text, sys.stdout)
+        elif as_json:
+            self.say(json.dumps(as_json), sys.stdout)
 
-def _listing(server: FeedTestServer, request: Request, folder: str) -> Optional[Response]:
-    """The list of fixtures for a folder without an index, else None."""
-    fixtures = server.fixtures() if request.path.endswith("/") else []
-    below = folder + request.path[1:]
-    listed = [fixture for fixture in fixtures if fixture.name.startswith(below)]
-    if not listed and request.path != "/":
-        return None
-    rows = "\n".join(_index_row(server._site, fixture) for fixture in listed)
-    title = html.escape(f"Fixtures in {request.path}")
-    page = _readable(_INDEX_PAGE.format(title=title, rows=rows))
-    media_type = ("Content-Type", "text/html; charset=utf-8")
-    return Response(page.encode("utf-8", "backslashreplace"), headers=[media_type])
+    def note(self, event: object) -> None:
+        """Print a request, and judge it; or print how a handshake failed."""
+        if not isinstance(event, Request):
+            self.tell(event)
+            return
+        if not (event.is_own and event.head.query == _REFRESH):
+            self.tell(event, request=_as_json(event))
+        if event.is_own:
+            return
+        self.count += 1
+        self.last.appendleft(event)
+        if not event.refused:
+            name, key = _client_name(event)
+            if key not in self.clients:
+                self.clients[key] = name, _Client(self.options.every)
+            self.clients[key][1].ask(event)
+
+    def note_end(self, request: Request) -> None:
+        """Have its client know that the response to a request has ended."""
+        key = _client_name(request)[1]
+        if key in self.clients:
+            self.clients[key][1].end(request)
+
+    def note_error(self, words: object) -> None:
+        """Print an error, unless that is to be JSON, which has them at the end."""
+        if not self.options.json:
+            self.say(words, sys.stderr)
+
+    def findings(self) -> Iterator[tuple[str, list[Finding]]]:
+        """The clients, in the order in which they came, with the findings about each so far."""
+        for name, client in self.clients.values():
+            client.learn(time.perf_counter())
+            yield name, client.findings
+
+    def report(self) -> int:
+        """Tell what the clients did wrong; returns how many findings and errors there were."""
+        found = 0
+        for name, findings in self.findings():
+            found += len(findings)
+            if not self.options.json:
+                self.tell(f"\n{_judgement(name, findings)}")
+                continue
+            for each in findings:
+                url = each.request.url
+                self.tell("", finding={"client": name, "rule": each.rule, "text": each, "url": url})
+        for words in self.errors if self.options.json else ():
+            self.tell("", error=words)
+        return found + len(self.errors)
+
+    # Its own pages
+
+    def own_page(self, request: Request, folder: str) -> Optional[Response]:
+        """The page of a folder without an index, and what belongs to it; else None."""
+        path, below = request.path, folder + request.path[1:]
+        if path == "/favicon.ico":
+            response = Response(status=404)
+        elif path == "/fixtures.opml":
+            response = self.opml(request.origins[0])
+        elif path == "/" and request.head.query == _REFRESH:
+            response = _page("text/html", self.shown())
+        elif path == "/" or any(self.fixtures_below(below)):
+            rows = "\n".join(_index_row(self._site, each) for each in self.fixtures_below(below))
+            title = html.escape(f"Fixtures in {path}")
+            response = _page(
+                "text/html", _INDEX_PAGE.format(title=title, shown=self.shown(), rows=rows)
+            )
+        else:
+            return None
+        request.is_own = True
+        return response
+
+    def fixtures_below(self, folder: str) -> list[Fixture]:
+        is_folder = folder.endswith("/") or not folder
+        return (
+            [each for each in self.fixtures() if each.name.startswith(folder)] if is_folder else []
+        )
+
+    def shown(self) -> str:
+        """The part of the page that tells what came in, and what each client did wrong."""
+        if not self.count:
+            return "<p>No requests so far."
+        head = f"Requests: the last {_ROWS} of {self.count}" if self.count > _ROWS else "Requests"
+        parts = [f"<h2>{head}</h2><table><tr><th>Request<th>Response<th>Client"]
+        for request in self.last:
+            asked, _, _ = f"{request}".rpartition(" -> ")
+            response = _shown_status(request.response) if request.response else ""
+            response += f" ({request.step})" if request.step else ""
+            cells = map(html.escape, (asked, response, _client_name(request)[0]))
+            parts.append("<tr><td>" + "<td>".join(cells))
+        parts.append("</table>")
+        for name, findings in itertools.islice(self.findings(), _ROWS):
+            first, *wrong = html.escape(_judgement(name, findings)).split("\n")
+            items = "".join(f"<li>{each}" for each in wrong)
+            parts.append(f"<h2>{first}</h2><ul class='wrong'>{items}</ul>")
+        return "\n".join(parts)
+
+    def opml(self, origin: str) -> Response:
+        """All feeds, to subscribe to at once (OPML 2.0)."""
+        lines = []
+        for fixture in self.fixtures():
+            try:
+                media_type = _response_of(self._site, fixture).value("content-type") or ""
+            except (DirectiveError, OSError):  # what it responds is what is wrong with it
+                media_type = _media_type(fixture.name)
+            if not re.fullmatch(f"{_NO_FEED}|.*opml", media_type.partition(";")[0].strip().lower()):
+                url = f"{origin}{fixture.url[len(self.base_url) :]}"
+                name = re.sub(
+                    r"[^\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]",
+                    "\ufffd",
+                    _readable(fixture.name),
+                )
+                lines.append(
+                    f"<outline type='rss' text='{html.escape(name)}' xmlUrl='{html.escape(url)}'/>"
+                )
+        return _page("text/x-opml", _OPML.format("\n".join(lines)))
 
 
+def _client_name(request: Request) -> tuple[str, str]:
+    """What a client calls itself, also without digits: some name the number of subscribers."""
+    name = request.headers["User-Agent"]
+    called = _legible(name) if name else "a client without a name"
+    return called, re.sub("[0-9]+", "", called)
+
+
+def _as_json(request: Request) -> dict[str, object]:
+    """What another program may want to know of a request, with its body as text."""
+    response = request.response
+    has_status = response is not None and _events(response, b"")[0][0] >= 0
+    return {
+        "method": request.method,
+        "url": request.url,
+        "headers": [[name, _as_utf_8(value)] for name, value in request.head.fields],
+        "body": request.body.decode("utf-8", "backslashreplace"),
+        "status": response.status if response and has_status else None,
+        "time": request.time,
+        "connection": request.connection,
+    }
+
+
+def _page(media_type: str, text: str) -> Response:
+    content_type = ("Content-Type", f"{media_type}; charset=utf-8")
+    return Response(_readable(text).encode("utf-8", "backslashreplace"), headers=[content_type])
+
+
+#: The query by which the page asks for what has come since.
+_REFRESH = "refresh"
+#: Requests, and clients, that the page shows.
+_ROWS = 100
 #: Seconds that the command line waits at its end for its output to be read.
 _PATIENCE = 5.0
 #: Prints a text to a stream, if there is one.
@@ -6051,10 +6220,11 @@ _Say = Callable[[object, Optional[TextIO]], None]
 
 
 @contextlib.contextmanager
-def _printing() -> Iterator[_Say]:
+def _printing(statuses: list[int]) -> Iterator[_Say]:
     """A function that prints in a thread, so that a slow reader does not delay the server.
 
-    At the end all is printed, unless that takes longer than _PATIENCE.
+    At the end all is printed, unless that takes longer than _PATIENCE. If the process is ended
+    then, it is with the greatest of these exit statuses.
     """
     import queue  # for the command line only
 
@@ -6073,7 +6243,7 @@ def _printing() -> Iterator[_Say]:
         texts.put(None)
         thread.join(_PATIENCE)
         if thread.is_alive() and __name__ == "__main__":
-            os._exit(0)  # at exit, the interpreter would wait for the output, or abort
+            os._exit(max(statuses))  # at exit, the interpreter would wait for the output, or abort
 
 
 def _say(text: object, stream: Optional[TextIO]) -> None:
@@ -6098,6 +6268,15 @@ def _say(text: object, stream: Optional[TextIO]) -> None:
             os.dup2(null.fileno(), stream.fileno())
 
 
+_OPML = """\
+<?xml version="1.0" encoding="utf-8"?>
+<opml version="2.0">
+<head><title>Fixtures</title></head>
+<body>
+{}
+</body>
+</opml>
+"""
 _INDEX_PAGE = """\
 <!DOCTYPE html>
 <html lang="en">
@@ -6110,12 +6289,29 @@ _INDEX_PAGE = """\
 body {{ font: 1rem/1.5 system-ui; margin: 2rem auto; max-width: 72rem; padding: 0 1rem }}
 table {{ border-collapse: collapse; text-align: left; width: 100% }}
 th, td {{ border-bottom: 1px solid #8884; padding: .4rem .8rem .4rem 0; vertical-align: top }}
-td:first-child {{ white-space: nowrap }}
-td:nth-child(3) {{ min-width: 18rem; overflow-wrap: anywhere }}
+td, li {{ overflow-wrap: anywhere }}
+h2 {{ font-size: 1.2rem }}
 ul {{ list-style: none; margin: 0; padding: 0 }}
 .wrong {{ color: light-dark(#b00020, #ff8a80) }}
+@media (max-width: 40rem) {{
+  th {{ display: none }}
+  td {{ border: 0; display: block; padding: 0 }}
+  tr {{ border-bottom: 1px solid #8884; display: block; padding: .4rem 0 }}
+}}
 </style>
+<noscript><meta http-equiv="refresh" content="2"></noscript>
 <h1>{title}</h1>
+<div id="shown">
+{shown}
+</div>
+<script>
+let last = ""
+setInterval(async () => {{
+  const text = await (await fetch("/?refresh")).text()
+  if (text !== last) document.getElementById("shown").innerHTML = last = text
+}}, 2000)
+</script>
+<h2><a href="/fixtures.opml">Fixtures</a></h2>
 <table>
 <tr><th>Fixture<th>Status<th>Fields<th>Description
 {rows}
@@ -6123,14 +6319,20 @@ ul {{ list-style: none; margin: 0; padding: 0 }}
 """
 
 
-def _index_row(site: _Site, fixture: Fixture) -> str:
-    """A row of the page: a fixture and the response it will give."""
+def _response_of(site: _Site, fixture: Fixture) -> Response:
+    """What a GET of a fixture is responded; raises DirectiveError, or OSError."""
     base_url = site.root_url()
     request = Request(_Head("GET", fixture.url[len(base_url) :], "1.1"), base_url, "")
-    link = f"<a href='{html.escape(request.target)}'>{html.escape(fixture.name)}</a>"
+    return _plan(request, site.fixture(fixture.name), "", True).response
+
+
+def _index_row(site: _Site, fixture: Fixture) -> str:
+    """A row of the page: a fixture and the response it will give."""
+    target = fixture.url[len(site.root_url()) :]
+    link = f"<a href='{html.escape(target)}'>{html.escape(fixture.name)}</a>"
     try:
         description = html.escape(fixture.directives["Description"] or "")
-        response = _plan(request, site.fixture(fixture.name), "", True).response
+        response = _response_of(site, fixture)
     except (DirectiveError, OSError) as error:
         return f"<tr><td>{link}<td>500<td colspan='2' class='wrong'>{html.escape(str(error))}"
     status = html.escape(_shown_status(response))
@@ -6157,7 +6359,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             return _record_feed(*options.record)
         if options.check:
             return _check(options.directory)
-        return _serve(options.directory, options.bind, options.port)
+        return _serve(options)
     except (OSError, ValueError, http.client.HTTPException) as error:
         _say(f"feedtestserver: {error}", sys.stderr)
         return 1
@@ -6166,35 +6368,47 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 def _options(arguments: Optional[Sequence[str]]) -> Any:
     import argparse  # for the command line only
 
+    def interval(text: str) -> Optional[float]:
+        try:
+            return _checked_every(float(text))
+        except ValueError:
+            right = "it takes a positive number of seconds"
+            raise argparse.ArgumentTypeError(f"found {text!r:.80}; {right}") from None
+
     words = "Serve a directory of fixtures, each as the directives in its comments say."
     parser = argparse.ArgumentParser("feedtestserver", description=words)
     parser.add_argument("directory", nargs="?", default="data", help="default: %(default)s")
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0: any")
     parser.add_argument("--bind", default="127.0.0.1", help="address; default: %(default)s")
     parser.add_argument("--check", action="store_true", help="read every directive, report errors")
+    json_too = "print JSON, an object a line"
+    parser.add_argument("--json", action="store_true", help=json_too)
+    strict = "exit with status 1 if a client was not polite, or a fixture is wrong"
+    parser.add_argument("--strict", action="store_true", help=strict)
+    every = "how often a client may ask for a URL"
+    parser.add_argument("--every", metavar="SECONDS", type=interval, help=every)
     record = "fetch a live feed into FILE, its status and headers into FILE.headers"
     parser.add_argument("--record", nargs=2, metavar=("URL", "FILE"), help=record)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser.parse_args(arguments)
 
 
-def _serve(directory: str, host: str, port: int) -> int:
+def _serve(options: Any) -> int:
     """Serve until Ctrl-C, SIGTERM or QUIT; then say what the clients did wrong."""
-    with _noted_signals() as signals, _printing() as say:
-        server = _Server(directory, host=host, port=port, bind_timeout=0)
-        server._site.listing = functools.partial(_listing, server)
-        server._record.log = lambda event: say(event, sys.stdout)
-        server._record.log_error = lambda words: say(words, sys.stderr)
+    statuses = [0]
+    with _noted_signals() as signals, _printing(statuses) as say:
+        server = _Server(options, say)
         server.start()
         try:
-            say(f"{server.base_url}/", sys.stdout)
+            url = f"{server.base_url}/"
+            server.tell(url, url=url)
             while server.is_alive() and not signals:
                 server.join(0.1)
         finally:
             server.stop()
-        for judgement in _judge_each_client(server.requests):
-            say(f"\n{judgement}", sys.stdout)
-    return 0
+        if server.report() and options.strict:
+            statuses.append(1)
+    return max(statuses)
 
 
 @contextlib.contextmanager
@@ -6224,19 +6438,6 @@ def _block_signals() -> None:
     """
     if hasattr(signal, "pthread_sigmask"):  # not on Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-
-
-def _judge_each_client(requests: Iterable[Request]) -> Iterator[str]:
-    """The findings about each client; each User-Agent is taken for one."""
-    clients: dict[str, list[Request]] = {}
-    for request in requests:
-        if not request.refused:
-            # Without digits, as some readers name the number of their subscribers.
-            name = re.sub("[0-9]+", "", request.headers["User-Agent"] or "")
-            clients.setdefault(name, []).append(request)
-    for sent in clients.values():
-        called = sent[0].headers["User-Agent"]
-        yield _judgement(_legible(called) if called else "a client without a name", audit(sent))
 
 
 def _check(directory: str) -> int:
