@@ -6145,9 +6145,9 @@ class _Server(FeedTestServer):
     def shown(self) -> str:
         """The part of the page that tells what came in, and what each client did wrong."""
         if not self.count:
-            return "<p>No requests so far."
+            return "<h1>No requests so far</h1>"
         head = f"Requests: the last {_ROWS} of {self.count}" if self.count > _ROWS else "Requests"
-        parts = [f"<h2>{head}</h2><table><tr><th>Request<th>Response<th>Client"]
+        parts = [f"<h1>{head}</h1><table><tr><th>Request<th>Response<th>Client"]
         for request in self.last:
             asked, _, _ = f"{request}".rpartition(" -> ")
             response = _shown_status(request.response) if request.response else ""
@@ -6284,12 +6284,15 @@ _INDEX_PAGE = """\
 <meta name="color-scheme" content="light dark">
 <meta name="referrer" content="no-referrer">
 <meta name="viewport" content="width=device-width">
+<link rel="icon" href="data:,">
 <title>{title}</title>
 <style>
 body {{ font: 1rem/1.5 system-ui; margin: 2rem auto; max-width: 72rem; padding: 0 1rem }}
 table {{ border-collapse: collapse; text-align: left; width: 100% }}
 th, td {{ border-bottom: 1px solid #8884; padding: .4rem .8rem .4rem 0; vertical-align: top }}
 td, li {{ overflow-wrap: anywhere }}
+td:first-child {{ min-width: 16rem }}
+h1 {{ font-size: 1.5rem }}
 h2 {{ font-size: 1.2rem }}
 ul {{ list-style: none; margin: 0; padding: 0 }}
 .wrong {{ color: light-dark(#b00020, #ff8a80) }}
@@ -6300,7 +6303,6 @@ ul {{ list-style: none; margin: 0; padding: 0 }}
 }}
 </style>
 <noscript><meta http-equiv="refresh" content="2"></noscript>
-<h1>{title}</h1>
 <div id="shown">
 {shown}
 </div>
@@ -6311,7 +6313,8 @@ setInterval(async () => {{
   if (text !== last) document.getElementById("shown").innerHTML = last = text
 }}, 2000)
 </script>
-<h2><a href="/fixtures.opml">Fixtures</a></h2>
+<h1>{title}</h1>
+<p>All feeds, to subscribe to at once: <a href="/fixtures.opml">fixtures.opml</a>
 <table>
 <tr><th>Fixture<th>Status<th>Fields<th>Description
 {rows}
