@@ -2876,6 +2876,7 @@ def _read_fixture(path: str, name: str) -> Response:
     directives = _directives_of(path, data).checked()
     said = _DEFAULTS | directives.arguments
     said.update(asis=name.lower().endswith(".asis"), next=directives.next)
+    said["description"] = directives["Description"] or ""
     return _set(Response.__new__(Response), content=content, media_type=_media_type(name), **said)
 
 
@@ -3419,11 +3420,12 @@ class Response:
     early: bool
     template: bool
     asis: bool
-    # For this module: the body before any coding, maybe in a file; what Content-Type it gets; which
-    # fixture is the next, and after how many responses; and, on a 304 that stands for another
-    # response, the fields of that one which it leaves out.
+    # For this module: the body before any coding, maybe in a file; what Content-Type it gets; of a
+    # fixture, its description, which one is the next, and after how many responses; and, on a 304
+    # that stands for another response, the fields of that one which it leaves out.
     content: _Content
     media_type: Optional[str] = None
+    description = ""
     next: Optional[tuple[str, int]] = None
     unsaid: Optional[tuple[tuple[str, str], ...]] = None
     # Made from these: the names of the fields that are set, in lower case.
@@ -6334,7 +6336,6 @@ def _index_row(site: _Site, fixture: Fixture) -> str:
     target = fixture.url[len(site.root_url()) :]
     link = f"<a href='{html.escape(target)}'>{html.escape(fixture.name)}</a>"
     try:
-        description = html.escape(fixture.directives["Description"] or "")
         response = _response_of(site, fixture)
     except (DirectiveError, OSError) as error:
         return f"<tr><td>{link}<td>500<td colspan='2' class='wrong'>{html.escape(str(error))}"
@@ -6343,6 +6344,7 @@ def _index_row(site: _Site, fixture: Fixture) -> str:
     shown = [("code", ": ".join(field)) for field in response.headers if field not in added]
     shown += [("em", text) for text in response.mechanics()]
     items = "".join(f"<li><{tag}>{html.escape(text)}</{tag}>" for tag, text in shown)
+    description = html.escape(response.description)
     return f"<tr><td>{link}<td>{status}<td><ul>{items}</ul><td>{description}"
 
 
