@@ -787,8 +787,9 @@ class _Site:
         self._numbers = itertools.count()
         self._exact: dict[tuple[Any, ...], _Script] = {}
         self._patterns: dict[tuple[Any, ...], _Script] = {}
-        #: By host, path and fixture: to which one Next has led, and how often that has responded.
-        self._lives: dict[tuple[str, str, str], tuple[str, int]] = {}
+        #: By host, path and fixture: to which one Next has led, from which one, and how often that
+        #: has responded.
+        self._lives: dict[tuple[str, str, str], tuple[str, str, int]] = {}
         # The last turn of the server, and the fixtures that were looked up in it.
         self._seen: tuple[Optional[int], dict[str, Optional[Response]]] = (None, {})
 
@@ -905,14 +906,15 @@ class _Site:
             return fixture
         key = request.host, request.head.normal_path, name
         with self._lock:
-            now, count = self._lives.get(key, (name, 0))
+            before, now, count = self._lives.get(key, (name, name, 0))
+            self.fixture(before)  # tells where the line is wrong that has led here
             fixture = self.fixture(now)
             if fixture.next and count >= fixture.next[1]:
                 folder, slash, _ = now.rpartition("/")
-                now, count = f"{folder}{slash}{fixture.next[0]}", 0
+                before, now, count = now, f"{folder}{slash}{fixture.next[0]}", 0
                 fixture = self.fixture(now)
             if request.method == "GET" and request.heard_at:  # else this only looks ahead
-                self._lives[key] = now, count + 1
+                self._lives[key] = before, now, count + 1
         if now != name:
             request.step = ", ".join(filter(None, (request.step, f"Next has led to {now}")))
         return fixture
@@ -2863,7 +2865,9 @@ def _load(directory: str, name: str) -> Optional[Response]:
         return loaded[2]
     response = _read_fixture(path, name) if _may_be_served(_root(directory), name) else None
     # A file this new may change again within the resolution of its time stamp.
-    if time.time() - max(*stamp[:2], *(sidecar or ())[:2]) / 1e9 > 2:
+    # Whether the next one is there is looked at each time.
+    is_last = response is None or response.next is None
+    if is_last and time.time() - max(*stamp[:2], *(sidecar or ())[:2]) / 1e9 > 2:
         if len(_loaded) >= _MAX_LOADED:
             _loaded.clear()
         _loaded[directory, name] = stamp, sidecar, response
@@ -2900,7 +2904,7 @@ def _directives_of(path: str, data: bytes) -> Directives:
 
 def _check_next(folder: str, name: str) -> None:
     """Raise ValueError unless there is a fixture of that name."""
-    if _stamp(os.path.join(folder, name)) is None or _is_sidecar(name):
+    if _stamp(os.path.join(folder, name)) is None or not _may_be_served(_root(folder), name):
         names = {each: shown for each, shown in _some_names(folder).items() if "/" not in each}
         raise ValueError(f"{_sentence('Next', name)}{_nearest(name, names)}")
 
@@ -3230,7 +3234,8 @@ _PAUSE = f"{_SECONDS} at (?:{_PLACE})"
 _FAULT = f"(?:close|reset|stall)(?: at (?:start|{_PLACE}|end))?"
 _PLACES = "at headers, at a number of bytes, at 0% to 100%"
 #: A name without slashes; " after " begins the number of responses.
-_NEXT = r"((?:(?![ \t]after(?:[ \t]|\Z))[^/\\])+)(?:[ \t]+after[ \t]+([1-9][0-9]{0,11}))?"
+_AFTER = r"[ \t]+(?i:after)"
+_NEXT = rf"((?:(?!{_AFTER}(?:[ \t]|\Z))[^/\\])+)(?:{_AFTER}[ \t]+([1-9][0-9]{{0,11}}))?"
 _FROM_1 = "a whole number from 1 to 999999999999"
 
 # Each of these reads the text of a directive, or a value given to ``Response``. It returns the
@@ -4219,11 +4224,12 @@ _CHOOSING = {"accept", "accept-language", "authorization", "cookie"}
 class _Exchange:
     """A request and its response, and what can be read from them alone."""
 
-    # What the client learns about it: how many GETs of its URL there were, with this one; whether
-    # a response had asked for it; whether its own has ended; and an earlier one like it, of which
-    # the response was on its way and did come whole.
+    # What the client learns about it: how many GETs of its URL there were, with this one; which
+    # response had asked for it; whether its own has ended; and an earlier one like it, of which the
+    # response was on its way and did come whole.
     gets = 0
-    is_invited = is_over = False
+    invitation: Optional[_Exchange] = None
+    is_over = False
     repeats: Optional[_Exchange] = None
 
     def __init__(self, request: Request, response: Response, number: int) -> None:
@@ -4320,26 +4326,25 @@ class _Exchange:
         is_over = self.is_cut or self.request.ended_at < math.inf
         return self.status >= 400 or (is_over and not self.is_whole)
 
-    def retry_after(self) -> list[tuple[float, str]]:
-        """Until when it asks to wait, and by which words, if it does (RFC 9110 10.2.3)."""
+    def retry_after(self) -> Optional[tuple[float, str]]:
+        """Until when it asks to wait, and in which words, if it does (RFC 9110 10.2.3)."""
         if self.status not in (429, 503):
-            return []
+            return None
         value = self.given.get("retry-after", [""])[0]
         end, seconds = _seconds(value), _number(value)
         if seconds is not None:  # clients may count from Date, which has no fractions
             end = math.floor(self.request.time) + seconds
-        words = f"Retry-After was {_legible(value)} (RFC 9110 10.2.3)"
-        return [] if end is None else [(end, words)]
+        return None if end is None else (end, f"Retry-After was {_legible(value)}")
 
-    def freshness(self) -> list[tuple[float, str]]:
+    def freshness(self) -> Optional[tuple[float, str]]:
         """Until when it is fresh, and by which words, if it tells (RFC 9111 4.2)."""
         if self.given.keys().isdisjoint(("cache-control", "expires")):
-            return []
+            return None
         directives = self.members("Cache-Control")
         # Also no-cache with the names of fields, which clients may read as without (5.2.2.4).
         is_stale = any(directive.startswith(("no-cache", "no-store")) for directive in directives)
         if is_stale or self.status in _ASK_FOR_MORE or "*" in self.members("Vary"):
-            return []
+            return None
         max_ages = [each[len("max-age=") :] for each in directives if each.startswith("max-age=")]
         came, said_date = self.request.time, _seconds(self.value("Date"))
         date = came if said_date is None else said_date
@@ -4352,12 +4357,12 @@ class _Exchange:
             said = f"Expires was {_legible(expires)}"
             lifetime = (_seconds(expires) or 0) - date  # what is no date has passed (5.3)
         else:
-            return []
+            return None
         # A 304 changes only the fields that it carries (3.2): an Age before it may still hold.
         unsaid = _by_name(self.response.unsaid or ()).get("age", ("",))
         age = _number([*self.members("Age"), *_members(unsaid[0]), "0"][0]) or 0
         said += f" and Age was {age}" if age else ""
-        return [(came + lifetime - max(age, came - date), f"{said} (RFC 9111 4.2)")]
+        return came + lifetime - max(age, came - date), said
 
 
 @functools.lru_cache(maxsize=1024)
@@ -4448,9 +4453,10 @@ class _Known:
         #: All validators, and the types of all bodies, that this URL ever gave.
         self.ever_given: set[str] = set()
         self.media_types: set[str] = set()
-        #: The URLs whose redirects lead here just now, and the origins from which any has.
+        #: The URLs whose redirects lead here just now; and the origins from which any has led here,
+        #: with the credentials that were sent there.
         self.sources: set[str] = set()
-        self.led_by: set[str] = set()
+        self.led_by: dict[str, set[tuple[str, str]]] = {}
         #: By the URLs that gave them: responses that ask for one request here at once.
         self.invitations: dict[str, _Exchange] = {}
         #: By what they sent: the GETs since the first that is still in flight.
@@ -4473,35 +4479,32 @@ class _Known:
         by_name = _media_type(exchange.request.head.path)
         return exchange.media_type or self.media_type or by_name
 
-    def accepts(self, get: _Exchange) -> bool:
-        """Whether a response has asked for this request; each asks for one.
+    def invitation(self, get: _Exchange) -> Optional[_Exchange]:
+        """The response that has asked for this request, if any; each asks for one.
 
         The very same request again is only what a redirect asks for.
         """
         for url, response in self.invitations.items():
-            if url != get.url or response.status in _REDIRECTS or response.sent != get.sent:
-                del self.invitations[url]
-                return True
-        return False
+            if url != get.url or response.leads_to or response.sent != get.sent:
+                return response
+        return None
 
     def strays(self, exchange: _Exchange) -> dict[tuple[str, str], str]:
-        """The credentials it sends that belong to another origin, and to which.
+        """The credentials it sends that are another origin's, and which origin's.
 
-        They do if a redirect has led here from there, unless this one may have them, too.
+        They are if a redirect has led here from there, unless this one may have them, too.
         """
-        found: dict[tuple[str, str], str] = {}
+        origins, found = self.client.origins, {}
+        own, host = origins[exchange.origin], _host_and_port(exchange.origin)[0]
         for each in exchange.credentials if self.led_by else ():
-            own, host = self.client.origins[exchange.origin], _host_and_port(exchange.origin)[0]
-            field, value = each
-            owners = [name for name in self.led_by if each in self.client.origins[name].credentials]
-            if field == "Authorization":
-                may_have = own.asks
-            else:
-                hosts = {_host_and_port(owner)[0] for owner in owners}
-                hosts.update(self.client.cookies.get(value, ()))
-                may_have = any(_is_within(host, domain) for domain in hosts)
-            if owners and not may_have and each not in own.credentials:
-                found[each] = min(owners)
+            is_cookie, hosts = each[0] == "Cookie", set(self.client.cookies.get(each[1], ()))
+            for origin, sent in self.led_by.items():
+                if each in sent or (is_cookie and each in origins[origin].credentials):
+                    hosts.add(_host_and_port(origin)[0])
+                    found[each] = origin
+            may_have = is_cookie and any(_is_within(host, domain) for domain in hosts)
+            if may_have or each in own.credentials or (own.asks and not is_cookie):
+                found.pop(each, None)
         return found
 
     @property
@@ -4524,7 +4527,7 @@ class _Known:
     def count(self, get: _Exchange) -> None:
         """Count a GET. If the first is a 304, take what it confirms as given before."""
         self.gets += 1
-        get.gets, get.is_invited = self.gets, self.accepts(get)
+        get.gets, get.invitation = self.gets, self.invitation(get)
         self.in_flight.setdefault(get.alike, collections.deque()).append(get)
         if get.status != 304 or self.kept:
             return
@@ -4565,8 +4568,12 @@ class _Known:
 
     def learn(self, exchange: _Exchange) -> None:
         """Learn from a response that has come whole."""
-        status, before = exchange.status, self.permanent
+        status, before, invitation = exchange.status, self.permanent, exchange.invitation
         self.last = exchange
+        if invitation and self.invitations.get(invitation.url) is invitation:
+            del self.invitations[invitation.url]
+        if status in _ASK_FOR_MORE and not exchange.leads_to:
+            self.invitations[exchange.url] = exchange
         if status < 400 or exchange.retry_after() or exchange.freshness():
             self.waiting = exchange
         if status < 400 or status == 410:
@@ -4682,17 +4689,18 @@ class _Client:
         origin.credentials.update(each for each in exchange.credentials if each not in strays)
         for value in exchange.given.get("set-cookie", ()):
             pair, _, attributes = value.partition(";")
-            domain = re.search(r"(?i)(?:\A|;)\s*domain\s*=\s*\.?([^\s;]+)", attributes)
-            host = f".{domain.group(1).lower()}" if domain else _host_and_port(exchange.origin)[0]
+            host = _host_and_port(exchange.origin)[0]
+            found = re.search(r"(?i)(?:\A|;)\s*domain\s*=\s*\.?([^\s;]+)", attributes)
+            if found and _is_within(host, domain := f".{found.group(1).lower()}"):
+                host = domain
             for cookie in _cookies(pair):
                 self.cookies.setdefault(cookie, set()).add(host)
                 origin.credentials.add(("Cookie", cookie))
         if exchange.leads_to:
             target = self.known(exchange.leads_to)
-            target.led_by |= known.led_by | {exchange.origin}
             target.invitations[exchange.url] = exchange
-        elif exchange.is_get and exchange.status in _ASK_FOR_MORE:
-            known.invitations[exchange.url] = exchange
+            sent = known.led_by.get(exchange.origin, set()).union(exchange.credentials)
+            target.led_by.update({**known.led_by, exchange.origin: sent})
         if exchange.request.method in ("GET", "HEAD"):
             known.hear(exchange)
 
@@ -4744,27 +4752,32 @@ def _wrong_validator(name: str, get: _Exchange, known: _Known) -> Iterator[str]:
 
 
 def _too_early(get: _Exchange, known: _Known) -> Iterator[str]:
-    last, now = known.waiting, get.request.time
-    limit = known.client.origins[get.origin].too_many
-    asked, is_own = "asked again", limit is None or (last and last.number >= limit.number)
-    if limit and not is_own:  # it is for all URLs of the origin (RFC 6585 4)
-        asked, last = f"asked for it after a 429 to {limit.request.shown:.200}", limit
-    if last is None or now < last.request.time:  # the clock was set back
-        return
-    is_same = is_own and not known.is_other_variant(get)
-    for end, said in last.retry_after() + (last.freshness() if is_same else []):
-        if now < end:
-            passed, left = math.floor(now - last.request.time), math.ceil(end - now)
-            yield f"{asked} after {passed} s, {left} s too early, as {said}"
+    last, limit = known.waiting, known.client.origins[get.origin].too_many
+    waits = []
+    if last:
+        waits.append((last, last.retry_after(), "", "RFC 9110 10.2.3"))
+        fresh = None if known.is_other_variant(get) else last.freshness()
+        waits.append((last, fresh, "", "RFC 9111 4.2"))
+    if limit and (last is None or last.number < limit.number):
+        to = f" for all of {get.origin}, in a 429 to {limit.request.shown:.200}"
+        waits.append((limit, limit.retry_after(), to, "RFC 6585 4"))
+    for before, said, to, source in waits:
+        if (
+            said and before.request.time <= get.request.time < said[0]
+        ):  # else the clock was set back
+            passed = math.floor(get.request.time - before.request.time)
+            left = math.ceil(said[0] - get.request.time)
+            yield f"asked again after {passed} s, {left} s too early, as {said[1]}{to} ({source})"
 
 
 def _too_often(get: _Exchange, known: _Known) -> Iterator[str]:
     every, last = known.client.every, known.last
-    if every is None or last is None or get.is_invited or known.is_other_variant(get):
+    if every is None or last is None or get.invitation or known.is_other_variant(get):
         return
     passed = get.request.time - last.request.time
     if 0 <= passed < every:
-        yield f"asked again after {math.floor(passed)} s; once in {every:g} s is enough"
+        interval = f"{every}".removesuffix(".0")
+        yield f"asked again after {math.floor(passed)} s; once in {interval} s is enough"
 
 
 def _repeated(get: _Exchange, known: _Known) -> Iterator[str]:
