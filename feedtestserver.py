@@ -680,7 +680,8 @@ class FeedTestServer(threading.Thread):
         found = audit(requests, every=every)
         findings = [finding for finding in found if finding.rule not in ignored]
         if findings:
-            raise AssertionError(f"{_judgement('the client', findings)}\n{_transcript(requests)}")
+            judgement = _judgement("the client", _by_rule(findings))
+            raise AssertionError(f"{judgement}\n{_transcript(requests)}")
 
 
 def _add_note(error: BaseException, words: str) -> None:
@@ -2733,13 +2734,16 @@ _ENDINGS = {
     "application": "atom=atom+xml json rdf=rdf+xml rss=rss+xml xml",
     "audio": "aac flac m4a=mp4 mp3=mpeg oga=ogg ogg opus=ogg wav",
     "image": "avif gif ico=vnd.microsoft.icon jpeg jpg=jpeg png svg=svg+xml webp",
-    "text": "html opml=x-opml txt=plain",
+    "font": "woff woff2",
+    "text": "css html htm=html js=javascript opml=x-opml txt=plain",
+    "video": "mp4 webm",
 }
 _CONTENT_TYPES = {
     f".{ending}": f"{kind}/{subtype or ending}"
     for kind, endings in _ENDINGS.items()
     for ending, _, subtype in (each.partition("=") for each in endings.split())
 }
+_ANY_TYPE = "application/octet-stream"
 _SIDECAR = ".headers"
 _HOST_FOLDER = re.compile(r"\.*[A-Za-z0-9-][A-Za-z0-9.-]*")
 #: Bodies up to this size are sent together with their head, and those of files kept in memory.
@@ -2911,7 +2915,7 @@ def _check_next(folder: str, name: str) -> None:
 
 def _media_type(name: str) -> str:
     """The media type that a name stands for, by the table above and not by the machine's."""
-    return _CONTENT_TYPES.get(os.path.splitext(name)[1].lower(), "application/octet-stream")
+    return _CONTENT_TYPES.get(os.path.splitext(name)[1].lower(), _ANY_TYPE)
 
 
 class _File:
@@ -4200,7 +4204,7 @@ def audit(requests: Iterable[Request], *, every: Optional[float] = None) -> list
     def place(finding: Finding) -> tuple[int, int]:
         return places[id(finding.request)], rules.index(finding.rule)
 
-    return sorted(client.findings, key=place)
+    return sorted(itertools.chain(*client.findings.values()), key=place)
 
 
 # The audit: what an exchange is
@@ -4623,8 +4627,8 @@ class _Client:
         #: Each cookie that was set, with the hosts that it is for; ".a.example" are all below.
         self.cookies: dict[str, set[str]] = {}
         self.numbers = itertools.count(1)
-        #: What is wrong with the requests so far.
-        self.findings: list[Finding] = []
+        #: What is wrong with the requests so far, by the rules.
+        self.findings: dict[str, list[Finding]] = {rule: [] for rule in _POLITENESS}
         #: By the ids of their requests: the exchanges in flight; a heap of those that have ended.
         self.in_flight: dict[int, _Exchange] = {}
         self.ended: list[tuple[float, int, _Exchange]] = []
@@ -4679,7 +4683,7 @@ class _Client:
                 which = f" ({_ordinal(exchange.gets)} request)" if exchange.is_get else ""
                 finding = Finding(f"{request.method} {request.shown}{which}: {wrong}")
                 finding.rule, finding.request = name, request
-                self.findings.append(finding)
+                self.findings[name].append(finding)
                 break
 
     def hear(self, exchange: _Exchange, known: _Known) -> None:
@@ -4915,14 +4919,14 @@ def _ordinal(number: int) -> str:
 _SHOWN = 5
 
 
-def _judgement(client: str, findings: Iterable[Finding]) -> str:
+def _by_rule(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
+    return {rule: [each for each in findings if each.rule == rule] for rule in _POLITENESS}
+
+
+def _judgement(client: str, findings: Mapping[str, Sequence[Finding]]) -> str:
     """What a person reads of the findings: rule by rule, the first ones of each."""
-    by_rule: dict[str, list[Finding]] = collections.defaultdict(list)
-    for finding in findings:
-        by_rule[finding.rule].append(finding)
-    lines = [f"{client} was not polite:" if by_rule else f"{client} was polite"]
-    for rule in filter(by_rule.__contains__, _POLITENESS):
-        broken = by_rule[rule]
+    lines = [f"{client} was not polite:" if any(findings.values()) else f"{client} was polite"]
+    for rule, broken in findings.items():
         lines += [f"  {finding} [{rule}]" for finding in broken[:_SHOWN]]
         lines += [f"  and {len(broken) - _SHOWN} more [{rule}]"] if broken[_SHOWN:] else []
     return "\n".join(lines)
@@ -6065,8 +6069,9 @@ class _Server(FeedTestServer):
         self._record.log_error = self.note_error
         self.count = 0
         self.last: collections.deque[Request] = collections.deque(maxlen=_ROWS)
-        #: By their User-Agent without digits, as some readers name the number of their subscribers.
-        self.clients: dict[str, tuple[str, _Client]] = {}
+        #: What each client calls itself, what it knows, and its requests; by its User-Agent without
+        #: digits, as some readers name the number of their subscribers.
+        self.clients: dict[str, tuple[str, _Client, list[Request]]] = {}
 
     def run(self) -> None:
         """Serve until told to stop."""
@@ -6078,6 +6083,8 @@ class _Server(FeedTestServer):
         if not self.options.json:
             self.say(text, sys.stdout)
         elif as_json:
+            # Surrogates, which stand for bytes of targets and file names, are in no JSON.
+            as_json = json.loads(_readable(json.dumps(as_json, ensure_ascii=False)))
             self.say(json.dumps(as_json), sys.stdout)
 
     def note(self, event: object) -> None:
@@ -6094,8 +6101,10 @@ class _Server(FeedTestServer):
         if not event.refused:
             name, key = _client_name(event)
             if key not in self.clients:
-                self.clients[key] = name, _Client(self.options.every)
-            self.clients[key][1].ask(event)
+                self.clients[key] = name, _Client(self.options.every), []
+            _, client, requests = self.clients[key]
+            client.ask(event)
+            requests.append(event)
 
     def note_end(self, request: Request) -> None:
         """Have its client know that the response to a request has ended."""
@@ -6108,26 +6117,22 @@ class _Server(FeedTestServer):
         if not self.options.json:
             self.say(words, sys.stderr)
 
-    def findings(self) -> Iterator[tuple[str, list[Finding]]]:
-        """The clients, in the order in which they came, with the findings about each so far."""
-        for name, client in self.clients.values():
-            client.learn(time.perf_counter())
-            yield name, client.findings
-
     def report(self) -> int:
         """Tell what the clients did wrong; returns how many findings and errors there were."""
-        found = 0
-        for name, findings in self.findings():
-            found += len(findings)
+        count = len(self.errors)
+        for name, _, requests in self.clients.values():
+            # Anew, as each request was judged before all was known of those before it.
+            findings = audit(requests, every=self.options.every)
+            count += len(findings)
             if not self.options.json:
-                self.tell(f"\n{_judgement(name, findings)}")
+                self.tell(f"\n{_judgement(name, _by_rule(findings))}")
                 continue
             for each in findings:
-                url = each.request.url
-                self.tell("", finding={"client": name, "rule": each.rule, "text": each, "url": url})
+                told = {"client": name, "rule": each.rule, "text": each, "url": each.request.url}
+                self.tell("", finding=told)
         for words in self.errors if self.options.json else ():
             self.tell("", error=words)
-        return found + len(self.errors)
+        return count
 
     # Its own pages
 
@@ -6137,64 +6142,56 @@ class _Server(FeedTestServer):
         if path == "/favicon.ico":
             response = Response(status=404)
         elif path == "/fixtures.opml":
-            response = self.opml(request.origins[0])
-        elif path == "/" and request.head.query == _REFRESH:
-            response = _page("text/html", self.shown())
-        elif path == "/" or any(self.fixtures_below(below)):
-            rows = "\n".join(_index_row(self._site, each) for each in self.fixtures_below(below))
-            title = html.escape(f"Fixtures in {path}")
-            response = _page(
-                "text/html", _INDEX_PAGE.format(title=title, shown=self.shown(), rows=rows)
-            )
-        else:
+            origin = self.base_url if request.origin else request.origins[0]
+            lines = "\n".join(self.outlines(origin))
+            response = _page("text/x-opml", _OPML.format(lines))
+        elif not path.endswith("/"):
             return None
+        elif request.head.query == _REFRESH:
+            response = _page("text/html", self.shown())
+        else:
+            listed = [each for each in self.fixtures() if each.name.startswith(below)]
+            if not listed and path != "/":
+                return None
+            rows = "\n".join(_index_row(self._site, fixture) for fixture in listed)
+            title = html.escape(f"Fixtures in {path}")
+            page = _INDEX_PAGE.format(title=title, shown=self.shown(), rows=rows)
+            response = _page("text/html", page)
         request.is_own = True
         return response
 
-    def fixtures_below(self, folder: str) -> list[Fixture]:
-        is_folder = folder.endswith("/") or not folder
-        return (
-            [each for each in self.fixtures() if each.name.startswith(folder)] if is_folder else []
-        )
-
     def shown(self) -> str:
-        """The part of the page that tells what came in, and what each client did wrong."""
+        """The part of the page that tells what each client did wrong, and what came in."""
         if not self.count:
             return "<h1>No requests so far</h1>"
-        head = f"Requests: the last {_ROWS} of {self.count}" if self.count > _ROWS else "Requests"
-        parts = [f"<h1>{head}</h1><table><tr><th>Request<th>Response<th>Client"]
+        parts = ["<h1>Clients</h1>"]
+        for name, client, _ in itertools.islice(self.clients.values(), _ROWS):
+            client.learn(time.perf_counter())
+            first, *wrong = html.escape(_judgement(name, client.findings)).split("\n")
+            items = "".join(f"<li>{each}" for each in wrong)
+            parts.append(f"<h2>{first}</h2><ul class='wrong'>{items}</ul>")
+        if len(self.clients) > _ROWS:
+            parts.append(f"<p>and {len(self.clients) - _ROWS} more clients")
+        last = f": the last {_ROWS} of {self.count}" if self.count > _ROWS else ""
+        parts.append(f"<h1>Requests{last}</h1><table><tr><th>Request<th>Response<th>Client")
         for request in self.last:
             asked, _, _ = f"{request}".rpartition(" -> ")
             response = _shown_status(request.response) if request.response else ""
             response += f" ({request.step})" if request.step else ""
             cells = map(html.escape, (asked, response, _client_name(request)[0]))
             parts.append("<tr><td>" + "<td>".join(cells))
-        parts.append("</table>")
-        for name, findings in itertools.islice(self.findings(), _ROWS):
-            first, *wrong = html.escape(_judgement(name, findings)).split("\n")
-            items = "".join(f"<li>{each}" for each in wrong)
-            parts.append(f"<h2>{first}</h2><ul class='wrong'>{items}</ul>")
-        return "\n".join(parts)
+        return "\n".join([*parts, "</table>"])
 
-    def opml(self, origin: str) -> Response:
-        """All feeds, to subscribe to at once (OPML 2.0)."""
-        lines = []
+    def outlines(self, origin: str) -> Iterator[str]:
+        """The lines for all feeds in a list to subscribe to (OPML 2.0)."""
         for fixture in self.fixtures():
-            try:
-                media_type = _response_of(self._site, fixture).value("content-type") or ""
-            except (DirectiveError, OSError):  # what it responds is what is wrong with it
-                media_type = _media_type(fixture.name)
-            if not re.fullmatch(f"{_NO_FEED}|.*opml", media_type.partition(";")[0].strip().lower()):
-                url = f"{origin}{fixture.url[len(self.base_url) :]}"
-                name = re.sub(
-                    r"[^\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]",
-                    "\ufffd",
-                    _readable(fixture.name),
-                )
-                lines.append(
-                    f"<outline type='rss' text='{html.escape(name)}' xmlUrl='{html.escape(url)}'/>"
-                )
-        return _page("text/x-opml", _OPML.format("\n".join(lines)))
+            types = {_media_type(fixture.name)}
+            with contextlib.suppress(DirectiveError, OSError):  # its response is what is wrong
+                types.update(_response_of(self._site, fixture).members("content-type"))
+            types = {each.partition(";")[0].strip() for each in types} - {_ANY_TYPE}
+            if not types or not all(re.fullmatch(f"{_NO_FEED}|.*opml", each) for each in types):
+                url = html.escape(f"{origin}{fixture.url[len(self.base_url) :]}")
+                yield f"<outline type='rss' text='{html.escape(fixture.name)}' xmlUrl='{url}'/>"
 
 
 def _client_name(request: Request) -> tuple[str, str]:
@@ -6221,7 +6218,15 @@ def _as_json(request: Request) -> dict[str, object]:
 
 def _page(media_type: str, text: str) -> Response:
     content_type = ("Content-Type", f"{media_type}; charset=utf-8")
-    return Response(_readable(text).encode("utf-8", "backslashreplace"), headers=[content_type])
+    return Response(_printable(_readable(text)).encode(), headers=[content_type])
+
+
+def _printable(text: str) -> str:
+    """Text in which characters that are not printable are shown by their numbers."""
+    return "".join(
+        each if each.isprintable() or each in "\n\t\xa0\u3000" else ascii(each)[1:-1]
+        for each in text
+    )
 
 
 #: The query by which the page asks for what has come since.
@@ -6269,12 +6274,8 @@ def _say(text: object, stream: Optional[TextIO]) -> None:
     if stream is None:  # as under pythonw
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    shown = "".join(
-        each if each.isprintable() or each in "\n\t\xa0\u3000" else ascii(each)[1:-1]
-        for each in f"{text}\n"
-    )
     try:
-        stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
+        stream.write(_printable(f"{text}\n").encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
     except BlockingIOError:
         pass  # what is in the buffer is written the next time
@@ -6305,7 +6306,7 @@ _INDEX_PAGE = """\
 body {{ font: 1rem/1.5 system-ui; margin: 2rem auto; max-width: 72rem; padding: 0 1rem }}
 table {{ border-collapse: collapse; text-align: left; width: 100% }}
 th, td {{ border-bottom: 1px solid #8884; padding: .4rem .8rem .4rem 0; vertical-align: top }}
-td, li {{ overflow-wrap: anywhere }}
+h1, h2, td, li {{ overflow-wrap: anywhere }}
 td:first-child {{ min-width: 16rem }}
 h1 {{ font-size: 1.5rem }}
 h2 {{ font-size: 1.2rem }}
@@ -6324,7 +6325,7 @@ ul {{ list-style: none; margin: 0; padding: 0 }}
 <script>
 let last = ""
 setInterval(async () => {{
-  const text = await (await fetch("/?refresh")).text()
+  const text = await (await fetch("?refresh")).text()
   if (text !== last) document.getElementById("shown").innerHTML = last = text
 }}, 2000)
 </script>
@@ -6341,7 +6342,7 @@ def _response_of(site: _Site, fixture: Fixture) -> Response:
     """What a GET of a fixture is responded; raises DirectiveError, or OSError."""
     base_url = site.root_url()
     request = Request(_Head("GET", fixture.url[len(base_url) :], "1.1"), base_url, "")
-    return _plan(request, site.fixture(fixture.name), "", True).response
+    return _plan(request, site.fixture_for(request, None), "", True).response
 
 
 def _index_row(site: _Site, fixture: Fixture) -> str:
