@@ -15982,7 +15982,9 @@ class PickledTest(FeedTestServerMixin, unittest.TestCase):
 # The command line
 
 
-class CommandLineTest(ServerTestCase):
+class CommandLineTestCase(ServerTestCase):
+    """Runs the command line, in this process or in one of its own."""
+
     def run_main(self, *arguments):
         with (
             contextlib.redirect_stdout(io.StringIO()) as out,
@@ -15991,10 +15993,11 @@ class CommandLineTest(ServerTestCase):
             status = feedtestserver.main([str(argument) for argument in arguments])
         return status, out.getvalue(), err.getvalue()
 
-    def serve_main(self, client, *arguments):
+    def serve_main(self, client, *arguments, out=None, stop=None):
         """Serve by the command line in this process, to a client that is called with the URL.
 
-        When that returns, the server is stopped. Returns the status and what was printed.
+        When that returns, the server is stopped. Returns the status and what was printed, unless
+        that went to a stream of the test's.
         """
         errors = []
 
@@ -16004,33 +16007,57 @@ class CommandLineTest(ServerTestCase):
             except BaseException as error:
                 errors.append(error)
             finally:
-                self.stop_by_quit(None, url)
+                (stop or self.stop_by_quit)(None, url)
 
-        class Output(io.StringIO):
+        class Output:
             def write(self, text):
-                if not self.getvalue():
-                    threads.append(threading.Thread(target=use, args=[text.strip()]))
+                if not threads:
+                    threads.append(threading.Thread(target=use, args=[url_in(text)]))
                     threads[0].start()
-                return super().write(text)
+                return stream.write(text)
+
+            def __getattr__(self, name):
+                return getattr(stream, name)
 
         threads = []
-        out = Output()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()) as err:
+        stream = out or io.StringIO()
+        with (
+            contextlib.redirect_stdout(Output()),
+            contextlib.redirect_stderr(io.StringIO()) as err,
+        ):
             arguments = [*map(str, arguments), "--port", "0"]
             status = feedtestserver.main(arguments)
         threads[0].join()
         if errors:
             raise errors[0]
-        return status, out.getvalue(), err.getvalue()
+        return status, None if out else stream.getvalue(), err.getvalue()
 
-    def start(self, directory, *options, script=None):
+    def serve_json(self, client, *arguments, **options):
+        """Serve with --json; returns the status and the objects, as pairs of a kind and a value."""
+        status, out, err = self.serve_main(client, *arguments, "--json", **options)
+        self.assertEqual(err, "")
+        return status, self.objects(out)
+
+    def objects(self, out):
+        """The objects that were printed: one a line, the URL first, all else in its order."""
+        self.assertTrue(out.isascii() and out.endswith("\n"), out)
+        found = []
+        for line in out.split("\n")[:-1]:
+            [(kind, value)] = json.loads(line, parse_constant=self.fail).items()
+            f"{value}".encode()  # no surrogate stands alone, so parsers of other languages take it
+            found.append((kind, value))
+        kinds = " ".join(kind for kind, _ in found)
+        self.assertRegex(kinds, r"\Aurl( request)*( finding| error)*\Z")
+        return found
+
+    def start(self, directory, *options, script=None, arguments=()):
         """The command line in a process of its own, with options of Python; and its URL.
 
         A script would be compiled each time.
         """
         program = ["-m", "feedtestserver"] if script is None else [str(script)]
         process = subprocess.Popen(
-            [sys.executable, *options, *program, str(directory), "--port", "0"],
+            [sys.executable, *options, *program, str(directory), "--port", "0", *arguments],
             cwd=HERE,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -16041,12 +16068,12 @@ class CommandLineTest(ServerTestCase):
         self.addCleanup(process.stderr.close)
         self.addCleanup(process.wait)
         self.addCleanup(process.kill)
-        url = process.stdout.readline().strip()
+        url = url_in(process.stdout.readline())
         self.assertRegex(url, r"^http://127\.0\.0\.1:\d+/$")
         return process, url
 
     def stop_by_quit(self, process, url):
-        stop_server(int(url.rstrip("/").rpartition(":")[2]))
+        stop_server(at(url).port)
 
     def stop_by_interrupt(self, process, url):
         process.send_signal(signal.SIGINT)
@@ -16065,6 +16092,18 @@ class CommandLineTest(ServerTestCase):
             with error:
                 return error.code, error.read()
 
+
+def url_in(line):
+    """The URL that the command line prints first, as text or in an object."""
+    return json.loads(line)["url"] if line.startswith("{") else line.strip()
+
+
+def at(url):
+    """What stands for the server with this URL."""
+    return types.SimpleNamespace(port=int(url.rstrip("/").rpartition(":")[2]))
+
+
+class CommandLineTest(CommandLineTestCase):
     def test_serves_until_told_to_stop(self):
         directory = self.make_directory({"feed.xml": b"<rss/>", "wrong.xml": b"<!-- Status: x -->"})
 
@@ -16083,7 +16122,7 @@ class CommandLineTest(ServerTestCase):
                 self.assertEqual(err.count("\n"), 1)
                 self.assertIn("Status: found 'x'", err)
 
-    @unittest.skipUnless(SIGNALS, "no process can be sent a signal here")
+    @unittest.skipUnless(CommandLineTestCase.SIGNALS, "no process can be sent a signal here")
     def test_a_signal_ends_it_at_any_moment(self):
         """Whatever clients wait for, and when more signals come while it ends."""
         files = {"feed.xml": b"<rss/>", "delay.xml": comment("Delay: 86400")}
@@ -16133,8 +16172,10 @@ class CommandLineTest(ServerTestCase):
 
         seen, hosts, before, start = [], [], settings(), FeedTestServer.start
         with mock.patch.object(FeedTestServer, "start", start_and_look):
-            status, out, _ = self.serve_main(self.read, self.make_directory(), "--bind", "0.0.0.0")
-        self.assertEqual((status, out.count("GET / -> 200\n")), (0, 1))
+            status, out, _ = self.serve_main(
+                lambda url: self.read(f"{url}none"), self.make_directory(), "--bind", "0.0.0.0"
+            )
+        self.assertEqual((status, out.count("GET /none -> 404\n")), (0, 1))
         self.assertEqual((settings(), hosts), (before, ["0.0.0.0"]))
         for inside, outside in zip(seen, before):
             self.assertNotEqual(inside, outside)
@@ -16149,12 +16190,9 @@ class CommandLineTest(ServerTestCase):
             for name in ("reader (1 user)", "other/1", "reader (20 user)", "x" * 999, None):
                 fields = {**POLITE, "User-Agent": name} if name else {"Accept": "*/*"}
                 lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-                port = int(url.rstrip("/").rpartition(":")[2])
-                with socket.create_connection(("127.0.0.1", port), PATIENCE) as connection:
-                    # What cannot be read is nobody's.
-                    sent = f"GET /feed.xml HTTP/1.1\r\nHost: a\r\n{lines}\r\nnonsense\r\n\r\n"
-                    connection.sendall(sent.encode())
-                    read_all(connection)
+                # What cannot be read is nobody's.
+                sent = f"GET /feed.xml HTTP/1.1\r\nHost: a\r\n{lines}\r\nnonsense\r\n\r\n"
+                exchange(at(url), sent.encode())
 
         directory = self.make_directory({"feed.xml": comment('Header: ETag: "v1"')})
         _, out, _ = self.serve_main(client, directory)
@@ -16198,9 +16236,8 @@ class CommandLineTest(ServerTestCase):
         script = self.make_directory({"feedtestserver.py": copied.encode()}) / "feedtestserver.py"
         directory = self.make_directory({"feed.xml": b"<rss/>"})
         process, url = self.start(directory, script=script)
-        address = "127.0.0.1", int(url.rstrip("/").rpartition(":")[2])
         line = f"GET /feed.xml?{'x' * 1000} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
-        with socket.create_connection(address, PATIENCE) as connection:
+        with connect(at(url)) as connection:
             for _ in range(25):
                 connection.sendall(line * 100)
                 received = b""
@@ -16233,11 +16270,8 @@ class CommandLineTest(ServerTestCase):
 
     def test_prints_nothing_that_a_terminal_obeys(self):
         def client(url):
-            port = int(url.rstrip("/").rpartition(":")[2])
-            with socket.create_connection(("127.0.0.1", port), PATIENCE) as connection:
-                connection.sendall(b"GET /\x9b31m\xe9\xa0 HTTP/1.1\r\nHost: a\r\n")
-                connection.sendall(b"Connection: close\r\nUser-Agent: reader\x9b31m\r\n\r\n")
-                read_all(connection)
+            begin = b"GET /\x9b31m\xe9\xa0 HTTP/1.1\r\nHost: a\r\n"
+            exchange(at(url), begin, b"Connection: close\r\nUser-Agent: reader\x9b31m\r\n\r\n")
 
         _, out, _ = self.serve_main(client, self.make_directory())
         self.assertIn("GET /\\x9b31m\xe9\xa0 -> 404\n", out)
@@ -16274,9 +16308,8 @@ class CommandLineTest(ServerTestCase):
         pages = {}
 
         def client(url):
-            server = types.SimpleNamespace(port=int(url.rstrip("/").rpartition(":")[2]))
             for path in ("", "sub/", *odd, "gone.xml/", "%2e%2e/", "x" * 300 + "/"):
-                pages[path] = self.get(server, f"/{path}")
+                pages[path] = self.get(at(url), f"/{path}")
 
         self.serve_main(client, directory)
         response, below, *others = pages.values()
