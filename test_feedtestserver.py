@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: 0BSD
 """The tests of feedtestserver: python -m unittest."""
 
+import _thread
 import array
 import ast
 import asyncio
@@ -53,6 +54,7 @@ import urllib.request
 import zlib
 from http.server import SimpleHTTPRequestHandler
 from unittest import mock
+from xml.etree import ElementTree
 
 import feedtestserver
 from feedtestserver import (
@@ -16208,21 +16210,21 @@ class CommandLineTest(CommandLineTestCase):
         """Whether or not Python keeps what it prints in a buffer."""
         directory = self.make_directory({"feed.xml": b"<rss/>", "wrong.xml": b"<!-- Status: x -->"})
         stop = self.SIGNALS[-1] if self.SIGNALS else CommandLineTest.stop_by_quit
-        for options, closed in (
-            ((), "stdout"),
-            (("-u",), "stdout"),
-            (("-u",), "stderr"),
-            ((), "both"),
+        for options, closed, arguments in (
+            ((), "stdout", []),
+            (("-u",), "stdout", []),
+            (("-u",), "stderr", []),
+            ((), "both", ["--json", "--strict"]),
         ):
             with self.subTest(options, closed=closed):
-                process, url = self.start(directory, *options)
+                process, url = self.start(directory, *options, arguments=arguments)
                 for name in ("stdout", "stderr"):
                     if closed in (name, "both"):
                         getattr(process, name).close()
                 for path, status in (("feed.xml", 200), ("wrong.xml", 500), ("feed.xml", 200)):
                     self.assertEqual(self.read(url + path)[0], status)
                 stop(self, process, url)
-                self.assertEqual(process.wait(PATIENCE), 0)
+                self.assertEqual(process.wait(PATIENCE), 1 if arguments else 0)
                 if closed == "stdout":
                     self.assertRegex(process.stderr.read(), "^.*Status: found 'x'.*\n$")
                 elif closed == "stderr":
@@ -16235,18 +16237,19 @@ class CommandLineTest(CommandLineTestCase):
         self.assertEqual(changes, 1)
         script = self.make_directory({"feedtestserver.py": copied.encode()}) / "feedtestserver.py"
         directory = self.make_directory({"feed.xml": b"<rss/>"})
-        process, url = self.start(directory, script=script)
-        line = f"GET /feed.xml?{'x' * 1000} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
-        with connect(at(url)) as connection:
-            for _ in range(25):
-                connection.sendall(line * 100)
-                received = b""
-                while received.count(b"<rss/>") < 100:
-                    received += connection.recv(65536)
-        stop = self.SIGNALS[-1] if self.SIGNALS else CommandLineTest.stop_by_quit
-        stop(self, process, url)
-        self.assertEqual(process.wait(PATIENCE), 0)
-        self.assertEqual(process.stderr.read(), "")
+        for arguments in ([], ["--json", "--strict"]):
+            process, url = self.start(directory, script=script, arguments=arguments)
+            line = f"GET /feed.xml?{'x' * 1000} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+            with connect(at(url)) as connection:
+                for _ in range(25):
+                    connection.sendall(line * 100)
+                    received = b""
+                    while received.count(b"<rss/>") < 100:
+                        received += connection.recv(65536)
+            stop = self.SIGNALS[-1] if self.SIGNALS else CommandLineTest.stop_by_quit
+            stop(self, process, url)
+            self.assertEqual(process.wait(PATIENCE), 1 if arguments else 0)
+            self.assertEqual(process.stderr.read(), "")
 
     def test_prints_what_the_stream_can_encode(self):
         directory = self.make_directory({"caf\u00e9.xml": comment("Status: \u20ac")})
@@ -16551,6 +16554,689 @@ class CommandLineTest(CommandLineTestCase):
         status, _, err = self.run_main("--record", server.get_url("/"), name)
         self.assertEqual((status, list(name.parent.iterdir())), (1, []))
         self.assertIn("IncompleteRead", err)
+
+
+class JsonTest(CommandLineTestCase):
+    """What --json prints, --strict says by the status, and --every judges."""
+
+    def send_polite(self, url, path="feed.xml", **fields):
+        return self.get(at(url), f"/{path}", headers={**POLITE, **fields})
+
+    def test_tells_each_request_as_it_was_sent(self):
+        body = 'caf\u00e9 "\\n'.encode() + b"\xff\x00\n"
+        first = b"Host: a.example\r\nX-One: 1\r\naccept: */*\r\nX-ONE:  2 \r\nX-Blank:\r\n"
+        last = b"Host: a.example\r\nContent-Length: %d\r\nConnection: close\r\n" % len(body)
+
+        def client(url):
+            exchange(
+                at(url),
+                b"GET /feed.xml?a=%%20b HTTP/1.1\r\n%b\r\n" % first,
+                b"POST /feed.xml HTTP/1.1\r\n%b\r\n%b" % (last, body),
+            )
+            exchange(at(url), b"HEAD /none HTTP/1.0\r\n\r\n")
+            urls.append(url)
+
+        urls = []
+        status, printed = self.serve_json(client, self.make_directory({"feed.xml": b"<rss/>"}))
+        self.assertEqual((status, printed[0]), (0, ("url", *urls)))
+        requests = [value for kind, value in printed if kind == "request"]
+        for request in requests:
+            self.assertGreater(request.pop("time"), NOW)
+        one, same, other = [request.pop("connection") for request in requests]
+        self.assertEqual(same, one)
+        self.assertNotEqual(other, one)
+        self.assertEqual(
+            requests,
+            [
+                {
+                    "method": "GET",
+                    "url": "http://a.example/feed.xml?a=%20b",
+                    "headers": [
+                        ["Host", "a.example"],
+                        ["X-One", "1"],
+                        ["accept", "*/*"],
+                        ["X-ONE", "2"],
+                        ["X-Blank", ""],
+                    ],
+                    "body": "",
+                    "status": 200,
+                },
+                {
+                    "method": "POST",
+                    "url": "http://a.example/feed.xml",
+                    "headers": [
+                        ["Host", "a.example"],
+                        ["Content-Length", f"{len(body)}"],
+                        ["Connection", "close"],
+                    ],
+                    "body": 'caf\u00e9 "\\n\\xff\x00\n',
+                    "status": 405,
+                },
+                {
+                    "method": "HEAD",
+                    "url": f"{urls[0]}none",
+                    "headers": [],
+                    "body": "",
+                    "status": 404,
+                },
+            ],
+        )
+
+    def test_tells_what_it_refused(self):
+        def client(url):
+            for data in (
+                b"nonsense\r\n\r\n",
+                b"\x00\xff\r\n\r\n",
+                b"GET /a HTTP/1.1\r\nHost: b\r\nX : 1\r\n\r\n",
+                b"GET /a HTTP/2.0\r\nHost: b\r\n\r\n",
+                b"\x16\x03\x01\x00\x05hello",  # a handshake that fails is no request
+            ):
+                exchange(at(url), data)
+
+        status, printed = self.serve_json(client, self.make_directory(), "--strict")
+        seen = [(each["method"], each["url"], each["status"]) for _, each in printed[1:]]
+        unreadable = ("", "", 400)
+        self.assertEqual(status, 0)
+        self.assertEqual(seen[:3], [unreadable, unreadable, ("GET", "http://b/a", 400)])
+        self.assertEqual([status for *_, status in seen[3:]], [505])
+
+    def test_a_fault_before_the_status_line_leaves_no_status(self):
+        files = {
+            "reset.xml": comment("Fault: reset"),
+            "close.xml": comment("Status: 503", "Fault: close at start"),
+            "headers.xml": comment("Status: 503", "Fault: close at headers"),
+            "odd.asis": b"HTTP/1.1 299 Odd\r\n\r\n",
+            "none.asis": b"<rss/>",
+        }
+
+        def client(url):
+            for name in files:
+                with connect(at(url)) as connection:
+                    connection.sendall(f"GET /{name} HTTP/1.0\r\n\r\n".encode())
+                    read_to_the_end(connection)
+
+        _, printed = self.serve_json(client, self.make_directory(files))
+        seen = [value["status"] for kind, value in printed if kind == "request"]
+        self.assertEqual(seen, [None, None, 503, 299, None])
+
+    def test_fields_and_bodies_of_any_bytes(self):
+        long = "x" * 3000
+
+        def client(url):
+            exchange(
+                at(url),
+                b"GET /\xff\xc3\xa9?\xff HTTP/1.1\r\nHost: a\r\nConnection: close\r\n",
+                b"Latin-1: caf\xe9\r\nUTF-8: caf\xc3\xa9\r\nUser-Agent: \x80<\"'\\\r\n",
+                b"Accept: %b\r\nAccept-Encoding: gzip\r\n\r\n" % long.encode(),
+            )
+
+        stream = io.TextIOWrapper(io.BytesIO(), "ascii", newline="")
+        directory = self.make_directory()
+        status, _, err = self.serve_main(client, directory, "--json", out=stream)
+        self.assertEqual((status, err), (0, ""))
+        _, (_, request), *findings = self.objects(stream.buffer.getvalue().decode())
+        headers = dict(request["headers"])
+        self.assertIn(headers["UTF-8"], ("caf\u00e9", "caf\xc3\xa9"))
+        self.assertIn(headers["Latin-1"], ("caf\u00e9", "caf\\xe9"))
+        self.assertEqual(headers["Accept"], long)
+        self.assertEqual([value["rule"] for _, value in findings], ["no-feed-type"])
+        self.assertEqual(findings[0][1]["client"], "\\x80<\"'\\")
+
+    def test_tells_findings_of_each_client_and_errors_at_the_end(self):
+        files = {"feed.xml": comment('Header: ETag: "v1"'), "wrong.xml": b"<!-- Status: x -->"}
+        directory = self.make_directory(files)
+
+        def client(url):
+            self.assertEqual(self.send_polite(url, "wrong.xml").status, 500)
+            for name in ("reader (1 user)", "other/1", *("reader (20 users)",) * 7):
+                self.send_polite(url, **{"User-Agent": name.replace("users", "user")})
+            self.get(at(url), "/none", headers={"Accept": "*/*"})
+            urls.append(url)
+
+        urls = []
+        status, printed = self.serve_json(client, directory)
+        findings = [value for kind, value in printed if kind == "finding"]
+        errors = [value for kind, value in printed if kind == "error"]
+        self.assertEqual((status, len(printed)), (0, 1 + 11 + len(findings) + len(errors)))
+        self.assertEqual(
+            [(finding["client"], finding["rule"]) for finding in findings],
+            [
+                *[("reader (1 user)", "no-validator")] * 7,
+                ("a client without a name", "no-user-agent"),
+                ("a client without a name", "no-compression"),
+            ][: len(findings)],
+        )
+        self.assertEqual(set(findings[0]), {"client", "rule", "text", "url"})
+        said = [finding["text"].partition(":")[0] for finding in findings]
+        ordinals = ["2nd", "3rd", "4th", "5th", "6th", "7th", "8th"]
+        self.assertEqual(said[:7], [f"GET /feed.xml ({each} request)" for each in ordinals])
+        self.assertEqual({finding["url"] for finding in findings[:7]}, {f"{urls[0]}feed.xml"})
+        self.assertEqual(findings[-1]["url"], f"{urls[0]}none")
+        [error] = errors
+        self.assertIn(f"{legible(directory / 'wrong.xml')}, line 1: Status: found 'x'", error)
+
+    def test_the_sentences_are_those_of_the_text(self):
+        def client(url):
+            self.get(at(url), "/feed.xml", headers={"User-Agent": "reader/1"})
+            self.get(at(url), "/feed.xml", headers={"Cookie": "a=1"})
+
+        directory = self.make_directory({"feed.xml": b"<rss/>"})
+        _, text, _ = self.serve_main(client, directory)
+        _, printed = self.serve_json(client, directory)
+        told = [f"  {each['text']} [{each['rule']}]" for kind, each in printed if kind == "finding"]
+        said = [line for line in text.splitlines() if line.startswith("  ")]
+        self.assertEqual(len(said), 4)
+        self.assertEqual(sorted(told), sorted(said))
+
+    def test_ends_with_status_0_however_it_is_told_to(self):
+        """Windows has no SIGTERM that comes from outside."""
+
+        def interrupt(process, url):
+            _thread.interrupt_main()
+
+        def terminate(process, url):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        directory = self.make_directory({"feed.xml": b"<rss/>"})
+        handler = signal.signal(signal.SIGTERM, lambda *_: None)
+        self.addCleanup(signal.signal, signal.SIGTERM, handler)
+        for stop in (self.stop_by_quit, interrupt, *((terminate,) if os.name != "nt" else ())):
+            with self.subTest(stop.__name__):
+                get = functools.partial(self.send_polite, Accept="text/html")
+                status, printed = self.serve_json(get, directory, stop=stop)
+                kinds = [kind for kind, _ in printed]
+                self.assertEqual((status, kinds), (0, ["url", "request", "finding"]))
+
+    def test_a_line_is_there_at_once(self):
+        """In a process, whose output is kept in a buffer unless it is flushed."""
+        directory = self.make_directory({"feed.xml": comment("Fault: stall at headers")})
+        process, url = self.start(directory, arguments=["--json", "--strict"])
+        with connect(at(url)) as connection:
+            connection.sendall(b"GET /feed.xml HTTP/1.0\r\n\r\n")
+            line = process.stdout.readline()
+            self.assertEqual(json.loads(line)["request"]["url"], f"{url}feed.xml")
+            (self.SIGNALS[-1] if self.SIGNALS else CommandLineTest.stop_by_quit)(self, process, url)
+            out, err = process.communicate(timeout=PATIENCE)
+        self.assertEqual((process.returncode, err), (1, ""))
+        self.assertEqual(
+            {kind for line in out.splitlines() for kind in json.loads(line)}, {"finding"}
+        )
+
+    def test_goes_on_where_nobody_reads_what_it_prints(self):
+        """What it would have said of the client, its status says."""
+        directory = self.make_directory({"feed.xml": b"<rss/>", "wrong.xml": b"<!-- Status: x -->"})
+        for fields, path, options, expected in (
+            ({}, "feed.xml", ["--json", "--strict"], 1),
+            ({}, "feed.xml", ["--strict"], 1),
+            (POLITE, "wrong.xml", ["--json", "--strict"], 1),
+            (POLITE, "feed.xml", ["--json", "--strict"], 0),
+            ({}, "feed.xml", ["--json"], 0),
+        ):
+            reading, writing = os.pipe()
+            with (
+                self.subTest(path, fields=fields, options=options),
+                os.fdopen(reading) as reader,
+                os.fdopen(writing, "w") as out,
+            ):
+
+                def client(url, reader=reader, fields=fields, path=path):
+                    reader.close()
+                    for _ in range(3):
+                        self.get(at(url), f"/{path}", headers=fields)
+
+                status, _, _ = self.serve_main(client, directory, *options, out=out)
+                self.assertEqual(status, expected)
+
+    def test_strict_tells_findings_and_errors_by_the_status(self):
+        directory = self.make_directory({"feed.xml": b"<rss/>", "wrong.xml": b"<!-- Status: x -->"})
+        for path, fields, expected in (
+            ("feed.xml", POLITE, 0),
+            ("feed.xml", {}, 1),
+            ("wrong.xml", POLITE, 1),
+            ("none", POLITE, 0),
+            ("", {}, 0),  # the page lists what is wrong with a fixture, which nobody has asked for
+            (None, {}, 0),
+        ):
+
+            def client(url, path=path, fields=fields):
+                if path is None:
+                    exchange(at(url), b"nonsense\r\n\r\n")
+                else:
+                    self.get(at(url), f"/{path}", headers=fields)
+
+            for options in ([], ["--json"]):
+                with self.subTest(path, fields=fields, options=options):
+                    status, _, _ = self.serve_main(client, directory, *options, "--strict")
+                    self.assertEqual(status, expected)
+                    self.assertEqual(self.serve_main(client, directory, *options)[0], 0)
+
+    def test_every_says_how_often_a_client_may_ask(self):
+        def client(url):
+            self.send_polite(url)
+            self.send_polite(url, **{"If-None-Match": '"v1"'})
+
+        directory = self.make_directory({"feed.xml": comment('Header: ETag: "v1"')})
+        status, printed = self.serve_json(client, directory, "--strict", "--every", "3600")
+        self.assertEqual((status, [kind for kind, _ in printed][3:]), (1, ["finding"]))
+        self.assertEqual(printed[3][1]["rule"], "too-often")
+        status, text, _ = self.serve_main(client, directory, "--strict", "--every", "3600")
+        self.assertEqual((status, text.count(" [too-often]\n")), (1, 1))
+        self.assertEqual(self.serve_main(client, directory, "--strict")[0], 0)
+
+    def test_every_takes_a_positive_number(self):
+        directory = self.make_directory()
+        for value in ("0", "-1", "nan", "inf", "-inf", "1e999", "x", ""):
+            with (
+                self.subTest(value),
+                contextlib.redirect_stdout(io.StringIO()) as out,
+                contextlib.redirect_stderr(io.StringIO()) as err,
+            ):
+                try:
+                    arguments = [str(directory), "--port", "0", "--json", f"--every={value}"]
+                    status = feedtestserver.main(arguments)
+                except SystemExit as end:
+                    status = end.code
+                self.assertNotIn(status, (0, None))
+                self.assertEqual(out.getvalue(), "")
+                self.assertRegex(err.getvalue(), "every.*positive number of seconds")
+                self.assertIn(value, err.getvalue())
+
+
+class Page(html.parser.HTMLParser):
+    """A page as a browser has it: its elements, their attributes, and its text."""
+
+    def __init__(self, content):
+        super().__init__()
+        self.elements, self.attributes, self.texts = [], [], []
+        self.feed(content.decode())
+        self.close()
+        self.text = " ".join(" ".join(self.texts).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append(tag)
+        self.attributes += [(name, value or "") for name, value in attributes]
+
+    def handle_data(self, data):
+        if self.elements[-1:] not in (["script"], ["style"]):
+            self.texts.append(data)
+
+
+class PageTest(CommandLineTestCase):
+    """The page at /, which shows what there is, what came in, and what was wrong with it."""
+
+    #: What a client may send in place of a name, a target or a field's value.
+    NASTY = (
+        b"<script>alert(1)</script>",
+        b"\"'><img/src=x/onerror=alert(1)>",
+        b"]]>&lt;--></td></table></style></title>",
+        b"{title}{0}%s%(a)s\\1\\x41",
+        b"\xff\xfe\xc3\xa9\xe2\x80\xae\xed\xa0\x80",
+        b"\x80\x9b31m\x85\xa0",
+        b"\x01\x1b[2J\x7f\x0b\x0c",
+        b"x" * 5000,
+    )
+
+    def page(self, url, path=""):
+        status, content = self.read(url + path)
+        self.assertEqual(status, 200)
+        return Page(content)
+
+    def ask_by_hand(self, url, line, fields=b"", host=b"a"):
+        begin = b"%b HTTP/1.1\r\nHost: %b\r\nConnection: close\r\n" % (line, host)
+        return exchange(at(url), begin, fields, b"\r\n")
+
+    def assert_in_order(self, texts, whole):
+        """Each text is in the whole, after the one before."""
+        position = 0
+        for text in texts:
+            self.assertIn(text, whole[position:])
+            position = whole.index(text, position) + len(text)
+
+    def test_shows_what_came_in(self):
+        def client(url):
+            before.append(self.page(url).text)
+            for method, target, name in (
+                ("GET", "/feed.xml?1", "first/1"),
+                ("HEAD", "/none", "second/2"),
+                ("GET", "http://other.example/x", "third/3"),
+            ):
+                self.get(at(url), target, method, headers={**POLITE, "User-Agent": name})
+            after.append(self.page(url).text)
+
+        before, after = [], []
+        self.serve_main(client, self.make_directory({"feed.xml": comment("Status: 299 Odd")}))
+        for text in (*before, *after):
+            self.assertIn("feed.xml 299 Odd ", text)
+        self.assertNotIn("GET", before[0])
+        self.assertRegex(before[0], "(?i)no requests? |nothing ")
+        self.assertNotRegex(after[0], "(?i)no requests? |nothing ")
+        shown = after[0]
+        for method, target, status, name in (
+            ("GET", "/feed.xml?1", "299", "first/1"),
+            ("HEAD", "/none", "404", "second/2"),
+        ):
+            with self.subTest(target):
+                self.assertRegex(shown, rf"{method}\W+{re.escape(target)}\W+{status}\b.*{name}")
+        self.assert_in_order(("other.example/x", "HEAD", "/none", "/feed.xml?1"), shown)
+
+    def test_its_own_requests_are_nobody_s(self):
+        """Browsers send them with cookies and a Referer, and refuse what they like."""
+        files = {"feed.xml": b"<rss/>", "sub/feed.xml": b"<rss/>"}
+        fields = {"Cookie": "a=1", "Referer": "http://a/", "Accept": "text/html"}
+        own = ("/", "/?1", "/sub/", "/favicon.ico", "/fixtures.opml", "/fixtures.opml?1")
+
+        def client(url):
+            for target in own * 2:
+                for method in ("GET", "HEAD"):
+                    self.get(at(url), target, method, headers={**fields, "User-Agent": "seen/1"})
+            texts.append(self.page(url).text)
+
+        texts = []
+        directory = self.make_directory(files)
+        for options, printed in ((["--strict"], 1), (["--json", "--strict", "--every", "60"], 1)):
+            with self.subTest(options):
+                status, out, err = self.serve_main(client, directory, *options)
+                self.assertEqual((status, out.count("\n"), err), (0, printed, ""))
+                self.assertNotIn("seen/1", texts.pop())
+
+    def test_other_requests_for_the_same_paths_are_the_client_s(self):
+        def client(url):
+            self.get(at(url), "/", "POST", headers=POLITE)
+            exchange(at(url), b"GET / HTTP/1.1\r\n\r\n")
+            self.get(at(url), "/none/", headers=POLITE)
+
+        _, printed = self.serve_json(client, self.make_directory())
+        seen = [(each["method"], each["status"]) for kind, each in printed if kind == "request"]
+        self.assertEqual(seen, [("POST", 405), ("GET", 400), ("GET", 404)])
+
+    def test_an_index_comes_before_the_page(self):
+        """So do an icon and a list of feeds, and they are judged like all fixtures."""
+        for name, target in (
+            ("index.html", "/"),
+            ("index.xml", "/"),
+            ("sub/index.html", "/sub/"),
+            ("favicon.ico", "/favicon.ico"),
+            ("fixtures.opml", "/fixtures.opml"),
+        ):
+
+            def client(url, target=target):
+                self.assertEqual(self.get(at(url), target).content, b"mine")
+
+            with self.subTest(name):
+                status, printed = self.serve_json(
+                    client, self.make_directory({name: b"mine"}), "--strict"
+                )
+                rules = [value["rule"] for kind, value in printed if kind == "finding"]
+                self.assertEqual((status, printed[1][1]["status"]), (1, 200))
+                self.assertIn("no-user-agent", rules)
+
+    def test_tests_have_no_page(self):
+        server = self.serve({"feed.xml": b"<rss/>"})
+        for target in ("/", "/favicon.ico", "/fixtures.opml"):
+            self.assertEqual(self.get(server, target).status, 404)
+        self.assertEqual(len(server.requests), 3)
+
+    def test_shows_the_findings_that_are_told_at_the_end(self):
+        files = {"feed.xml": comment('Header: ETag: "v1"'), "gone.xml": comment("Status: 410")}
+
+        def client(url):
+            for name, path in (
+                *(("reader/1", "feed.xml"),) * 2,
+                *(("other/1 <b>", "gone.xml"),) * 2,
+                ("polite/1", "feed.xml"),
+            ):
+                self.get(at(url), f"/{path}", headers={**POLITE, "User-Agent": name})
+            self.get(at(url), "/none")
+            texts.append(self.page(url).text)
+
+        texts = []
+        directory = self.make_directory(files)
+        _, printed = self.serve_json(client, directory, "--every", "3600")
+        found = [value for kind, value in printed if kind == "finding"]
+        rules = {each["rule"] for each in found}
+        self.assertLess({"no-validator", "gone", "too-often", "no-user-agent"}, rules)
+        for finding in found:
+            for text in (finding["client"], finding["text"], finding["rule"]):
+                self.assertIn(text, texts[0])
+        self.assertIn("polite/1", texts[0])
+
+    def test_escapes_what_clients_send(self):
+        def send(url, text):
+            fields = b"".join(
+                b"%b: %b\r\n" % (name, text)
+                for name in (b"User-Agent", b"Accept", b"Referer", b"Cookie", b"If-None-Match")
+            )
+            self.ask_by_hand(url, b"GET /" + text, fields)
+            self.ask_by_hand(url, b"GET http://other.example/" + text, fields, b"other.example")
+            self.ask_by_hand(url, b"FOO /" + text, fields)
+            exchange(at(url), text + b"\r\n\r\n")
+
+        def client(url):
+            send(url, b"plain")
+            plain = self.page(url)
+            for number, text in enumerate(self.NASTY):
+                with self.subTest(text):
+                    send(url, text + b"%d" % number)
+                    status, content = self.read(url)
+                    page = Page(content)
+                    self.assertEqual(status, 200)
+                    self.assertEqual(set(page.elements), set(plain.elements))
+                    names = {name for name, _ in plain.attributes}
+                    self.assertEqual({name for name, _ in page.attributes}, names)
+                    self.assertNotRegex(content.decode(), "[^\n\t -~\xa0-\U0010ffff]")
+                    self.assertNotIn("\u202e", content.decode())
+                    if len(text) < 100 and text.isascii() and text.decode().isprintable():
+                        self.assertIn(f"/{text.decode()}{number}", page.text)
+
+        status, printed = self.serve_json(
+            client, self.make_directory({"feed.xml": b"<rss/>"}), "--strict"
+        )
+        requests = [value for kind, value in printed if kind == "request"]
+        self.assertEqual((status, len(requests)), (1, 4 * (1 + len(self.NASTY))))
+
+    def test_shows_the_last_of_many_requests_and_how_many_there_were(self):
+        many = 1000
+
+        def client(url):
+            head = "GET /feed.xml?{} HTTP/1.1\r\nHost: a\r\nUser-Agent: reader/1\r\n"
+            heads = [head.format(number) for number in range(1, many + 1)]
+            exchange(at(url), "\r\n".join([*heads, "Connection: close\r\n\r\n"]).encode())
+            texts.append(self.page(url).text)
+
+        texts = []
+        status, out, _ = self.serve_main(client, self.make_directory({"feed.xml": b"<rss/>"}))
+        self.assertEqual((status, out.count("GET /feed.xml?")), (0, many + 10))
+        self.assertRegex(texts[0], "(?<![?0-9])1,?000(?![0-9])")
+        self.assert_in_order(("GET /feed.xml?1000 ", "GET /feed.xml?999 "), texts[0])
+        self.assertNotIn("GET /feed.xml?1 200", texts[0])
+
+    def test_does_not_wait_for_other_requests(self):
+        files = {"stall.xml": comment("Fault: stall at headers"), "none.xml": comment("Rate: 1")}
+
+        def client(url):
+            with connect(at(url)) as first, connect(at(url)) as second:
+                for connection, name in ((first, "stall.xml"), (second, "none.xml")):
+                    connection.sendall(f"GET /{name} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+                    self.assertIn(b" 200 ", connection.recv(65536))
+                text = self.page(url).text
+                self.assert_in_order(("/none.xml", "/stall.xml"), text)
+                self.assertIn("no User-Agent", text)
+
+        self.serve_main(client, self.make_directory(files))
+
+    def test_is_a_page_for_any_browser(self):
+        """Light and dark, on a phone, without anything from elsewhere; and it reads itself anew."""
+
+        def client(url):
+            for path in ("", "sub/"):
+                with self.subTest(path):
+                    response, head = (
+                        self.get(at(url), f"/{path}", method) for method in ("GET", "HEAD")
+                    )
+                    self.assertEqual((head.status, head.content), (200, b""))
+                    for name in ("Content-Type", "Content-Length"):
+                        self.assertEqual(head.headers[name], response.headers[name])
+                    page, text = Page(response.content), response.content.decode()
+                    self.assertIn("sub/feed.xml", page.text)
+                    self.assertRegex(text, "<meta name=.?color-scheme.? content=.light dark.")
+                    self.assertRegex(text, "<meta name=.?viewport.? content=.?width=device-width")
+                    refresh = [*page.attributes, *response.headers.items()]
+                    self.assertIn(
+                        "refresh", {f"{each}".lower() for pair in refresh for each in pair}
+                    )
+                    for name, value in page.attributes:
+                        if name in ("href", "src", "action", "data", "srcset"):
+                            self.assertRegex(value, r"\A(?:/(?!/)|data:|#)")
+                    self.assertNotRegex(text, r"url\((?!.?data:)|@import|https?://")
+
+        self.serve_main(client, self.make_directory({"sub/feed.xml": b"<rss/>", "a.xml": b"<a/>"}))
+
+    def test_to_look_at_a_feed_does_not_go_on_with_its_life(self):
+        files = {
+            "feed.xml": comment("Status: 298", "Next: gone.xml"),
+            "gone.xml": comment("Status: 410"),
+        }
+
+        def client(url):
+            for _ in range(3):
+                self.assertIn("feed.xml 298 ", self.page(url).text)
+                self.read(f"{url}fixtures.opml")
+            self.assertEqual(self.get(at(url), "/feed.xml").status, 298)
+            self.page(url)
+            self.assertEqual(self.get(at(url), "/feed.xml").status, 410)
+
+        self.serve_main(client, self.make_directory(files))
+
+
+class FeedListTest(CommandLineTestCase):
+    """/fixtures.opml: all feeds, to subscribe to at once."""
+
+    FEEDS = {
+        "a & b's.xml": b"<rss>1</rss>",
+        "100%;#.json": b"{}",
+        "sub/deep er/feed.rss": b"<rss>2</rss>",
+        "example.com/feed.atom": b"<rss>3</rss>",
+        "feed": b"<rss>4</rss>",
+        "feed.rdf": b"<rdf/>",
+        "odd.asis": b"HTTP/1.1 200 OK\r\n\r\n<rss>5</rss>",
+        "index.xml": b"<rss>6</rss>",
+    }
+
+    def outlines(self, content):
+        """The names and URLs of the feeds in a list."""
+        root = ElementTree.fromstring(content)
+        self.assertEqual((root.tag, [child.tag for child in root]), ("opml", ["head", "body"]))
+        self.assertEqual(root.get("version"), "2.0")
+        self.assertTrue(root.findtext("head/title"))
+        for outline in root.find("body"):
+            self.assertEqual((outline.tag, outline.get("type")), ("outline", "rss"))
+        return sorted((each.get("text"), each.get("xmlUrl")) for each in root.find("body"))
+
+    def list_of(self, url, headers=()):
+        response = self.get(at(url), "/fixtures.opml", headers=headers)
+        self.assertEqual(response.status, 200)
+        self.assertEqual(response.headers.get_content_type(), "text/x-opml")
+        return self.outlines(response.content)
+
+    def test_lists_each_feed_once_by_a_url_that_works(self):
+        def client(url):
+            listed = self.list_of(url)
+            self.assertEqual([name for name, _ in listed], sorted(self.FEEDS))
+            for name, feed in listed:
+                with self.subTest(name):
+                    self.assertTrue(feed.startswith(url), feed)
+                    body = self.FEEDS[name].rpartition(b"\r\n")[2]
+                    self.assertEqual(self.read(feed), (200, body))
+
+        self.serve_main(client, self.make_directory(self.FEEDS))
+
+    def test_lists_names_that_xml_or_urls_do_not_hold(self):
+        for name in (
+            "caf\u00e9 \u20ac.xml",
+            "\U0001f4f0.xml",
+            "<b>\"'&amp;?.xml",
+            "a\x01\x1b\tb.xml",
+            "a\nb.xml",
+            "a\ufffe\uffff\ufdd0.xml",
+            "a\udcff.xml",
+        ):
+            with self.subTest(ascii(name)):
+                try:
+                    directory = self.make_directory({name: b"<rss/>"})
+                except OSError as error:
+                    self.skipTest(f"no file is called {name!a} here: {error}")
+
+                def client(url, name=name):
+                    [(text, feed)] = self.list_of(url)
+                    self.assertTrue(feed.isascii(), feed)
+                    self.assertEqual(self.read(feed), (200, b"<rss/>"))
+                    if name.isprintable():
+                        self.assertEqual(text, name)
+
+                self.serve_main(client, directory)
+
+    def test_lists_feeds_whatever_they_respond(self):
+        files = {
+            "gone.xml": comment("Status: 410"),
+            "moved.xml": comment("Status: 301", "Header: Location: /gone.xml"),
+            "reset.xml": comment("Fault: reset"),
+            "wrong.xml": comment("Status: x"),
+        }
+        status, _, _ = self.serve_main(
+            lambda url: self.assertEqual([name for name, _ in self.list_of(url)], sorted(files)),
+            self.make_directory(files),
+            "--strict",
+        )
+        self.assertEqual(status, 0)
+
+    def test_lists_no_pages_and_no_media(self):
+        names = (
+            *("page.html", "PAGE2.HTML", "sub/index.html", "page.htm", "notes.txt", "style.css"),
+            *("logo.png", "logo.svg", "photo.jpg", "icon.ico", "sound.mp3", "sound.ogg"),
+            *("film.mp4", "film.webm", "font.woff2", "mine.opml", "script.js"),
+            *(".hidden.xml", ".folder/feed.xml", "sub/.feed.xml", "feed.json.headers"),
+        )
+        directory = self.make_directory({**dict.fromkeys(names, b""), "feed.json": b"{}"})
+        self.serve_main(
+            lambda url: self.assertEqual(self.list_of(url), [("feed.json", f"{url}feed.json")]),
+            directory,
+        )
+
+    def test_lists_nothing_where_there_is_nothing(self):
+        self.serve_main(lambda url: self.assertEqual(self.list_of(url), []), self.make_directory())
+
+    def test_feeds_are_where_the_list_was_asked_for(self):
+        """By the name that the client used, and by HTTPS if it did."""
+
+        def client(url):
+            for host in (f"localhost:{at(url).port}", "reader.example", "[::1]:81", "a&b'c:1"):
+                with self.subTest(host):
+                    listed = self.list_of(url, {"Host": host})
+                    self.assertEqual(listed, [("a b.xml", f"http://{host}/a%20b.xml")])
+            data = exchange(at(url), b"GET /fixtures.opml HTTP/1.0\r\n\r\n")
+            self.assertEqual(self.outlines(Answer(data).body)[0][1], f"{url}a%20b.xml")
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            secure = url.replace("http:", "https:")
+            with urllib.request.urlopen(
+                f"{secure}fixtures.opml", timeout=PATIENCE, context=context
+            ) as response:
+                self.assertEqual(self.outlines(response.read())[0][1], f"{secure}a%20b.xml")
+
+        self.serve_main(client, self.make_directory({"a b.xml": b"<rss/>"}))
+
+    def test_head_and_other_methods(self):
+        def client(url):
+            get, head, post = (
+                self.get(at(url), "/fixtures.opml", method) for method in ("GET", "HEAD", "POST")
+            )
+            self.assertEqual((head.status, head.content, post.status), (200, b"", 405))
+            for name in ("Content-Type", "Content-Length"):
+                self.assertEqual(head.headers[name], get.headers[name])
+            self.assertEqual(self.get(at(url), "/sub/fixtures.opml").status, 404)
+            self.assertIn(("href", "/fixtures.opml"), Page(self.read(url)[1]).attributes)
+
+        self.serve_main(client, self.make_directory({"sub/feed.xml": b"<rss/>"}))
 
 
 if __name__ == "__main__":
