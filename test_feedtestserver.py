@@ -16716,6 +16716,26 @@ class JsonTest(CommandLineTestCase):
         [error] = errors
         self.assertIn(f"{legible(directory / 'wrong.xml')}, line 1: Status: found 'x'", error)
 
+    def test_findings_come_in_the_order_of_the_requests(self):
+        """That one was asked twice at once, only the end of the first response tells."""
+        files = {"large.xml": b" " * 8_000_000, "gone.xml": comment("Status: 410")}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in POLITE.items())
+        sent = f"GET /large.xml HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{lines}\r\n".encode()
+
+        def client(url):
+            with connect(at(url)) as first, connect(at(url)) as second:
+                for connection in (first, second):
+                    connection.sendall(sent)
+                    self.assertIn(b" 200 ", connection.recv(100))
+                for _ in range(2):
+                    self.send_polite(url, "gone.xml")
+                for connection in (first, second):
+                    read_to_the_end(connection)
+
+        _, printed = self.serve_json(client, self.make_directory(files))
+        rules = [value["rule"] for kind, value in printed if kind == "finding"]
+        self.assertEqual(rules, ["repeated", "gone"])
+
     def test_the_sentences_are_those_of_the_text(self):
         def client(url):
             self.get(at(url), "/feed.xml", headers={"User-Agent": "reader/1"})
@@ -16971,6 +16991,18 @@ class PageTest(CommandLineTestCase):
                 self.assertEqual((status, printed[1][1]["status"]), (1, 200))
                 self.assertIn("no-user-agent", rules)
 
+    def test_reads_itself_anew_where_the_root_has_an_index(self):
+        def client(url):
+            status, content = self.read(f"{url}sub/")
+            self.assertEqual(status, 200)
+            for target in re.findall(r'fetch\("(.*?)"\)', content.decode()):
+                status, shown = self.read(urllib.parse.urljoin(f"{url}sub/", target))
+                self.assertEqual(status, 200)
+                self.assertNotIn(b"mine", shown)
+
+        directory = self.make_directory({"index.html": b"mine", "sub/feed.xml": b"<rss/>"})
+        self.assertEqual(len(self.serve_json(client, directory)[1]), 1)
+
     def test_tests_have_no_page(self):
         server = self.serve({"feed.xml": b"<rss/>"})
         for target in ("/", "/favicon.ico", "/fixtures.opml"):
@@ -17103,7 +17135,7 @@ class PageTest(CommandLineTestCase):
                 self.assertIn("feed.xml 298 ", self.page(url).text)
                 self.read(f"{url}fixtures.opml")
             self.assertEqual(self.get(at(url), "/feed.xml").status, 298)
-            self.page(url)
+            self.assertIn("feed.xml 410 Gone ", self.page(url).text)
             self.assertEqual(self.get(at(url), "/feed.xml").status, 410)
 
         self.serve_main(client, self.make_directory(files))
