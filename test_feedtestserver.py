@@ -17210,7 +17210,12 @@ class FeedListTest(CommandLineTestCase):
                 self.serve_main(client, directory)
 
     def test_lists_feeds_whatever_they_respond(self):
+        """Readers meet feeds with a wrong type, and pages in their place, as of a 503."""
         files = {
+            "busy.xml": comment("Status: 503", "Header: Content-Type: text/html"),
+            "feed.html": comment("Header: Content-Type: application/rss+xml"),
+            "odd.asis": b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n<rss/>",
+            "plain.xml": comment("Header: Content-Type: text/plain; charset=utf-8"),
             "gone.xml": comment("Status: 410"),
             "moved.xml": comment("Status: 301", "Header: Location: /gone.xml"),
             "reset.xml": comment("Fault: reset"),
