@@ -462,7 +462,7 @@ def known_directives():
     known = set()
     for key in {word.capitalize() for word in re.findall("[A-Za-z]+", SOURCE)}:
         try:
-            parse_directives(comment(f"{key}: a b"))  # a wrong value of each
+            parse_directives(comment(f"{key}: a /b"))  # a wrong value of each
         except DirectiveError as error:
             if error.sentence.startswith(f"{key}: "):
                 known.add(key)
@@ -2537,6 +2537,420 @@ class LookupTest(ServerTestCase):
         with mock.patch("os.scandir", Scan):
             self.assertRegex(ask(server, "/none.xml").body, rb"nearest .* '\d.xml'")
         self.assertTrue(0 < len(seen) < 10_000, len(seen))
+
+
+class NextTest(ServerTestCase):
+    """The life of a feed in files: which of them a URL is served from."""
+
+    #: A feed with two editions, and its end.
+    LIFE = {"a": "Next: b.xml after 2", "b": "Next: c.xml", "c": "Status: 410"}
+
+    def live(self, life=LIFE, folder="", **others):
+        """Serve fixtures of these names with these directives; each body ends in its name."""
+        names = {name if "." in name else f"{name}.xml": said for name, said in life.items()}
+        bodies = {
+            folder + name: comment(*said.split("; ")) + name[0].encode()
+            for name, said in names.items()
+        }
+        return self.serve({**bodies, **others})
+
+    def editions(self, server, number, target="/a.xml", **options):
+        """The names of the fixtures that the next responses come from, a letter each."""
+        return "".join(
+            self.get(server, target, **options).content[-1:].decode() for _ in range(number)
+        )
+
+    def test_which_fixture_responds(self):
+        for life, editions in (
+            ({"a": "Next: b.xml", "b": ""}, "abbb"),
+            (self.LIFE, "aabccc"),
+            ({"a": "Next: b.xml after 1", "b": "Next: c.xml after 3", "c": ""}, "abbbccc"),
+            ({"a": "next:  b.xml   After  2", "b": ""}, "aabb"),
+            ({"a": "Next: b.xml", "b": "Next: a.xml"}, "ababab"),
+            ({"a": "Next: b.xml after 2", "b": "Next: c.xml", "c": "Next: b.xml"}, "aabcbcb"),
+            ({"a": "Next: a.xml after 2"}, "aaaaa"),
+        ):
+            with self.subTest(life):
+                server = self.live(life)
+                self.assertEqual(self.editions(server, len(editions)), editions)
+
+    def test_on_the_wire(self):
+        server = self.live({"a": 'Header: ETag: "1"; Next: b.xml after 2', "b": "Status: 410"})
+        conditional = HEAD.replace(b"feed", b"a") + b'If-None-Match: "1"\r\n'
+        wire = exchange(server, 2 * (conditional + b"\r\n") + conditional + CLOSING)
+        dated = f"Date: {NOW_DATE}\r\nServer: {Answer(wire).headers['Server']}\r\n".encode()
+        unchanged = b'HTTP/1.1 304 Not Modified\r\nETag: "1"\r\n%s\r\n' % dated
+        self.assertEqual(wire[: 2 * len(unchanged)], 2 * unchanged)
+        gone = Answer(wire[2 * len(unchanged) :])
+        self.assertEqual((gone.status, gone.headers["ETag"], gone.rest), (410, None, b""))
+        self.assertEqual(gone.body, comment("Status: 410") + b"b")
+
+    def test_each_response_to_a_get_counts(self):
+        for said, fields, status in (
+            ('Header: ETag: "1"', {"If-None-Match": '"1"'}, 304),
+            ("", {"Range": "bytes=0-1"}, 206),
+            ("", {"Range": "bytes=999-"}, 416),
+            ('Header: ETag: "1"', {"If-Match": '"2"'}, 412),
+            ("Status: 503; Header: Retry-After: 0", {}, 503),
+            ("Status: 301; Header: Location: /c.xml", {}, 301),
+            ("Without: Content-Length; Fault: close at 50%", {}, 200),
+        ):
+            server = self.live({"a": f"{said}; Next: b.xml after 2".lstrip("; "), "b": ""})
+            with self.subTest(said, status=status):
+                for _ in range(2):
+                    self.assertEqual(self.get(server, "/a.xml", headers=fields).status, status)
+                self.assertEqual(self.editions(server, 1), "b")
+
+    def test_responses_that_are_cut_count(self):
+        for fault in ("close", "reset", "close at headers", "close at 50%", "reset at 5"):
+            server = self.live({"a": f"Fault: {fault}; Next: b.xml after 2", "b": ""})
+            with self.subTest(fault):
+                for _ in range(2):
+                    with self.assertRaises((ConnectionError, http.client.HTTPException)):
+                        self.get(server, "/a.xml")
+                self.assertEqual(self.editions(server, 1), "b")
+
+    def test_a_delayed_response_counts_though_the_client_has_left(self):
+        server = self.live({"a": "Delay: 86400; Next: b.xml", "b": ""})
+        with connect(server) as connection:
+            connection.sendall(LAST.replace(b"feed", b"a"))
+            server.wait_for_request("/a.xml")
+        self.assertEqual(self.editions(server, 2), "bb")
+
+    def test_pipelined_requests_count_in_order(self):
+        server = self.live({"a": "Next: b.xml after 3", "b": "Next: a.xml after 2"})
+        one = HEAD.replace(b"feed", b"a")
+        wire = exchange(server, 9 * (one + b"\r\n") + one + CLOSING)
+        self.assertEqual(re.findall(rb"-->\n<rss/>(.)", wire), [*map(bytes, zip(b"aaabbaaabb"))])
+
+    def test_a_get_with_a_body_counts_once(self):
+        """Also if the response does not wait for that body."""
+        for early in ("", "; Early: yes"):
+            server = self.live({"a": f"Next: b.xml after 2{early}", "b": "Next: a.xml" + early})
+            with self.subTest(early):
+                self.assertEqual(self.editions(server, 6, body=b"12345"), "aabaab")
+
+    def test_other_methods_do_not_count(self):
+        server = self.live({"a": "Next: b.xml; Header: X: a", "b": "Header: X: b; Header: Y: 2"})
+        for edition in "ab":
+            for method, status in (("HEAD", 200), ("POST", 405), ("OPTIONS", 204), ("BREW", 501)):
+                for _ in range(2):
+                    response = ask(server, "/a.xml", method)
+                    self.assertEqual(response.status, status)
+                    if method == "HEAD":  # from the present one
+                        self.assertEqual(response.headers["X"], edition)
+            self.assertEqual(self.editions(server, 1), edition)
+
+    def test_refused_requests_do_not_count(self):
+        server = self.live()
+        for line in (b"Host: y\r\n", b"Accept : */*\r\n", b"Content-Length: x\r\n"):
+            wire = exchange(server, HEAD.replace(b"feed", b"a") + line + b"\r\n")
+            self.assertEqual(Answer(wire).status, 400)
+        self.assertEqual(self.editions(server, 3), "aab")
+
+    def test_looking_at_a_fixture_does_not_count(self):
+        server = self.live()
+        for _ in range(2):
+            [fixture] = server.fixtures("a.*")
+            self.assertEqual(fixture.directives["Next"], "b.xml after 2")
+            self.assertEqual(Response(**fixture.directives.arguments), Response())
+            server.respond("/other", "a.xml")
+            self.assertEqual(ask(server, "/a.xm").status, 404)
+        self.assertEqual(self.editions(server, 3), "aab")
+
+    def test_each_path_has_a_life_of_its_own_whatever_the_query(self):
+        server = self.live()
+        targets = ("/a.xml", "/a.xml?x=1", "/%61.xml", "/b.xml", "/b.xml?y", "/a.xml?", "/b.xml")
+        found = [self.editions(server, 1, target) for target in targets]
+        self.assertEqual(found, ["a", "a", "b", "b", "c", "c", "c"])
+        self.assertEqual(self.editions(server, 2, f"{server.base_url}/a.xml"), "cc")
+
+    def test_http_and_https_share_a_life(self):
+        server = self.live()
+        context = server.ssl_context()
+        with (
+            connect(server) as connection,
+            context.wrap_socket(connection, server_hostname="127.0.0.1") as tls,
+        ):
+            tls.sendall(LAST.replace(b"feed", b"a"))
+            self.assertTrue(read_all(tls).endswith(b"a"))
+        self.assertEqual(self.editions(server, 3), "abc")
+
+    def test_an_index(self):
+        life = {"index": "Next: b.xml after 2", "b": "Next: c.html", "c.html": ""}
+        for folder in ("", "sub/"):
+            server = self.live(life, folder)
+            with self.subTest(folder):
+                self.assertEqual(self.editions(server, 4, f"/{folder}"), "iibc")
+                self.assertEqual(self.editions(server, 3, f"/{folder}index.xml"), "iib")
+
+    def test_next_is_in_the_same_folder(self):
+        server = self.live(
+            self.LIFE, "one/two/", **{"b.xml": b"not this one", "a.xml": b"nor this"}
+        )
+        self.assertEqual(self.editions(server, 4, "/one/two/a.xml"), "aabc")
+        self.assertEqual(self.editions(server, 3, "/a.xml"), "sss")
+
+    def test_hosts_have_lives_of_their_own(self):
+        files = {
+            f"{folder}{name}": data
+            for folder in ("", "b.example/")
+            for name, data in (("a.xml", comment("Next: z.xml") + b"a"), ("z.xml", b"z"))
+        }
+        server = self.live(self.LIFE, "a.example/", **files)
+        with server.intercept():
+            found = []
+            for url in (
+                *("http://a.example/a.xml", "https://a.example/a.xml", "http://b.example/a.xml"),
+                *("http://A.example:80/a.xml?q", server.get_url("a.xml"), "http://b.example/a.xml"),
+            ):
+                with urllib.request.urlopen(url) as response:
+                    found.append(response.read()[-1:])
+        self.assertEqual(b"".join(found), b"aaabaz")
+
+    def test_sidecars(self):
+        server = self.serve(
+            {
+                "a.json": b'{"title": "a"}',
+                "a.json.headers": b'Header: ETag: "a"\nNext: b.json after 2\n',
+                "b.json": b'{"title": "b"}',
+                "b.json.headers": b"Next: c.xml",
+                "c.xml": comment("Status: 404"),
+                "c.xml.headers": b"Status: 410",
+            }
+        )
+        seen = [self.get(server, "/a.json") for _ in range(5)]
+        self.assertEqual([each.headers["ETag"] for each in seen], ['"a"', '"a"', None, None, None])
+        self.assertEqual([each.status for each in seen], [200, 200, 200, 410, 410])
+        kinds = ["application/json"] * 3 + ["application/xml"] * 2
+        self.assertEqual([each.headers["Content-Type"] for each in seen], kinds)
+
+    def test_responses_that_are_sent_as_they_are(self):
+        odd = b"HTTP/1.1 299 Odd\r\nX: 1\r\n\r\n"
+        server = self.serve(
+            {
+                "a.xml": comment("Next: b.asis"),
+                "b.asis": odd + comment("Next: c.asis after 2"),
+                "c.asis": odd + b"c",
+                "c.asis.headers": b"Next: a.xml",
+            }
+        )
+        request = LAST.replace(b"feed", b"a")
+        seen = [exchange(server, request) for _ in range(5)]
+        self.assertEqual(seen[1:4], [odd + comment("Next: c.asis after 2")] * 2 + [odd + b"c"])
+        self.assertEqual(
+            [Answer(each).body for each in (seen[0], seen[4])], [comment("Next: b.asis")] * 2
+        )
+
+    def test_names_with_blanks_and_other_letters(self):
+        for name, said in (
+            ("b c.xml", "b c.xml"),
+            ("b  c.xml", "b  c.xml after 1"),
+            ("b after noon.xml", "b after noon.xml"),
+            ("b after 2.xml", "b after 2.xml after 1"),
+            ("b%20c.xml", "b%20c.xml"),
+            ("b\u00e9\u4e2d.xml", "b\u00e9\u4e2d.xml"),
+            (".b.xml", ".b.xml"),
+            ("b", "b after 1"),
+        ):
+            with self.subTest(name):
+                server = self.serve({"a.xml": comment(f"Next: {said}") + b"a", name: b"b"})
+                self.assertEqual(self.editions(server, 3), "abb")
+        with self.subTest("UTF-16"):
+            data = comment("Next: b\u00e9.xml").decode().encode("utf-16")
+            server = self.serve({"a.xml": data, "b\u00e9.xml": b"b"})
+            self.assertEqual(self.editions(server, 3)[1:], "bb")
+
+    def test_requests_at_once_count_exactly(self):
+        life = {
+            "a": "Next: b.xml after 7",
+            "b": "Next: c.xml after 13",
+            "c": "Next: a.xml after 10",
+        }
+        server, found = self.live(life), []
+        run_at_once([lambda: found.extend(self.editions(server, 6))] * 10)
+        self.assertEqual(sorted(found), sorted("a" * 14 + "b" * 26 + "c" * 20))
+        in_order = [request.response.body[-1:] for request in server.requests]
+        self.assertEqual(b"".join(in_order), (b"a" * 7 + b"b" * 13 + b"c" * 10) * 2)
+
+    def test_clear_begins_anew_and_down_does_not(self):
+        server = self.live()
+        self.assertEqual(self.editions(server, 3), "aab")
+        with server.down():
+            pass
+        self.assertEqual(self.editions(server, 1), "c")
+        server.clear()
+        self.assertEqual(self.editions(server, 4), "aabc")
+
+    def test_two_servers_for_one_directory(self):
+        server = self.live()
+        self.assertEqual(self.editions(server, 3), "aab")
+        with FeedTestServer(server.directory) as other:
+            self.assertEqual(self.editions(other, 3), "aab")
+        self.assertEqual(self.editions(server, 1), "c")
+
+    def test_a_step_that_names_it(self):
+        for address, step in (
+            ("/x", "a.xml"),
+            ("/*", "/a.xml"),
+            ("/x", lambda request: "a.xml"),
+        ):
+            server = self.live()
+            server.respond(address, step)
+            with self.subTest(address, step=step):
+                self.assertEqual(self.editions(server, 1, "/x"), "a")
+                self.assertEqual(ask(server, "/x", "HEAD").status, 200)
+                self.assertEqual(ask(server, "/x", "POST").status, 200)
+                self.assertEqual(self.editions(server, 3, "/x?q"), "abc")
+                if "*" in address:
+                    self.assertEqual(self.editions(server, 3, "/y"), "aab")
+
+    def test_a_step_that_is_followed_by_others(self):
+        server = self.live()
+        server.respond("/x", 503, "a.xml")
+        self.assertEqual(
+            [self.get(server, "/x").status for _ in range(5)], [503, 200, 200, 200, 410]
+        )
+
+    def test_methods_of_a_subclass(self):
+        class Handler(FeedTestRequestHandler):
+            def do_GET(self):
+                super().do_GET()
+
+        class Server(FeedTestServer):
+            handler_class = Handler
+
+        server = self.serve({"a.xml": comment("Next: b.xml after 2") + b"a", "b.xml": b"b"}, Server)
+        self.assertEqual(self.editions(server, 4), "aabb")
+
+    def test_it_is_for_fixtures_only(self):
+        with self.assertRaisesRegex(TypeError, "next"):
+            Response(next="b.xml")
+        server = self.live()
+        self.editions(server, 1)
+        self.assertNotIn("next", repr(server.requests[0].response))
+
+    #: Wrong ones, and what is shown of them; the name is that of a file, see below.
+    WRONG = (
+        ("", ""),
+        ("after", "after"),
+        ("after 2", "after 2"),
+        ("b.xml after 0", "b.xml after 0"),
+        ("b.xml after", "b.xml after"),
+        ("b.xml after x", "b.xml after x"),
+        ("b.xml after -1", "b.xml after -1"),
+        ("b.xml after 1.5", "b.xml after 1.5"),
+        ("b.xml after \u0662", "b.xml after \u0662"),
+        ("b.xml after 2 3", "b.xml after 2 3"),
+        ("b.xml 2", "b.xml 2"),
+        ("sub/b.xml", "sub/b.xml"),
+        ("/b.xml", "/b.xml"),
+        ("../b.xml", "../b.xml"),
+        ("..", ".."),
+        (".", "."),
+        ("http://a.example/b.xml", "http://a.example/b.xml"),
+        ("b.xml.headers", "b.xml.headers"),
+        ("B.XML.HEADERS after 2", "B.XML.HEADERS"),
+        ("none.xml", "none.xml"),
+        ("none.xml after 1000", "none.xml"),
+        ("sub", "sub"),
+        ("sub\\b.xml", "sub\\\\b.xml"),
+        ("x" * 300, "x" * 76),
+        ("{{host}}.xml", "{{host}}.xml"),
+    )
+
+    def wrong(self, said, number=3):
+        """A server where a.xml has a wrong Next, and the path and the line of that."""
+        files = {"b.xml": b"b", "b.xml.headers": b"", "sub/b.xml": b"", "sub/c.xml": b""}
+        server = self.serve({"a.xml": comment("Description: x", said) + b"a", **files})
+        return server, f"{os.path.join(server.directory, 'a.xml')}, line {number}: "
+
+    def test_wrong_ones_are_told_by_file_and_line(self):
+        for said, shown in self.WRONG:
+            server, where = self.wrong(f"Next: {said}".rstrip())
+            with self.subTest(said):
+                response = self.get(server, "/a.xml")
+                self.assertEqual(response.status, 500)
+                [error] = server.errors
+                self.assertEqual(response.content.decode(), legible(error) + "\n")
+                self.assertTrue(error.startswith(f"{where}Next: found '{shown}"), error)
+                self.assertRegex(
+                    error, "; it takes the name of a fixture in the same folder, .* after"
+                )
+                self.assertLess(len(error) - len(where), 300)
+                with self.assertRaises(DirectiveError) as caught:
+                    server.respond("/x", "a.xml")
+                self.assertEqual(str(caught.exception), error)
+                out = io.StringIO()
+                with contextlib.redirect_stdout(out):
+                    self.assertEqual(feedtestserver.main(["--check", server.directory]), 1)
+                self.assertEqual(out.getvalue().splitlines()[0], error)
+
+    def test_a_second_one(self):
+        server, where = self.wrong("Next: b.xml\nnext: b.xml after 2", 4)
+        self.assertEqual(self.get(server, "/a.xml").status, 500)
+        said = "Next: found a second value, 'b.xml after 2'; it takes one only"
+        self.assertEqual(server.errors, [where + said])
+
+    def test_a_typo(self):
+        server, where = self.wrong("Nexxt: b.xml")
+        self.assertEqual(self.get(server, "/a.xml").status, 500)
+        self.assertEqual(server.errors, [f"{where}found the key 'Nexxt'; the directive is Next"])
+
+    def test_wrong_ones_later_in_the_life(self):
+        """Are told by their own file and line, and only when it comes to them."""
+        for b, words in (
+            ("Next: none.xml", "line 2: Next: found 'none.xml'; "),
+            ("Description: x; Next: b.xml after 0", "line 3: Next: found 'b.xml after 0'; "),
+            ("Stauts: 404", "line 2: found the key 'Stauts'; "),
+        ):
+            server = self.live({"a": "Next: b.xml", "b": b})
+            self.assertEqual(self.editions(server, 1), "a")
+            with self.subTest(b):
+                self.assertEqual([self.get(server, "/a.xml").status for _ in range(2)], [500, 500])
+                path = os.path.join(server.directory, "b.xml")
+                for error in server.errors:
+                    self.assertTrue(error.startswith(f"{path}, {words}"), error)
+
+    def test_next_outside_of_the_directory(self):
+        outside = self.make_directory({"secret.xml": b"<secret/>"})
+        server = self.serve({"a.xml": comment("Next: link.xml")})
+        self.make_link(pathlib.Path(server.directory, "link.xml"), outside / "secret.xml")
+        self.assertEqual([self.get(server, "/a.xml").status for _ in range(2)], [500, 500])
+        self.assertIn("Next: found 'link.xml'; ", server.errors[0])
+
+    def test_files_that_change(self):
+        server = self.live()
+        folder = pathlib.Path(server.directory)
+        self.assertEqual(self.editions(server, 3), "aab")
+        (folder / "b.xml").write_bytes(b"B")  # it is the last one now
+        self.assertEqual(self.editions(server, 2), "BB")
+        (folder / "b.xml").write_bytes(comment("Next: d.xml") + b"b")
+        self.assertEqual(self.get(server, "/a.xml").status, 500)
+        self.assertIn("found 'd.xml'", server.errors[0])
+        (folder / "d.xml").write_bytes(comment("Next: c.xml") + b"d")
+        self.assertEqual(self.editions(server, 2), "dc")
+        (folder / "a.xml").write_bytes(b"A")  # this was long ago
+        self.assertEqual(self.editions(server, 1), "c")
+        server.clear()
+        self.assertEqual(self.editions(server, 2), "AA")
+
+    def test_the_audit_judges_by_what_was_served(self):
+        server = self.live(
+            {
+                "a": 'Header: ETag: "1"; Next: b.xml after 2',
+                "b": 'Header: ETag: "2"; Next: c.xml',
+                "c": "Status: 410",
+            }
+        )
+        sent = (None, '"1"', '"1"', '"2"')
+        for etag in sent:
+            fields = {**POLITE, "If-None-Match": etag} if etag else POLITE
+            self.get(server, "/a.xml", headers=fields)
+        self.assertEqual([each.response.status for each in server.requests], [200, 304, 200, 410])
+        server.assert_polite()
+        self.get(server, "/a.xml", headers=fields)
+        self.assertEqual([finding.rule for finding in audit(server.requests)], ["gone"])
 
 
 # Reading requests
