@@ -609,6 +609,64 @@ class ExampleTest(ServerTestCase):
         [shown] = [block for block in shown if block.startswith("AssertionError: the client")]
         self.assertEqual(said.split(), shown.split())
 
+    #: A reader that keeps the last ETag, and what is printed of it by the script below.
+    POLITE_READER = textwrap.dedent("""
+        import pathlib, sys, urllib.error, urllib.request
+        etag = pathlib.Path("etag")
+        fields = {"User-Agent": "reader/1", "Accept": "*/*", "Accept-Encoding": "gzip"}
+        if etag.exists():
+            fields["If-None-Match"] = etag.read_text()
+        try:
+            request = urllib.request.Request(sys.argv[1], headers=fields)
+            with urllib.request.urlopen(request, timeout=20) as response:
+                etag.write_text(response.headers["ETag"])
+        except urllib.error.HTTPError as error:
+            sys.exit(error.code != 304)
+    """)
+    JUDGEMENT = """
+        GET /feed.xml -> 200
+        GET /feed.xml -> 304
+        GET /feed.xml -> 304
+        GET /feed.xml -> 200
+
+        reader/1 was polite
+    """
+
+    def test_shell_script_of_the_readme_tests_readers(self):
+        if os.name == "nt" or not all(map(shutil.which, ("sh", "mkfifo", "curl"))):
+            self.skipTest("there is no sh, mkfifo or curl here")
+        [files] = [files for files in readme_examples() if "check_reader.sh" in files]
+        self.assertLessEqual(files["check_reader.sh"].count("\n"), 10)
+        shown = blocks((HERE / "README.rst").read_text("utf-8"))
+        [shown] = [block for block in shown if block.startswith("$ sh check_reader.sh ")]
+        command, _, judgement = shown[len("$ ") :].partition("\n")
+        # The module is not copied to where the script runs, as it would be compiled again.
+        module = f"'{sys.executable}' -m feedtestserver"
+        script = files["check_reader.sh"].replace("python3 feedtestserver.py", module)
+        self.assertIn(module, script)
+        files = {**files, "check_reader.sh": script, "reader.py": self.POLITE_READER}
+        paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+        for arguments, words, status in (
+            (command.split(), judgement, 1),
+            (["sh", "check_reader.sh", sys.executable, "reader.py"], self.JUDGEMENT, 0),
+        ):
+            folder = self.make_directory({name: text.encode() for name, text in files.items()})
+            settings = {"PYTHONPATH": os.pathsep.join(paths), "CURL_HOME": str(folder)}
+            done = subprocess.run(
+                arguments,
+                cwd=folder,
+                env={**os.environ, **settings},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            with self.subTest(arguments):
+                out = re.sub(r"(?m)^curl/\S+", "curl/7.88.1", done.stdout)
+                self.assertEqual((out.split(), done.stderr), (words.split(), ""))
+                self.assertEqual(done.returncode, status)
+
     def test_docstring_runs_as_it_stands(self):
         test, fixture = blocks(DOCSTRING)[:2]
         done = self.run_tests({"test_example.py": test, "data/feed.xml": fixture})
@@ -16840,6 +16898,42 @@ class CommandLineTest(CommandLineTestCase):
         defaults = "default: data", "default: 8000", "default: 127.0.0.1"
         for text in (*defaults, "--json", "--strict", "--every"):
             self.assertIn(text, " ".join(out.getvalue().split()))
+
+    def test_readme_lists_the_options(self):
+        readme = (HERE / "README.rst").read_text("utf-8")
+        with contextlib.redirect_stdout(io.StringIO()) as out, self.assertRaises(SystemExit):
+            feedtestserver.main(["--help"])
+        known = set(re.findall(r"(?m)^  (?:-h, )?(--[a-z]+)", out.getvalue()))
+        listed = re.findall(r"(?m)^``(--[a-z]+).*`` ", readme)
+        self.assertEqual(sorted(listed), sorted(known - {"--help", "--version"}))
+
+    def test_readme_shows_what_is_printed_as_json(self):
+        """By the requests that it shows, to the fixture of the example before it."""
+        readme = (HERE / "README.rst").read_text("utf-8")
+        [shown] = [block for block in blocks(readme) if block.startswith('{"url": ')]
+        [fixture] = [files for files in readme_examples() if "test_life.py" in files]
+        directory = self.make_directory({"feed.xml": fixture["data/feed.xml"].encode()})
+        program = [sys.executable, "-m", "feedtestserver", str(directory), "--port", "0", "--json"]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(program, cwd=HERE, stdout=pipe, stderr=pipe, text=True) as process:
+            self.addCleanup(process.kill)
+            first = process.stdout.readline()
+            port = urllib.parse.urlsplit(json.loads(first)["url"]).port
+            shown = shown.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+            # Lines are broken between the tokens of JSON.
+            shown = [json.loads(text) for text in re.split(r"\n(?={)", shown)]
+            for request in (each["request"] for each in shown if "request" in each):
+                lines = [f"{request['method']} {request['url']} HTTP/1.0"]
+                lines += [f"{name}: {value}" for name, value in request["headers"]]
+                with socket.create_connection(("127.0.0.1", port), PATIENCE) as connection:
+                    connection.sendall("\r\n".join([*lines, "", request["body"]]).encode())
+                    read_all(connection)
+            stop_server(port)
+            out, err = process.communicate(timeout=PATIENCE)
+        said = [json.loads(line) for line in [first, *out.splitlines()]]
+        for each in (*shown, *said):
+            each.get("request", {}).pop("time", None)
+        self.assertEqual((said, err, process.returncode), (shown, "", 0))
 
     def test_version(self):
         with contextlib.redirect_stdout(io.StringIO()) as out, self.assertRaises(SystemExit) as end:
