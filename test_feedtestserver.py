@@ -2804,8 +2804,7 @@ class NextTest(ServerTestCase):
         for name, said in (
             ("b c.xml", "b c.xml"),
             ("b  c.xml", "b  c.xml after 1"),
-            ("b after noon.xml", "b after noon.xml"),
-            ("b after 2.xml", "b after 2.xml after 1"),
+            ("b hereafter.xml", "b hereafter.xml"),
             ("b%20c.xml", "b%20c.xml"),
             ("b\u00e9\u4e2d.xml", "b\u00e9\u4e2d.xml"),
             (".b.xml", ".b.xml"),
@@ -2881,6 +2880,24 @@ class NextTest(ServerTestCase):
         server = self.serve({"a.xml": comment("Next: b.xml after 2") + b"a", "b.xml": b"b"}, Server)
         self.assertEqual(self.editions(server, 4), "aabb")
 
+    def test_a_transcript_shows_which_fixture_responded(self):
+        server = self.live({"a": "Delay: 0.001; Next: b.xml", "b": "Next: c.xml", "c": ""}, "sub/")
+        server.respond("/x", "sub/b.xml")
+        for path in ("/sub/a.xml", "/x", "/sub/a.xml", "/x", "/sub/a.xml"):
+            self.get(server, path)
+        with self.assertRaises(AssertionError) as caught:
+            server.assert_not_requested()
+        self.assertEqual(
+            str(caught.exception).splitlines()[2:],
+            [
+                "  GET /sub/a.xml -> 200 (Delay: 0.001; Next: b.xml after 1)",
+                "  GET /x -> 200 (step 1 of 1: sub/b.xml; Next: c.xml after 1)",
+                "  GET /sub/a.xml -> 200 (Next has led to sub/b.xml; Next: c.xml after 1)",
+                "  GET /x -> 200 (step 1 of 1: sub/b.xml, Next has led to sub/c.xml)",
+                "  GET /sub/a.xml -> 200 (Next has led to sub/c.xml)",
+            ],
+        )
+
     def test_it_is_for_fixtures_only(self):
         with self.assertRaisesRegex(TypeError, "next"):
             Response(next="b.xml")
@@ -2888,72 +2905,67 @@ class NextTest(ServerTestCase):
         self.editions(server, 1)
         self.assertNotIn("next", repr(server.requests[0].response))
 
-    #: Wrong ones, and what is shown of them; the name is that of a file, see below.
-    WRONG = (
-        ("", ""),
-        ("after", "after"),
-        ("after 2", "after 2"),
-        ("b.xml after 0", "b.xml after 0"),
-        ("b.xml after", "b.xml after"),
-        ("b.xml after x", "b.xml after x"),
-        ("b.xml after -1", "b.xml after -1"),
-        ("b.xml after 1.5", "b.xml after 1.5"),
-        ("b.xml after \u0662", "b.xml after \u0662"),
-        ("b.xml after 2 3", "b.xml after 2 3"),
-        ("b.xml 2", "b.xml 2"),
-        ("sub/b.xml", "sub/b.xml"),
-        ("/b.xml", "/b.xml"),
-        ("../b.xml", "../b.xml"),
-        ("..", ".."),
-        (".", "."),
-        ("http://a.example/b.xml", "http://a.example/b.xml"),
-        ("b.xml.headers", "b.xml.headers"),
-        ("B.XML.HEADERS after 2", "B.XML.HEADERS"),
-        ("none.xml", "none.xml"),
-        ("none.xml after 1000", "none.xml"),
-        ("sub", "sub"),
-        ("sub\\b.xml", "sub\\\\b.xml"),
-        ("x" * 300, "x" * 76),
-        ("{{host}}.xml", "{{host}}.xml"),
-    )
+    TAKES = "it takes the name of a fixture in the same folder, and maybe after N, N from 1"
 
-    def wrong(self, said, number=3):
-        """A server where a.xml has a wrong Next, and the path and the line of that."""
+    def wrong_ones(self, *said):
+        """These directives in turn, each from line 3 of a.xml on, the server and that path."""
         files = {"b.xml": b"b", "b.xml.headers": b"", "sub/b.xml": b"", "sub/c.xml": b""}
-        server = self.serve({"a.xml": comment("Description: x", said) + b"a", **files})
-        return server, f"{os.path.join(server.directory, 'a.xml')}, line {number}: "
+        server = self.serve(files)
+        path = pathlib.Path(server.directory, "a.xml")
+        for each in said:
+            server.clear()
+            path.write_bytes(comment("Description: x", *each.splitlines()))
+            yield each, server, path
 
-    def test_wrong_ones_are_told_by_file_and_line(self):
-        for said, shown in self.WRONG:
-            server, where = self.wrong(f"Next: {said}".rstrip())
+    def assert_told(self, server, error):
+        """That an error is told wherever a.xml is asked for, named or checked."""
+        response = self.get(server, "/a.xml")
+        self.assertEqual((response.status, server.errors), (500, [error]))
+        self.assertEqual(response.content.decode(), legible(error) + "\n")
+        with self.assertRaises(DirectiveError) as caught:
+            server.respond("/x", "a.xml")
+        self.assertEqual(str(caught.exception), error)
+        with self.assertRaises(DirectiveError):
+            self.assertFalse(server.fixtures("a.xml")[0].directives)
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            self.assertEqual(feedtestserver.main(["--check", server.directory]), 1)
+        self.assertEqual(out.getvalue().splitlines()[0], legible(error))
+
+    def test_what_is_no_name_and_number(self):
+        for said, server, path in self.wrong_ones(
+            *("Next:", "Next: b.xml after 0", "Next: b.xml after", "Next: b.xml after x"),
+            *("Next: b.xml after -1", "Next: b.xml after 1.5", "Next: b.xml after \u0662"),
+            *("Next: b.xml after 2 3", "Next: b.xml after 1000000000000", "Next: b after b.xml"),
+            *("Next: sub/b.xml", "Next: /b.xml", "Next: ../b.xml", "Next: sub\\b.xml"),
+            *("Next: http://a.example/b.xml", "Next: {{base_url}}/b.xml"),
+        ):
             with self.subTest(said):
-                response = self.get(server, "/a.xml")
-                self.assertEqual(response.status, 500)
-                [error] = server.errors
-                self.assertEqual(response.content.decode(), legible(error) + "\n")
-                self.assertTrue(error.startswith(f"{where}Next: found '{shown}"), error)
-                self.assertRegex(
-                    error, "; it takes the name of a fixture in the same folder, .* after"
-                )
-                self.assertLess(len(error) - len(where), 300)
-                with self.assertRaises(DirectiveError) as caught:
-                    server.respond("/x", "a.xml")
-                self.assertEqual(str(caught.exception), error)
-                out = io.StringIO()
-                with contextlib.redirect_stdout(out):
-                    self.assertEqual(feedtestserver.main(["--check", server.directory]), 1)
-                self.assertEqual(out.getvalue().splitlines()[0], error)
+                words = f"Next: found {said[6:]!r}; {self.TAKES}"
+                self.assert_told(server, f"{path}, line 3: {words}")
+                with self.assertRaises(DirectiveError):  # without a folder
+                    parse_directives(comment(said))
 
-    def test_a_second_one(self):
-        server, where = self.wrong("Next: b.xml\nnext: b.xml after 2", 4)
-        self.assertEqual(self.get(server, "/a.xml").status, 500)
-        said = "Next: found a second value, 'b.xml after 2'; it takes one only"
-        self.assertEqual(server.errors, [where + said])
+    def test_a_name_that_is_not_there(self):
+        nearest = {"after": "a.xml", "after 2": "a.xml"}
+        names = ("none.xml", ".", "..", "sub", "b.xml 2", "b.xml.headers", "c.xml", "{{host}}.xml")
+        for said, server, path in self.wrong_ones(
+            *(f"Next: {name}" for name in (*nearest, *names, "x" * 300)),
+            "Next: none.xml after 1000",
+        ):
+            with self.subTest(said):
+                name = said[6:].removesuffix(" after 1000")
+                words = f"Next: found {name[:80]!r}; {self.TAKES}; the nearest name there is "
+                words += repr(nearest.get(name, "b.xml"))
+                self.assert_told(server, f"{path}, line 3: {words}")
+                parse_directives(comment(said))
 
-    def test_a_typo(self):
-        server, where = self.wrong("Nexxt: b.xml")
-        self.assertEqual(self.get(server, "/a.xml").status, 500)
-        self.assertEqual(server.errors, [f"{where}found the key 'Nexxt'; the directive is Next"])
+    def test_a_second_one_and_a_typo(self):
+        second = "Next: found a second value, 'b.xml'; it takes one only"
+        typo = "found the key 'Nexxt'; the directive is Next"
+        wrong_ones = self.wrong_ones("next: b.xml after 3\nNext: b.xml", "Nexxt: b.xml")
+        for (said, server, path), words in zip(wrong_ones, (f"4: {second}", f"3: {typo}")):
+            with self.subTest(said):
+                self.assert_told(server, f"{path}, line {words}")
 
     def test_wrong_ones_later_in_the_life(self):
         """Are told by their own file and line, and only when it comes to them."""
@@ -2988,10 +3000,27 @@ class NextTest(ServerTestCase):
         self.assertIn("found 'd.xml'", server.errors[0])
         (folder / "d.xml").write_bytes(comment("Next: c.xml") + b"d")
         self.assertEqual(self.editions(server, 2), "dc")
-        (folder / "a.xml").write_bytes(b"A")  # this was long ago
-        self.assertEqual(self.editions(server, 1), "c")
-        server.clear()
+        (folder / "a.xml").write_bytes(b"A")  # it has no other life any more
         self.assertEqual(self.editions(server, 2), "AA")
+
+    def test_a_file_that_goes_away_and_comes_back(self):
+        self.check_that_it_comes_back()
+
+    def test_a_file_that_goes_away_where_what_leads_to_it_is_kept(self):
+        now = time.time
+        with mock.patch("time.time", lambda: now() + 10):
+            self.check_that_it_comes_back()
+
+    def check_that_it_comes_back(self):
+        server = self.live({"a": "Next: b.xml", "b": ""})
+        before, path = (os.path.join(server.directory, name) for name in ("a.xml", "b.xml"))
+        self.assertEqual(self.editions(server, 1), "a")
+        os.rename(path, path + ".old")
+        self.assertEqual([self.get(server, "/a.xml").status for _ in range(2)], [500, 500])
+        for error in server.errors:
+            self.assertTrue(error.startswith(f"{before}, line 2: Next: found 'b.xml'; "), error)
+        os.rename(path + ".old", path)
+        self.assertEqual(self.editions(server, 2), "bb")
 
     def test_the_audit_judges_by_what_was_served(self):
         server = self.live(
@@ -16770,6 +16799,7 @@ class CommandLineTest(CommandLineTestCase):
                 "sub/x y.xml": b"<x/>",
                 "latin-1.xml": b"<!--\nHeader: X: Z\xfcrich\nDescription: G\xf6teborg\n-->",
                 "wrong.xml": comment("Status: <x>"),
+                "life.xml": comment("Next: gone.xml after 2"),
                 "slow.xml": comment(
                     *("Delay: 2", "Rate: 10", "Pause: 2 at 50%", "Pause: .5 at headers"),
                     *("Fault: reset at 50%", "Chunked: 9", "Early: yes"),
@@ -16807,6 +16837,7 @@ class CommandLineTest(CommandLineTestCase):
             "<li><em>Rate: 10</em><li><em>Fault: reset at 50%</em><li><em>Early: yes</em>",
             "<code>Transfer-Encoding: chunked</code>",
             "<td>HTTP/1.1 &lt;299&gt; OK<td><ul><li><em>as it is</em></ul>",
+            "<em>Next: gone.xml after 2</em>",
             "<td>no response<td>",
         ):
             with self.subTest(text):
