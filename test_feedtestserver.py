@@ -16939,12 +16939,13 @@ class CommandLineTest(CommandLineTestCase):
         self.assertEqual(sorted(listed), sorted(known - {"--help", "--version"}))
 
     def test_readme_shows_what_is_printed_as_json(self):
-        """By the requests that it shows, to the fixture of the example before it."""
+        """By the requests that it shows, to the fixtures of the example that follows."""
         readme = (HERE / "README.rst").read_text("utf-8")
         [shown] = [block for block in blocks(readme) if block.startswith('{"url": ')]
-        [fixture] = [files for files in readme_examples() if "test_life.py" in files]
-        directory = self.make_directory({"feed.xml": fixture["data/feed.xml"].encode()})
-        program = [sys.executable, "-m", "feedtestserver", str(directory), "--port", "0", "--json"]
+        [files] = [files for files in readme_examples() if "test_life.py" in files]
+        directory = self.make_directory({name: text.encode() for name, text in files.items()})
+        program = [sys.executable, "-m", "feedtestserver", str(directory / "data")]
+        program += ["--port", "0", "--json"]
         pipe = subprocess.PIPE
         with subprocess.Popen(program, cwd=HERE, stdout=pipe, stderr=pipe, text=True) as process:
             self.addCleanup(process.kill)
@@ -16954,7 +16955,8 @@ class CommandLineTest(CommandLineTestCase):
             # Lines are broken between the tokens of JSON.
             shown = [json.loads(text) for text in re.split(r"\n(?={)", shown)]
             for request in (each["request"] for each in shown if "request" in each):
-                lines = [f"{request['method']} {request['url']} HTTP/1.0"]
+                target = urllib.parse.urlsplit(request["url"]).path
+                lines = [f"{request['method']} {target} HTTP/1.0"]
                 lines += [f"{name}: {value}" for name, value in request["headers"]]
                 with socket.create_connection(("127.0.0.1", port), PATIENCE) as connection:
                     connection.sendall("\r\n".join([*lines, "", request["body"]]).encode())
