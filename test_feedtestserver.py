@@ -3012,15 +3012,20 @@ class NextTest(ServerTestCase):
             self.check_that_it_comes_back()
 
     def check_that_it_comes_back(self):
-        server = self.live({"a": "Next: b.xml", "b": ""})
-        before, path = (os.path.join(server.directory, name) for name in ("a.xml", "b.xml"))
-        self.assertEqual(self.editions(server, 1), "a")
-        os.rename(path, path + ".old")
-        self.assertEqual([self.get(server, "/a.xml").status for _ in range(2)], [500, 500])
-        for error in server.errors:
-            self.assertTrue(error.startswith(f"{before}, line 2: Next: found 'b.xml'; "), error)
-        os.rename(path + ".old", path)
-        self.assertEqual(self.editions(server, 2), "bb")
+        """Before its time and in it; what is wrong then is the line that leads to it."""
+        for before, file in (("a", "b"), ("aab", "b"), ("aab", "c"), ("aabc", "c")):
+            server = self.live({"a": "Next: b.xml after 2", "b": "Next: c.xml", "c": ""})
+            path = os.path.join(server.directory, f"{file}.xml")
+            with self.subTest(before, file=file):
+                self.assertEqual(self.editions(server, len(before)), before)
+                os.rename(path, path + ".old")
+                while self.get(server, "/a.xml").status == 200:
+                    pass
+                previous = os.path.join(server.directory, "a.xml" if file == "b" else "b.xml")
+                words = f"{previous}, line 2: Next: found '{file}.xml'; {self.TAKES}; the nearest"
+                self.assertTrue(server.errors[0].startswith(words), server.errors)
+                os.rename(path + ".old", path)
+                self.assertIn(self.editions(server, 3)[-1], "bc")
 
     def test_the_audit_judges_by_what_was_served(self):
         server = self.live(
