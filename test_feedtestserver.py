@@ -5,6 +5,7 @@ import _thread
 import array
 import ast
 import asyncio
+import collections
 import concurrent.futures
 import contextlib
 import copy
@@ -14491,7 +14492,10 @@ POLITE = {"User-Agent": "reader/1", "Accept-Encoding": "gzip", "Accept": "applic
 
 #: Titles, requests and responses: "METHOD TARGET | FIELD -> STATUS | FIELD !! RULES", where
 #: +SECONDS is the time that passes before, "no FIELD" leaves one out, and the rules are those that
-#: the request breaks; it keeps all others.
+#: the request breaks; it keeps all others. "every SECONDS" says how often the client may ask.
+#: Each request has a connection of its own and waits for the one before, unless it begins with the
+#: number of its connection: "1: GET ..." is only sent. Its response begins at "1 comes", or the
+#: client gives it up at "1 leaves". "1-3: GET /{}.xml ..." are three of these, with their numbers.
 TRANSCRIPTS = {
     # Validators that are to be sent back
     "a conditional GET": """
@@ -15358,15 +15362,26 @@ def unfolded(text):
     return re.sub("\n +", " ", textwrap.dedent(text.rstrip()).strip()).split("\n")
 
 
+def numbers(text):
+    """The numbers in "1-3 5": 1, 2, 3 and 5; None for those of no connection."""
+    if not text:
+        return [None]
+    parts = [part.partition("-") for part in text.split()]
+    return [n for first, _, last in parts for n in range(int(first), int(last or first) + 1)]
+
+
 class TranscriptLine:
     """A request, the response to it, and the rules that the client breaks with it."""
 
-    def __init__(self, line):
-        line, _, rules = line.partition(" !! ")
+    FORM = re.compile(r"(?:\+(?P<pause>\S+) )?(?:(?P<numbers>[-0-9 ]+): )?(\S+) (\S+)")
+
+    def __init__(self, line, number=None):
+        self.number = number  # of the connection, if others come before the response does
+        line, _, rules = line.replace("{}", str(number)).partition(" !! ")
         asked, _, responded = line.partition(" -> ")
         self.rules = rules.split()
-        pause, self.method, self.target = re.match(r"(?:\+(\S+) )?(\S+) (\S+)", asked).groups()
-        self.pause = int(pause or 0)
+        pause, _, self.method, self.target = self.FORM.match(asked).groups()
+        self.pause = float(pause or 0)
         sent = asked.split(" | ")[1:]
         left_out = [name for name in POLITE if f"no {name}" in sent]
         fields = [text.partition(":") for text in sent if not text.startswith("no ")]
@@ -15376,10 +15391,39 @@ class TranscriptLine:
         status, *given = responded.split(" | ")
         self.status = int(status)
         self.response = self.make_response([text.partition(":")[::2] for text in given])
+        self.step = self.response if number is None else self.respond_late
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.last_on_connection = True
+
+    def respond_late(self, request):
+        """A step that waits until the transcript says that the response comes."""
+        self.request = request
+        self.begun.set()
+        if not self.response.pause:
+            self.go_on.wait(3 * PATIENCE)
+        return self.response
+
+    def head(self, server):
+        fields = "".join(f"{name}: {value}\r\n" for name, value in self.sent)
+        begin = f"{self.method} {self.target} HTTP/1.1"
+        host = server.base_url.partition("//")[2]
+        end = "Connection: close\r\n" if self.last_on_connection else ""
+        return f"{begin}\r\nHost: {host}\r\n{end}{fields}\r\n".encode("latin-1")
+
+    def play(self, server, connections):
+        if self.number is not None:
+            connections[self.number].send(self, self.head(server))
+            return
+        with connect(server) as connection:
+            connection.sendall(self.head(server))
+            read_to_the_end(connection)
+        self.request = server.requests[-1]
 
     def make_response(self, given):
-        mechanics = {"Fault": "fault", "Chunked": "chunked"}
+        mechanics = {"Fault": "fault", "Chunked": "chunked", "Pause": "pause"}
         options = {mechanics[name]: value.strip() for name, value in given if name in mechanics}
+        if "pause" in options:
+            options["pause"] = [options["pause"]]
         headers = [(name, value.strip()) for name, value in given if name not in mechanics]
         body = b"" if 300 <= self.status < 400 else b"<rss/>"
         # The transcript says what the response is, whatever the request was.
@@ -15387,35 +15431,116 @@ class TranscriptLine:
         return Response(body, self.status, headers=headers, ignore=ignore, **options)
 
 
+class TranscriptEvent:
+    """What becomes of the requests that are in flight on some connections."""
+
+    FORM = re.compile("(?P<numbers>[-0-9 ]+) (?P<event>come|leave)s?")
+    pause = 0
+
+    def __init__(self, numbers, event):
+        self.numbers, self.event = numbers, event
+
+    def play(self, server, connections):
+        for number in self.numbers:
+            getattr(connections[number], self.event)()
+
+
+class TranscriptConnection:
+    """A connection with a number, and the requests that are in flight on it."""
+
+    def __init__(self, server):
+        self.socket, self.in_flight = connect(server), []
+
+    def send(self, line, head):
+        self.socket.sendall(head)
+        self.in_flight.append(line)
+        if len(self.in_flight) == 1:  # else it is pipelined
+            self.await_begin()
+
+    def await_begin(self):
+        if not self.in_flight[0].begun.wait(PATIENCE):
+            raise AssertionError(f"{self.in_flight[0].target} has not arrived")
+
+    def come(self):
+        """Receive a response, and know that the server is done with it."""
+        line = self.in_flight.pop(0)
+        line.go_on.set()
+        if line.last_on_connection:
+            read_to_the_end(self.socket)
+        else:
+            response = http.client.HTTPResponse(self.socket, method=line.method)
+            response.begin()
+            response.read()
+        if self.in_flight:
+            self.await_begin()
+
+    def leave(self):
+        """Leave, and know that the server has noticed it.
+
+        The server takes the end of what is sent for that, so there is something to wait for.
+        """
+        with contextlib.suppress(OSError):  # where the server was faster
+            self.socket.shutdown(socket.SHUT_WR)
+        for line in self.in_flight:
+            line.go_on.set()
+        self.in_flight.clear()
+        read_to_the_end(self.socket)
+
+    def close(self):
+        """End a connection on which nothing is in flight."""
+        if self.in_flight:
+            raise AssertionError(f"{self.in_flight[0].target} neither comes nor leaves")
+        self.leave()
+        self.socket.close()
+
+
+class Transcript:
+    """The lines of a transcript in order, and how often the client may ask."""
+
+    def __init__(self, text):
+        self.options, self.steps = {}, []
+        for line in unfolded(text):
+            if every := re.fullmatch(r"every (\S+)", line):
+                self.options = {"every": float(every[1])}
+            elif event := TranscriptEvent.FORM.fullmatch(line):
+                self.steps.append(TranscriptEvent(numbers(event["numbers"]), event["event"]))
+            else:
+                asked = numbers(TranscriptLine.FORM.match(line)["numbers"])
+                self.steps += [TranscriptLine(line, number) for number in asked]
+        self.lines = [step for step in self.steps if isinstance(step, TranscriptLine)]
+        last = {line.number: line for line in self.lines}
+        for line in self.lines:
+            line.last_on_connection = line.number is None or last[line.number] is line
+
+
 class AuditTest(ServerTestCase):
     def play(self, transcript):
         """Ask and respond as a transcript says; returns its lines with the requests on record."""
-        lines = [TranscriptLine(line) for line in unfolded(transcript)]
-        with FeedTestServer(HERE / "data") as server:
+        script = Transcript(transcript)
+        lines = script.lines
+        with contextlib.ExitStack() as stack:
+            server = stack.enter_context(FeedTestServer(HERE / "data"))
+            if any(line.target.startswith("https:") for line in lines):
+                stack.enter_context(server.intercept(proxy=False))
             now = NOW
             server.clock = lambda: now
             for target in {line.target for line in lines}:
-                steps = [line.response for line in lines if line.target == target]
+                steps = [line.step for line in lines if line.target == target]
                 server.respond(target, *steps)
-            for line in lines:
-                now += line.pause
-                self.send(server, line)
+            connections = collections.defaultdict(lambda: TranscriptConnection(server))
+            for step in script.steps:
+                now += step.pause
+                step.play(server, connections)
+            for connection in connections.values():
+                connection.close()
             self.assertEqual(len(server.requests), len(lines))
-            self.base_url = server.base_url
-            return list(zip(lines, server.requests))
-
-    def send(self, server, line):
-        fields = "".join(f"{name}: {value}\r\n" for name, value in line.sent)
-        begin = f"{line.method} {line.target} HTTP/1.1"
-        host = server.base_url.partition("//")[2]
-        lines = f"{begin}\r\nHost: {host}\r\nConnection: close\r\n{fields}\r\n"
-        with connect(server) as connection:
-            connection.sendall(lines.encode("latin-1"))
-            read_to_the_end(connection)
+            self.base_url, self.options = server.base_url, script.options
+            return [(line, line.request) for line in lines]
 
     def sentences(self, transcript):
         requests = [request for _, request in self.play(transcript)]
-        return [finding.replace(self.base_url, "BASE") for finding in audit(requests)]
+        findings = audit(requests, **self.options)
+        return [finding.replace(self.base_url, "BASE") for finding in findings]
 
     def rules(self):
         """The names of all rules, as the words for a wrong one tell them."""
@@ -15428,7 +15553,7 @@ class AuditTest(ServerTestCase):
         broken = set()
         for title, transcript in TRANSCRIPTS.items():
             played = self.play(transcript)
-            findings = audit(request for _, request in played)
+            findings = audit((request for _, request in played), **self.options)
             for line, request in played:
                 rules = [finding.rule for finding in findings if finding.request is request]
                 broken.update(rules)
