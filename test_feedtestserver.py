@@ -15173,6 +15173,385 @@ TRANSCRIPTS = {
         GET /feed.xml -> 200 | Cache-Control: max-age=60
         +-3600 GET /feed.xml -> 200
     """,
+    "Retry-After of a 429 for a sister": """
+        GET /a.xml -> 429 | Retry-After: 120
+        +1 GET /b.xml -> 404 !! too-early
+        +118 GET /c.xml -> 404 !! too-early
+        +1 GET /d.xml -> 200
+    """,
+    "a 429 that is over": """
+        GET /a.xml -> 429 | Retry-After: 120
+        +120 GET /b.xml -> 200
+        +1 GET /a.xml -> 200
+    """,
+    "a 429 of another origin": """
+        GET http://a.example/feed.xml -> 429 | Retry-After: 120
+        GET http://b.example/feed.xml -> 200
+        GET http://a.example:8080/feed.xml -> 200
+        GET https://a.example/feed.xml -> 200
+        GET http://www.a.example/feed.xml -> 200
+        GET http://A.example:80/other.xml -> 200 !! too-early
+    """,
+    "a 429 that says nothing of time": """
+        GET /a.xml -> 429
+        GET /b.xml -> 429 | Retry-After: soon
+        GET /c.xml -> 429 | Retry-After: -1
+        GET /d.xml -> 429 | Retry-After: 0
+        GET /e.xml -> 429 | Retry-After: Sat, 07 Mar 2009 09:00:00 GMT
+        GET /f.xml -> 200
+    """,
+    "a 429 until a date": """
+        GET /a.xml -> 429 | Retry-After: Sat, 07 Mar 2009 11:00:00 GMT
+        +3599 GET /b.xml -> 404 !! too-early
+        +1 GET /b.xml -> 200
+    """,
+    "a URL that is served after all": """
+        GET /a.xml -> 429 | Retry-After: 3600
+        +60 GET /b.xml -> 200 | ETag: "v1" !! too-early
+        +60 GET /b.xml | If-None-Match: "v1" -> 304
+        +60 GET /c.xml -> 302 | Location: /d.xml !! too-early
+        +60 GET /c.xml -> 302 | Location: /b.xml
+        GET /b.xml | If-None-Match: "v1" -> 304
+        +60 GET /a.xml -> 200 !! too-early
+        +60 GET /a.xml -> 200
+    """,
+    "an error does not end the wait for a 429": """
+        GET /a.xml -> 429 | Retry-After: 3600
+        +60 GET /b.xml -> 404 !! too-early
+        +60 GET /b.xml -> 500 !! too-early
+        +60 GET /b.xml -> 200 | Fault: reset !! too-early
+        +60 GET /b.xml -> 200 !! too-early
+    """,
+    "a later 429 that is shorter": """
+        GET /a.xml -> 429 | Retry-After: 3600
+        +60 GET /a.xml -> 429 | Retry-After: 60 !! too-early
+        +60 GET /a.xml -> 200
+    """,
+    "a later 429 that is longer": """
+        GET /a.xml -> 429 | Retry-After: 60
+        +60 GET /a.xml -> 429 | Retry-After: 120
+        +60 GET /b.xml -> 404 !! too-early
+        +60 GET /b.xml -> 200
+    """,
+    "what is said of one URL goes before what is said of all": """
+        GET /a.xml -> 429 | Retry-After: 3600
+        +60 GET /b.xml -> 503 | Retry-After: 60 !! too-early
+        +60 GET /b.xml -> 200
+    """,
+    "a 429 that did not come whole": """
+        GET /a.xml -> 429 | Retry-After: 60 | Fault: close at 50%
+        GET /b.xml -> 200
+        1: GET /c.xml -> 429 | Retry-After: 60
+        1 leaves
+        GET /d.xml -> 200
+    """,
+    "a 429 while other requests are on their way": """
+        1: GET /a.xml -> 429 | Retry-After: 60
+        2-3: GET /{}.xml -> 200
+        1-3 come
+        GET /d.xml -> 200 !! too-early
+    """,
+    "a 429 to what is no GET": """
+        POST /hub -> 429 | Retry-After: 60
+        GET /a.xml -> 200
+        HEAD /b.xml -> 429 | Retry-After: 60
+        GET /c.xml -> 200
+    """,
+    "looking by HEAD whether a 429 is over": """
+        GET /a.xml -> 429 | Retry-After: 60
+        HEAD /b.xml -> 200
+        POST /hub -> 200
+    """,
+    "a clock that was set back after a 429": """
+        GET /a.xml -> 429 | Retry-After: 60
+        +-3600 GET /b.xml -> 200
+    """,
+    "a 503 is about its URL": """
+        GET /a.xml -> 503 | Retry-After: 3600
+        GET /b.xml -> 200
+        GET /a.xml?page=2 -> 200
+        +60 GET /a.xml -> 200 !! too-early
+    """,
+    # Too often
+    "the interval is kept": """
+        every 3600
+        GET /feed.xml -> 200
+        +3600 GET /feed.xml -> 404
+        +3601 GET /feed.xml -> 500
+        +86400 GET /feed.xml -> 200
+    """,
+    "a feed every minute": """
+        every 3600
+        GET /feed.xml -> 200 | ETag: "v1"
+        +60 GET /feed.xml | If-None-Match: "v1" -> 304 !! too-often
+        +60 GET /feed.xml | If-None-Match: "v1" -> 304 !! too-often
+        +3600 GET /feed.xml | If-None-Match: "v1" -> 304
+    """,
+    "a feed every minute, where nobody says how often": """
+        GET /feed.xml -> 200 | ETag: "v1"
+        +60 GET /feed.xml | If-None-Match: "v1" -> 304
+        GET /feed.xml | If-None-Match: "v1" -> 304
+    """,
+    "a second too soon": """
+        every 3600
+        GET /feed.xml -> 200
+        +3599 GET /feed.xml -> 200 !! too-often
+        +3600 GET /feed.xml -> 200
+    """,
+    "the interval begins with each request, also one that came too soon": """
+        every 3600
+        GET /feed.xml -> 200
+        +1800 GET /feed.xml -> 200 !! too-often
+        +1800 GET /feed.xml -> 200 !! too-often
+    """,
+    "an interval with decimals": """
+        every 1.5
+        GET /feed.xml -> 200
+        +1 GET /feed.xml -> 200 !! too-often
+        +2 GET /feed.xml -> 200
+        +1.5 GET /feed.xml -> 200
+    """,
+    "the same errors every minute": """
+        every 3600
+        GET /feed.xml -> 404
+        +60 GET /feed.xml -> 404 !! too-often
+        +60 GET /feed.xml -> 500 !! too-often
+        +60 GET /feed.xml -> 403 !! too-often
+        +60 GET /feed.xml -> 410 !! too-often
+        +60 GET /feed.xml -> 410 !! too-often gone
+    """,
+    "each URL has an interval of its own": """
+        every 3600
+        GET /a.xml -> 200
+        GET /b.xml -> 200
+        GET /a.xml?page=2 -> 200
+        GET http://example.com/a.xml -> 200
+        GET http://example.com:8080/a.xml -> 200
+        GET https://example.com/a.xml -> 200
+        +60 GET /b.xml -> 200 !! too-often
+    """,
+    "twenty feeds of one host, one after the other": "every 3600\n"
+    + "\n".join(f"+1 GET /{number}.xml -> 200" for number in range(20)),
+    "a clock that stands still": """
+        every 0.001
+        GET /feed.xml -> 200
+        GET /feed.xml -> 200 !! too-often
+        GET /other.xml -> 200
+    """,
+    "a clock that was set back within the interval": """
+        every 3600
+        GET /feed.xml -> 200
+        +-1800 GET /feed.xml -> 200
+        +60 GET /feed.xml -> 200 !! too-often
+        +3600 GET /feed.xml -> 200
+    """,
+    "a retry after a reset": """
+        every 3600
+        GET /feed.xml -> 200 | Fault: reset
+        GET /feed.xml -> 200 | Fault: close
+        GET /feed.xml -> 200 | Fault: reset at headers
+        GET /feed.xml -> 200
+        GET /feed.xml -> 200 !! too-often
+    """,
+    "a retry after a body that was cut": """
+        every 3600
+        GET /feed.xml -> 200 | Fault: close at 50%
+        GET /feed.xml -> 200 | Chunked: 3 | Fault: close at 50%
+        GET /feed.xml -> 200 | Content-Length: 100
+        GET /feed.xml -> 200
+    """,
+    "a retry after a timeout": """
+        every 3600
+        1: GET /feed.xml -> 200
+        1 leaves
+        2: GET /feed.xml -> 200 | Pause: 3600 at 3
+        2 leaves
+        GET /feed.xml -> 200
+        GET /feed.xml -> 200 !! too-often
+    """,
+    "a reset does not excuse what was too soon before it": """
+        every 3600
+        GET /feed.xml -> 200
+        +60 GET /feed.xml -> 200 | Fault: reset !! too-often
+        +60 GET /feed.xml -> 200 !! too-often
+        +3600 GET /feed.xml -> 200 | Fault: reset
+        GET /feed.xml -> 200
+    """,
+    "a password that is sent once it is asked for": """
+        every 3600
+        GET /feed.xml -> 401 | WWW-Authenticate: Basic
+        GET /feed.xml | Authorization: Basic dTpw -> 200
+        +3600 GET /feed.xml -> 401 | WWW-Authenticate: Basic
+        GET /feed.xml | Authorization: Basic dTpw -> 200
+        +60 GET /feed.xml | Authorization: Basic dTpw -> 200 !! too-often
+    """,
+    "a 401 that is asked for again as it was": """
+        every 3600
+        GET /feed.xml -> 401 | WWW-Authenticate: Basic
+        GET /feed.xml -> 401 | WWW-Authenticate: Basic !! too-often
+        GET /feed.xml | Authorization: Basic dTpw -> 401 | WWW-Authenticate: Basic
+        GET /feed.xml | Authorization: Basic dTpw -> 401 | WWW-Authenticate: Basic !! too-often
+    """,
+    "a new nonce": """
+        every 3600
+        GET /feed.xml -> 401 | WWW-Authenticate: Digest nonce="1"
+        GET /feed.xml | Authorization: Digest nonce="1" -> 200
+        +3600 GET /feed.xml | Authorization: Digest nonce="1"
+            -> 401 | WWW-Authenticate: Digest nonce="2", stale=true
+        GET /feed.xml | Authorization: Digest nonce="2" -> 200
+    """,
+    "a retry after a reset, with the password that was asked for": """
+        every 3600
+        GET /feed.xml -> 401 | WWW-Authenticate: Basic
+        GET /feed.xml | Authorization: Basic dTpw -> 200 | Fault: reset
+        GET /feed.xml | Authorization: Basic dTpw -> 200
+        GET /feed.xml | Authorization: Basic dTpw -> 200 !! too-often
+    """,
+    "a password for the proxy": """
+        every 3600
+        GET http://example.com/ -> 407 | Proxy-Authenticate: Basic
+        GET http://example.com/ | Proxy-Authorization: Basic dTpw -> 200
+        GET http://example.com/ | Proxy-Authorization: Basic dTpw -> 200 !! too-often
+    """,
+    "a file in parts": """
+        every 3600
+        GET /1.mp3 | Range: bytes=0-2 -> 206 | ETag: "v1"
+        GET /1.mp3 | Range: bytes=3-5 | If-Range: "v1" -> 206 | ETag: "v1"
+        GET /1.mp3 | Range: bytes=6- | If-Range: "v1" -> 206 | ETag: "v1"
+        +3600 GET /1.mp3 | Range: bytes=9- | If-Range: "v1" -> 206
+    """,
+    "the same part again": """
+        every 3600
+        GET /1.mp3 | Range: bytes=0-2 -> 206 | ETag: "v1"
+        GET /1.mp3 | Range: bytes=0-2 -> 206 | ETag: "v1" !! too-often
+    """,
+    "a download that is resumed": """
+        every 3600
+        GET /1.mp3 -> 200 | ETag: "v1" | Fault: reset at 50%
+        GET /1.mp3 | Range: bytes=3- | If-Range: "v1" -> 206 | ETag: "v1" | Fault: reset at 1
+        GET /1.mp3 | Range: bytes=4- | If-Range: "v1" -> 206 | ETag: "v1"
+        +60 GET /2.mp3 -> 200 | ETag: "w1" | Fault: close at 50%
+        GET /2.mp3 | Range: bytes=3- | If-Range: "w1" -> 200 | ETag: "w2"
+    """,
+    "a part beyond the end": """
+        every 3600
+        GET /1.mp3 | Range: bytes=99- -> 416 | Content-Range: bytes */6
+        GET /1.mp3 -> 200
+        GET /2.mp3 | Range: bytes=99- -> 416 | Content-Range: bytes */6
+        GET /2.mp3 | Range: bytes=99- -> 416 | Content-Range: bytes */6 !! too-often
+    """,
+    "a condition that did not hold": """
+        every 3600
+        GET /feed.xml | If-Match: "v0" -> 412
+        GET /feed.xml -> 200
+        GET /other.xml | If-Match: "v0" -> 412
+        GET /other.xml | If-Match: "v0" -> 412 !! too-often
+    """,
+    "a redirect to the same URL, with a cookie": """
+        every 3600
+        GET /feed.xml -> 302 | Location: /feed.xml | Set-Cookie: seen=1
+        GET /feed.xml | Cookie: seen=1 -> 200
+        +3600 GET /feed.xml | Cookie: seen=1 -> 200
+        +60 GET /feed.xml | Cookie: seen=1 -> 200 !! too-often
+    """,
+    "two URLs that redirect to one": """
+        every 3600
+        GET /a.xml -> 302 | Location: /feed.xml
+        GET /feed.xml -> 200 | ETag: "v1"
+        GET /b.xml -> 302 | Location: /feed.xml
+        GET /feed.xml | If-None-Match: "v1" -> 304
+        GET /feed.xml | If-None-Match: "v1" -> 304 !! too-often
+    """,
+    "a redirect excuses nothing but its target": """
+        every 3600
+        GET /feed.xml -> 200
+        GET /a.xml -> 302 | Location: /b.xml
+        GET /feed.xml -> 200 !! too-often
+        GET /b.xml -> 200
+    """,
+    "a retry after a reset, of what a redirect asked for": """
+        every 3600
+        GET /feed.xml -> 200
+        +60 GET /alias.xml -> 302 | Location: /feed.xml
+        GET /feed.xml -> 200 | Fault: reset
+        GET /feed.xml -> 200
+    """,
+    "there and back": """
+        every 3600
+        GET /a.xml -> 302 | Location: /b.xml | Set-Cookie: a=1
+        GET /b.xml -> 302 | Location: /a.xml
+        GET /a.xml | Cookie: a=1 -> 200
+        +3600 GET /a.xml | Cookie: a=1 -> 200
+    """,
+    "a redirect every minute": """
+        every 3600
+        GET /feed.xml -> 307 | Location: /today.xml
+        GET /today.xml -> 200
+        +60 GET /feed.xml -> 307 | Location: /today.xml !! too-often
+        GET /today.xml -> 200
+    """,
+    "a chain of redirects over three origins": """
+        every 3600
+        GET http://a.example/feed.xml -> 301 | Location: https://a.example/feed.xml
+        GET https://a.example/feed.xml -> 302 | Location: //b.example/feed.xml
+        GET https://b.example/feed.xml -> 308 | Location: http://c.example/
+        GET http://c.example/ -> 200
+        +3600 GET https://a.example/feed.xml -> 302 | Location: http://c.example/
+        GET http://c.example/ -> 200
+    """,
+    "HEAD and then GET, within the interval": """
+        every 3600
+        HEAD /feed.xml -> 200
+        GET /feed.xml -> 200
+        HEAD /feed.xml -> 200
+        +3600 HEAD /feed.xml -> 200
+        GET /feed.xml -> 200
+    """,
+    "a HEAD begins no interval and ends none": """
+        every 3600
+        GET /feed.xml -> 200
+        +60 HEAD /feed.xml -> 200
+        +60 GET /feed.xml -> 200 !! too-often
+    """,
+    "methods that change something may come at any time": """
+        every 3600
+        POST /hub -> 200
+        POST /hub -> 200
+        PUT /1 -> 200
+        PUT /1 -> 200
+        OPTIONS /hub -> 200
+        OPTIONS /hub -> 200
+    """,
+    "a Retry-After that is shorter than the interval": """
+        every 3600
+        GET /feed.xml -> 503 | Retry-After: 60
+        +60 GET /feed.xml -> 200 !! too-often
+    """,
+    "a max-age beside the interval": """
+        every 3600
+        GET /a.xml -> 200 | Cache-Control: max-age=7200
+        GET /b.xml -> 200 | Cache-Control: max-age=60
+        +60 GET /b.xml -> 200 !! too-often
+        +3540 GET /a.xml -> 200 !! too-early
+        +60 GET /a.xml -> 200 | Cache-Control: max-age=61 !! too-often
+        +60 GET /a.xml -> 200 !! too-early too-often
+    """,
+    "nothing has come whole yet": """
+        every 3600
+        1: GET /feed.xml -> 200
+        2: GET /feed.xml | Cache-Control: no-cache -> 200
+        1-2 come
+        3: GET /feed.xml -> 200 !! too-often
+        3 comes
+    """,
+    "the same connection or another one": """
+        every 3600
+        1: GET /feed.xml -> 200
+        1 comes
+        1: GET /feed.xml -> 200 !! too-often
+        1 comes
+        GET /feed.xml -> 200 !! too-often
+    """,
     # Gone
     "gone": """
         GET /feed.xml -> 410
@@ -15271,6 +15650,375 @@ TRANSCRIPTS = {
     "a cookie that the response to a form has set": """
         POST /login -> 200 | Set-Cookie: id=1
         GET /feed.xml | Cookie: id=1 -> 200
+    """,
+    # The same request again, while the response is on its way
+    "the same feed twice at once": """
+        1: GET /feed.xml -> 200
+        2: GET /feed.xml -> 200 !! repeated
+        1-2 come
+    """,
+    "the same feed three times at once": """
+        1: GET /feed.xml -> 200
+        2-3: GET /feed.xml -> 200 !! repeated
+        1-3 come
+    """,
+    "the same request in one connection, before the response": """
+        1: GET /feed.xml -> 200
+        1: GET /feed.xml -> 200 !! repeated
+        1 1 come
+    """,
+    "the response to the second request comes first": """
+        1: GET /feed.xml -> 200
+        2: GET /feed.xml -> 200 !! repeated
+        2 comes
+        1 comes
+    """,
+    "the second response is cut, or not awaited": """
+        1: GET /feed.xml -> 200
+        2: GET /feed.xml -> 200 | Fault: reset !! repeated
+        3: GET /feed.xml -> 200 !! repeated
+        2 comes
+        3 leaves
+        1 comes
+    """,
+    "a third one, when the first has come": """
+        1: GET /feed.xml -> 200
+        2: GET /feed.xml -> 200 !! repeated
+        1 comes
+        3: GET /feed.xml -> 200 !! repeated
+        2-3 come
+        GET /feed.xml -> 200
+    """,
+    "again, but on another connection as the first was cut": """
+        1: GET /feed.xml -> 200 | Fault: reset at 50%
+        2: GET /feed.xml -> 200
+        1-2 come
+    """,
+    "again, but the client has given up the first": """
+        1: GET /feed.xml -> 200
+        2: GET /feed.xml -> 200
+        1 leaves
+        2 comes
+        3: GET /feed.xml -> 200
+        3 leaves
+        GET /feed.xml -> 200
+    """,
+    "parts of a file at once": """
+        1: GET /1.mp3 | Range: bytes=0-2 -> 206
+        2: GET /1.mp3 | Range: bytes=3-5 -> 206
+        3: GET /1.mp3 | Range: bytes=6- -> 206
+        1-3 come
+    """,
+    "two languages at once": """
+        1: GET /feed.xml | Accept-Language: de -> 200 | Vary: Accept-Language
+        2: GET /feed.xml | Accept-Language: fr -> 200 | Vary: Accept-Language
+        1-2 come
+    """,
+    "HEAD and GET at once": """
+        1: HEAD /feed.xml -> 200
+        2: GET /feed.xml -> 200
+        3: HEAD /feed.xml -> 200
+        1-3 come
+    """,
+    "two forms at once": """
+        1-2: POST /hub -> 200
+        1-2 come
+    """,
+    "two URLs at once": """
+        1: GET /feed.xml -> 200
+        2: GET /feed.xml?page=2 -> 200
+        3: GET http://example.com/feed.xml -> 200
+        4: GET https://example.com/feed.xml -> 200
+        5: GET http://example.com:8080/feed.xml -> 200
+        1-5 come
+    """,
+    "one after the other, in one connection and in two": """
+        1: GET /feed.xml -> 200
+        1 comes
+        1: GET /feed.xml -> 200
+        1 comes
+        2: GET /feed.xml -> 200
+        2 comes
+    """,
+    "with and without a password at once": """
+        1: GET /feed.xml -> 401
+        2: GET /feed.xml | Authorization: Basic dTpw -> 200
+        1-2 come
+    """,
+    # Too many requests at once
+    "six at once": """
+        1-6: GET /{}.xml -> 200
+        1-6 come
+    """,
+    "seven at once": """
+        1-6: GET /{}.xml -> 200
+        7: GET /7.xml -> 200 !! burst
+        1-7 come
+    """,
+    "twenty at once": """
+        1-6: GET /{}.xml -> 200
+        7: GET /7.xml -> 200 !! burst
+        8-20: GET /{}.xml -> 200
+        1-20 come
+    """,
+    "twenty hosts at once": """
+        1-20: GET http://{}.example/feed.xml -> 200
+        1-20 come
+    """,
+    "six for each of two hosts at once": """
+        1-6: GET http://a.example/{}.xml -> 200
+        7-12: GET http://b.example/{}.xml -> 200
+        1-12 come
+    """,
+    "seven at once for two ports and two schemes": """
+        1-3: GET http://a.example/{}.xml -> 200
+        4-5: GET http://a.example:8080/{}.xml -> 200
+        6-7: GET https://a.example/{}.xml -> 200
+        1-7 come
+    """,
+    "seven at once for one host that is spelled in many ways": """
+        1-3: GET http://a.example/{}.xml -> 200
+        4-5: GET http://a.example:80/{}.xml -> 200
+        6: GET http://A.EXAMPLE/6.xml -> 200
+        7: GET HTTP://A.example/7.xml -> 200 !! burst
+        1-7 come
+    """,
+    "eight in one connection": """
+        1: GET /1.xml -> 200
+        1: GET /2.xml -> 200
+        1: GET /3.xml -> 200
+        1: GET /4.xml -> 200
+        1: GET /5.xml -> 200
+        1: GET /6.xml -> 200
+        1: GET /7.xml -> 200
+        1: GET /8.xml -> 200
+        1 1 1 1 1 1 1 1 come
+    """,
+    "twelve in six connections": """
+        1-6: GET /{}.xml -> 200
+        1-6: GET /more/{}.xml -> 200
+        1-6 1-6 come
+    """,
+    "ten one after the other": """
+        1-6: GET /{}.xml -> 200
+        1-6 come
+        7-10: GET /{}.xml -> 200
+        7-10 come
+    """,
+    "one takes the place of another": """
+        1-6: GET /{}.xml -> 200
+        1 comes
+        7: GET /7.xml -> 200
+        2-3 come
+        8-9: GET /{}.xml -> 200
+        4-9 come
+    """,
+    "one that is given up, or cut, makes room": """
+        1-5: GET /{}.xml -> 200
+        6: GET /6.xml -> 200 | Fault: reset at 50%
+        1 leaves
+        7: GET /7.xml -> 200
+        6 comes
+        8: GET /8.xml -> 200
+        2-5 7-8 come
+    """,
+    "seven at once by any method": """
+        1-3: HEAD /{}.xml -> 200
+        4-5: POST /hub -> 200
+        6: OPTIONS /hub -> 200
+        7: HEAD /feed.xml -> 200 !! burst
+        1-7 come
+    """,
+    "two crowds": """
+        1-6: GET /{}.xml -> 200
+        7: GET /7.xml -> 200 !! burst
+        1-7 come
+        11-16: GET /{}.xml -> 200
+        17: GET /17.xml -> 200 !! burst
+        11-17 come
+    """,
+    "one crowd that never goes away": """
+        1-6: GET /{}.xml -> 200
+        7: GET /7.xml -> 200 !! burst
+        1-6 come
+        8-12: GET /{}.xml -> 200
+        13: GET /13.xml -> 200
+        7-13 come
+    """,
+    "a crowd for each of two hosts": """
+        1-6: GET http://a.example/{}.xml -> 200
+        11-16: GET http://b.example/{}.xml -> 200
+        7: GET http://a.example/7.xml -> 200 !! burst
+        17: GET http://b.example/17.xml -> 200 !! burst
+        1-7 11-17 come
+    """,
+    "one feed seven times at once": """
+        1: GET /feed.xml -> 200
+        2-6: GET /feed.xml -> 200 !! repeated
+        7: GET /feed.xml -> 200 !! repeated burst
+        1-7 come
+    """,
+    # Credentials that a redirect leads to another origin
+    "a password for another origin": """
+        GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: http://b.example/
+        GET http://b.example/ | Authorization: Basic dTpw -> 200 !! leaked-credentials
+    """,
+    "a password that is left behind": """
+        GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: http://b.example/
+        GET http://b.example/ -> 200
+    """,
+    "a password within its origin": """
+        GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: /today.xml
+        GET http://a.example/today.xml | Authorization: Basic dTpw
+            -> 307 | Location: HTTP://A.example:80/tonight.xml
+        GET http://a.example/tonight.xml | Authorization: Basic dTpw -> 200
+    """,
+    "a password for another port": """
+        GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: http://a.example:8080/
+        GET http://a.example:8080/ | Authorization: Basic dTpw -> 200 !! leaked-credentials
+    """,
+    "a password in plain text": """
+        GET https://a.example/ | Authorization: Basic dTpw -> 302 | Location: http://a.example/
+        GET http://a.example/ | Authorization: Basic dTpw -> 200 !! leaked-credentials
+    """,
+    "a password for a host above": """
+        GET http://www.a.example/ | Authorization: Basic dTpw -> 302 | Location: http://a.example/
+        GET http://a.example/ | Authorization: Basic dTpw -> 200 !! leaked-credentials
+    """,
+    "a password that the other origin asks for as well": """
+        GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: http://b.example/
+        GET http://b.example/ -> 401 | WWW-Authenticate: Basic
+        GET http://b.example/ | Authorization: Basic dTpw -> 200
+    """,
+    "a password that the other origin has asked for before": """
+        GET http://b.example/other.xml -> 401 | WWW-Authenticate: Basic
+        GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: http://b.example/
+        GET http://b.example/ | Authorization: Basic dTpw -> 200
+    """,
+    "a password that is asked for when it was sent": """
+        GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: http://b.example/
+        GET http://b.example/ | Authorization: Basic dTpw
+            -> 401 | WWW-Authenticate: Basic !! leaked-credentials
+        GET http://b.example/ | Authorization: Basic eDp5 -> 200
+    """,
+    "another origin's own password": """
+        GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: http://b.example/
+        GET http://b.example/ | Authorization: Basic eDp5 -> 200
+    """,
+    "a password that the other origin had before": """
+        GET http://b.example/other.xml | Authorization: Basic dTpw -> 200
+        GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: http://b.example/
+        GET http://b.example/ | Authorization: Basic dTpw -> 200
+    """,
+    "one password for two feeds": """
+        GET http://a.example/ | Authorization: Basic dTpw -> 200
+        GET http://b.example/ | Authorization: Basic dTpw -> 200
+        GET http://a.example/ | Authorization: Basic dTpw -> 200 | Location: http://c.example/
+        GET http://c.example/ | Authorization: Basic dTpw -> 201 | Location: http://d.example/
+        GET http://d.example/ | Authorization: Basic dTpw -> 200
+    """,
+    "a password for the target alone": """
+        GET http://a.example/ -> 302 | Location: http://b.example/
+        GET http://b.example/ | Authorization: Basic dTpw -> 200
+    """,
+    "a password in the Location": """
+        GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: http://x:y@b.example/
+        GET http://b.example/ | Authorization: Basic eDp5 -> 200
+    """,
+    "a password at the end of a chain": """
+        GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: http://b.example/
+        GET http://b.example/ -> 302 | Location: http://c.example/
+        GET http://c.example/ | Authorization: Basic dTpw -> 200 !! leaked-credentials
+    """,
+    "a password all along a chain": """
+        GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: http://b.example/
+        GET http://b.example/ | Authorization: Basic dTpw
+            -> 302 | Location: http://c.example/ !! leaked-credentials
+        GET http://c.example/ | Authorization: Basic dTpw -> 200 !! leaked-credentials
+    """,
+    "a password that comes back to its origin": """
+        GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: http://b.example/
+        GET http://b.example/ -> 302 | Location: http://a.example/back.xml
+        GET http://a.example/back.xml | Authorization: Basic dTpw -> 200
+    """,
+    "a password with other methods": """
+        HEAD http://a.example/ | Authorization: Basic dTpw -> 302 | Location: http://b.example/
+        HEAD http://b.example/ | Authorization: Basic dTpw -> 200 !! leaked-credentials
+        POST http://a.example/hub | Authorization: Basic dTpw
+            -> 307 | Location: http://c.example/hub
+        POST http://c.example/hub | Authorization: Basic dTpw -> 200 !! leaked-credentials
+        POST http://a.example/form | Authorization: Basic dTpw -> 303 | Location: http://d.example/
+        GET http://d.example/ | Authorization: Basic dTpw -> 200 !! leaked-credentials
+    """,
+    "another scheme of credentials": """
+        GET http://a.example/ | Authorization: Bearer secret -> 308 | Location: //b.example/
+        GET http://b.example/ | Authorization: Bearer secret -> 200 !! leaked-credentials
+    """,
+    "a cookie for another origin": """
+        GET http://a.example/login -> 200 | Set-Cookie: id=1
+        GET http://a.example/ | Cookie: id=1 -> 302 | Location: http://b.example/
+        GET http://b.example/ | Cookie: id=1 -> 200 !! leaked-credentials
+    """,
+    "a cookie that is left behind": """
+        GET http://a.example/login -> 200 | Set-Cookie: id=1
+        GET http://a.example/ | Cookie: id=1 -> 302 | Location: http://b.example/
+        GET http://b.example/ -> 200 | Set-Cookie: b=2
+        GET http://b.example/more.xml | Cookie: b=2 -> 200
+    """,
+    "a cookie that the redirect has set": """
+        GET http://a.example/ -> 302 | Location: http://b.example/ | Set-Cookie: id=1; Path=/
+        GET http://b.example/ | Cookie: id=1 -> 200 !! leaked-credentials
+    """,
+    "a cookie that was not sent with what was redirected": """
+        GET http://a.example/login -> 200 | Set-Cookie: id=1; Path=/login
+        GET http://a.example/ -> 302 | Location: http://b.example/
+        GET http://b.example/ | Cookie: id=1 -> 200 !! leaked-credentials
+    """,
+    "a cookie for all hosts of a domain": """
+        GET http://a.example.com/ -> 302 | Location: http://b.example.com/
+            | Set-Cookie: id=1; Domain=example.com | Set-Cookie: c=2; Path=/; DOMAIN=.Example.com
+        GET http://b.example.com/ | Cookie: id=1; c=2 -> 302 | Location: https://example.com/
+        GET https://example.com/ | Cookie: id=1; c=2 -> 200
+    """,
+    "a cookie for all hosts of another domain": """
+        GET http://a.example.com/ -> 302 | Location: http://badexample.com/
+            | Set-Cookie: id=1; Domain=example.com
+        GET http://badexample.com/ | Cookie: id=1 -> 200 !! leaked-credentials
+    """,
+    "a cookie for hosts below": """
+        GET http://a.example.com/ -> 302 | Location: http://b.example.com/
+            | Set-Cookie: id=1; Domain=a.example.com
+        GET http://b.example.com/ | Cookie: id=1 -> 200 !! leaked-credentials
+    """,
+    "a cookie that both have set": """
+        GET http://b.example/other.xml -> 200 | Set-Cookie: lang=en
+        GET http://a.example/ -> 302 | Location: http://b.example/ | Set-Cookie: lang=en
+        GET http://b.example/ | Cookie: lang=en -> 200
+    """,
+    "a cookie of the same name": """
+        GET http://b.example/other.xml -> 200 | Set-Cookie: id=2
+        GET http://a.example/ -> 302 | Location: http://b.example/ | Set-Cookie: id=1
+        GET http://b.example/ | Cookie: id=2 -> 200
+    """,
+    "a cookie at another port and by another scheme": """
+        GET http://a.example/ -> 302 | Location: http://a.example:8080/ | Set-Cookie: id=1
+        GET http://a.example:8080/ | Cookie: id=1 -> 302 | Location: https://a.example/
+        GET https://a.example/ | Cookie: id=1 -> 200
+    """,
+    "one cookie of two": """
+        GET http://b.example/other.xml -> 200 | Set-Cookie: b=2
+        GET http://a.example/ -> 302 | Location: http://b.example/ | Set-Cookie: id=1
+        GET http://b.example/ | Cookie: b=2; id=1 -> 200 !! leaked-credentials
+    """,
+    "cookies without a redirect": """
+        GET http://a.example/ -> 200 | Set-Cookie: id=1
+        GET http://b.example/ | Cookie: id=1 -> 200
+    """,
+    "a password and a cookie": """
+        GET http://a.example/ | Authorization: Basic dTpw
+            -> 302 | Location: http://b.example/ | Set-Cookie: id=1
+        GET http://b.example/ | Authorization: Basic dTpw | Cookie: id=1
+            -> 200 !! leaked-credentials
     """,
     "all at once": """
         GET /feed.xml | no User-Agent | no Accept | no Accept-Encoding
