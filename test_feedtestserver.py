@@ -9,6 +9,7 @@ import collections
 import concurrent.futures
 import contextlib
 import copy
+import datetime
 import email.utils
 import enum
 import errno
@@ -14378,9 +14379,32 @@ class AssertionTest(ServerTestCase):
         failure = self.failure(server.assert_polite)
         self.assertRegex(failure, r"^the client was not polite:\n  GET /x .*\[referer\]\nThe serv")
         server.assert_polite(ignore=["referer"])
+        server.assert_polite(ignore=["referer"], every=60)
         for ignore in ("referer", ["refer"], None, 5):
             with self.subTest(ignore), self.assertRaisesRegex(ValueError, "^ignore: found "):
                 server.assert_polite(ignore=ignore)
+
+    def test_assert_polite_with_an_interval(self):
+        server = self.serve()
+        server.respond("/x", 200)
+        for _ in range(2):
+            self.get(server, "/x", headers=POLITE)
+        server.assert_polite()
+        server.assert_polite(every=None)
+        server.assert_polite(every=60, ignore=["too-often", "burst"])
+        failure = self.failure(server.assert_polite, every=60, ignore=["repeated"])
+        self.assertRegex(
+            failure,
+            r"\Athe client was not polite:\n"
+            r"  GET /x \(2nd request\): .*\b0 s\b.*\b60 s\b.* \[too-often\]\nThe server got:\n",
+        )
+        for every in (0, -1, float("nan"), INFINITY, True, "60"):
+            for arguments in ({}, {"ignore": ["too-often"]}):
+                with (
+                    self.subTest(every, **arguments),
+                    self.assertRaisesRegex(ValueError, "^every: found .*; it takes a positive num"),
+                ):
+                    server.assert_polite(every=every, **arguments)
 
     def test_a_body_as_json(self):
         server, value = self.serve(), {"b": [1, None, {"c": True}], "a": "\u00fc"}
@@ -16104,6 +16128,50 @@ SENTENCES = [
 ]
 
 
+#: Transcripts, and patterns of what is said of them.
+PATTERNS = [
+    (
+        """
+        every 3600
+        GET /feed.xml -> 200
+        +60 GET /feed.xml -> 404
+        """,
+        [r"GET /feed\.xml \(2nd request\): .*\b60 s\b.*\b3600 s\b.*"],
+    ),
+    (
+        """
+        GET /a.xml -> 429 | Retry-After: 120
+        +10 GET /b.xml -> 200
+        """,
+        [r"GET /b\.xml \(1st request\): .*\b10 s, 110 s too early.* 120 .*\(RFC 6585 4\)"],
+    ),
+    (
+        """
+        1: GET /feed.xml -> 200
+        2: GET /feed.xml -> 200
+        1-2 come
+        """,
+        [r"GET /feed\.xml \(2nd request\): .*"],
+    ),
+    (
+        """
+        1-7: GET /{}.xml -> 200
+        1-7 come
+        """,
+        [r"GET .*/7\.xml \(1st request\): .*(\b7\b|\bseven\b|\b7th\b).*BASE.*"],
+    ),
+    (
+        """
+        GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: https://b.example/x
+        GET https://b.example/x | Authorization: Basic dTpw -> 200
+        """,
+        [
+            r"GET https://b\.example/x .*Authorization.*\bhttp://a\.example\b.*\(RFC 9110 15\.4\)",
+        ],
+    ),
+]
+
+
 def unfolded(text):
     """Its lines, where those that are indented more continue the ones before."""
     text = text.replace("YESTERDAY", "Fri, 06 Mar 2009 10:00:00 GMT").replace("NOW", NOW_DATE)
@@ -16261,6 +16329,143 @@ class Transcript:
             line.last_on_connection = line.number is None or last[line.number] is line
 
 
+class AnyLife:
+    """A server that responds to each request as a seed decides."""
+
+    MANY = [200] * 14
+    FEW = [302, 303, 307, 401, 404, 429, 500, 503] * 2 + [301, 308, 410]
+    FAULTS = [None] * 12 + ["reset", "close", "reset at headers", "close at 3", "close at end"]
+
+    def __init__(self, seed, clock, urls):
+        self.random, self.clock, self.urls = random.Random(seed), clock, urls
+
+    def date(self, seconds):
+        return email.utils.formatdate(self.clock() + seconds, usegmt=True)
+
+    def __call__(self, request):
+        pick = self.random.choice
+        status = pick(self.MANY + self.FEW)
+        may_have = {
+            "ETag": ['"1"', 'W/"2"', '"3, 4"'] if status == 200 else [],
+            "Last-Modified": [self.date(-60), "Fri, 06 Mar 2009 10:00:00 GMT"] * (status == 200),
+            "Cache-Control": ["max-age=60", "max-age=9000"] if status in (200, 404) else [],
+            "Expires": [self.date(5000), "0"] if status in (200, 404) else [],
+            "Retry-After": ["60", "7200", self.date(7200), "soon"] * (status in (429, 503)),
+            "Set-Cookie": ["a=1; Path=/", "b=2"],
+        }
+        fields = {name: pick([*values, None]) for name, values in may_have.items()}
+        if 300 < status < 400:
+            fields["Location"] = pick(self.urls)
+        given = {name: value for name, value in fields.items() if value}
+        return Response(b"<rss/>", status, headers=given, fault=pick(self.FAULTS))
+
+
+class ReferenceClient:
+    """A reader that is polite, but for the rule that it breaks.
+
+    It asks for one thing at a time, once an interval, and for what it did not get whole once more.
+    """
+
+    def __init__(self, connection, clock, every, urls, breaks=""):
+        self.connection, self.clock, self.every, self.breaks = connection, clock, every, breaks
+        self.urls, self.validators, self.moved, self.gone = urls, {}, {}, set()
+        self.cookies, self.passwords = collections.defaultdict(dict), {}
+        #: When it last asked for a URL, and when a URL or an origin is to be asked again.
+        self.asked, self.wait = {}, collections.defaultdict(float)
+
+    def poll(self):
+        for url in self.urls:
+            self.visit(url)
+
+    def visit(self, url, brings=None):
+        """Ask for a URL if it is time to, and follow where its redirects lead."""
+        by_redirect = False
+        for _ in range(4):
+            url = self.place(url)
+            if url is None or not self.may_ask(url, by_redirect):
+                return
+            origin, _, _ = url.rpartition("/")
+            response = self.ask_twice(url, brings)
+            if response and response.status == 401 and origin not in self.passwords:
+                self.passwords[origin] = f"Basic {origin[7:].encode().hex()}"
+                response = self.ask_twice(url)
+            if not (response and response.headers["Location"]):
+                return
+            by_redirect = True
+            brings = self.passwords.get(origin) if self.breaks == "leaked-credentials" else None
+            url = response.headers["Location"]
+
+    def place(self, url):
+        """Where a URL has moved to for good; None if that is gone, or nowhere."""
+        passed = set()
+        while url in self.moved and self.breaks != "moved" and url not in passed:
+            passed.add(url)
+            url = self.moved[url]
+        is_gone = url in self.gone and self.breaks != "gone"
+        return None if is_gone or url in passed else url
+
+    def may_ask(self, url, by_redirect):
+        every = self.every / 4 if self.breaks == "too-often" else self.every
+        waits = max(self.wait[url], self.wait[url.rpartition("/")[0]])
+        is_due = by_redirect or self.clock() >= self.asked.get(url, 0) + every
+        return is_due and (self.clock() >= waits or self.breaks == "too-early")
+
+    def ask_twice(self, url, brings=None):
+        return self.ask(url, brings) or self.ask(url, brings)
+
+    def ask(self, url, brings):
+        """Ask once; returns the response, or None if it was cut."""
+        self.asked[url] = self.clock()
+        origin, _, _ = url.rpartition("/")
+        host = urllib.parse.urlsplit(url).hostname
+        fields = {"Authorization": brings or self.passwords.get(origin)}
+        if self.breaks != "no-validator":
+            fields.update(self.validators.get(url, {}))
+        fields["Cookie"] = "; ".join(f"{k}={v}" for k, v in self.cookies[host].items())
+        sent = {name: value for name, value in {**POLITE, **fields}.items() if value}
+        try:
+            self.connection.request("GET", url, headers=sent)
+            response = self.connection.getresponse()
+            response.read()
+        except (http.client.HTTPException, OSError):
+            self.connection.close()
+            return None
+        self.learn(url, origin, host, response)
+        return response
+
+    def learn(self, url, origin, host, response):
+        status, fields, now = response.status, response.headers, self.clock()
+        if fields["Set-Cookie"]:
+            name, _, value = fields["Set-Cookie"].partition(";")[0].partition("=")
+            self.cookies[host][name] = value
+        if status in (200, 304):
+            pairs = (("If-None-Match", "ETag"), ("If-Modified-Since", "Last-Modified"))
+            given = {condition: fields[name] for condition, name in pairs if fields[name]}
+            self.validators[url] = {
+                **(self.validators.get(url, {}) if status == 304 else {}),
+                **given,
+            }
+        if status in (301, 308):
+            self.moved[url] = fields["Location"]
+        if status == 410:
+            self.gone.add(url)
+        waits = [self.wait[url], self.until(fields["Retry-After"], now)]
+        if max_age := re.match("max-age=(.*)", fields["Cache-Control"] or ""):
+            waits.append(now + int(max_age[1]))
+        elif fields["Expires"]:
+            waits.append(self.until(fields["Expires"], now))
+        self.wait[url] = max(waits)
+        if status == 429:
+            self.wait[origin] = max(self.wait[origin], waits[1])
+
+    def until(self, text, now):
+        """The time that a Retry-After or an Expires tells; 0 if none."""
+        if re.fullmatch("[0-9]+", text or ""):
+            return now + int(text)
+        date = email.utils.parsedate_tz(text or "")
+        return email.utils.mktime_tz(date) if date else 0
+
+
 class AuditTest(ServerTestCase):
     def play(self, transcript):
         """Ask and respond as a transcript says; returns its lines with the requests on record."""
@@ -16315,6 +16520,31 @@ class AuditTest(ServerTestCase):
         for transcript, sentences in SENTENCES:
             with self.subTest(transcript):
                 self.assertEqual(self.sentences(transcript), unfolded(sentences))
+
+    def test_patterns(self):
+        for transcript, patterns in PATTERNS:
+            with self.subTest(transcript):
+                findings = self.sentences(transcript)
+                self.assertEqual(len(findings), len(patterns))
+                for finding, pattern in zip(findings, patterns):
+                    self.assertRegex(finding, rf"\A{pattern}\Z")
+
+    def test_no_sentence_tells_a_password(self):
+        for scheme, secret in (
+            ("Basic", "dXNlcjpzZWNyZXQ="),
+            ("Bearer", "c2VjcmV0"),
+            ("x", "y0z1"),
+        ):
+            for method in ("GET", "HEAD", "POST"):
+                sent = f"Authorization: {scheme} {secret}"
+                [finding] = self.sentences(f"""
+                {method} http://a.example/ | {sent} -> 307 | Location: http://u:secret@b.example/
+                {method} http://b.example/ | {sent} -> 200
+                """)
+                with self.subTest(finding):
+                    self.assertRegex(finding, rf"^{method} http://b\.example/ .*Authorization")
+                    self.assertNotIn(secret, finding)
+                    self.assertNotIn("secret", finding)
 
     def test_sentences_are_of_a_readable_length(self):
         long = "x" * 5000
@@ -16371,6 +16601,110 @@ class AuditTest(ServerTestCase):
 
     def test_nothing_to_audit(self):
         self.assertEqual(audit([]), [])
+        self.assertEqual(audit([], every=60), [])
+
+    def test_the_rules_in_their_order(self):
+        self.assertEqual(
+            " ".join(self.rules()),
+            "no-validator wrong-etag wrong-date too-early too-often repeated burst moved gone"
+            " no-user-agent no-compression no-feed-type referer cookie leaked-credentials",
+        )
+
+    def test_findings_are_in_the_order_of_the_requests(self):
+        played = self.play("""
+        every 60
+        1: GET /feed.xml -> 200
+        2: GET /feed.xml -> 200
+        GET /other.xml | no User-Agent -> 200
+        GET /other.xml | Referer: a | Cookie: b=1 -> 200
+        1-2 come
+        """)
+        findings = audit((request for _, request in reversed(played)), every=60)
+        self.assertEqual(
+            [(finding.request.target, finding.rule) for finding in findings],
+            [
+                ("/feed.xml", "repeated"),
+                ("/other.xml", "no-user-agent"),
+                ("/other.xml", "too-often"),
+                ("/other.xml", "referer"),
+                ("/other.xml", "cookie"),
+            ],
+        )
+
+    def test_requests_that_are_still_in_flight(self):
+        server = self.serve()
+        server.respond("/feed.xml", Response(delay=3600))
+        fields = "".join(f"{name}: {value}\r\n" for name, value in POLITE.items())
+        with contextlib.ExitStack() as stack:
+            for times in range(1, 10):
+                connection = stack.enter_context(connect(server))
+                connection.sendall(f"GET /feed.xml HTTP/1.1\r\nHost: a\r\n{fields}\r\n".encode())
+                server.wait_for_request("/feed.xml", times=times)
+            [finding] = audit(server.requests, every=60)
+            self.assertEqual((finding.rule, finding.request), ("burst", server.requests[6]))
+
+    def live(self, seed, lives, breaks=""):
+        """The rules that a client breaks, in so many lives of a server that may do anything."""
+        hosts = ("a.example", "a.example:8080", "b.example")
+        server, rules = self.serve(), set()
+        now, every, pauses = NOW, 3600, random.Random(seed)
+        server.clock = lambda: now
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+        with contextlib.closing(connection):
+            for life in range(lives):
+                urls = [f"http://{host}/{life}-{n}.xml" for host in hosts for n in "12"]
+                server.clear()
+                server.respond("http://*/*", AnyLife(1000 * seed + life, server.clock, urls))
+                client = ReferenceClient(connection, server.clock, every, urls, breaks)
+                for _ in range(25):
+                    client.poll()
+                    now += pauses.choice([every / 4, every / 2, every, 2 * every])
+                found = audit(server.requests, every=every)
+                rules.update(finding.rule for finding in found)
+                with self.subTest(seed=seed, life=life):
+                    self.assertEqual([f"{f} [{f.rule}]" for f in found if f.rule != breaks], [])
+        return rules
+
+    def test_a_polite_client_is_polite_whatever_a_server_does(self):
+        for seed in range(4):
+            self.assertEqual(self.live(seed, 2), set())
+
+    def test_who_breaks_one_rule_breaks_that_one_only(self):
+        for seed, rule in enumerate(
+            ("no-validator", "too-early", "too-often", "moved", "gone", "leaked-credentials"), 100
+        ):
+            with self.subTest(rule):
+                self.assertEqual(self.live(seed, 2, rule), {rule})
+
+    def test_what_is_no_interval(self):
+        for every in (
+            *(0, -1, 0.0, -0.5, float("nan"), INFINITY, -INFINITY),
+            *(True, False, "60", "", b"60", [60], (60, 60), datetime.timedelta(hours=1), 1j),
+        ):
+            with self.subTest(every), self.assertRaises(ValueError) as caught:
+                audit([], every=every)
+            self.assertRegex(
+                f"{caught.exception}",
+                r"\Aevery: found .{1,80}; it takes a positive number of seconds\Z",
+            )
+        with self.assertRaisesRegex(ValueError, "^every: found 0; it takes a positive number of"):
+            audit((1 / 0 for _ in "x"), every=0)
+        with self.assertRaises(TypeError):
+            audit([], 60)
+
+    def test_what_is_an_interval(self):
+        requests = [request for _, request in self.play("GET /a -> 200\n+1 GET /a -> 200")]
+        for every, rules in (
+            (None, []),
+            (1, []),
+            (0.5, []),
+            (1.001, ["too-often"]),
+            (2, ["too-often"]),
+            (1e300, ["too-often"]),
+            (5e-324, []),
+        ):
+            with self.subTest(every):
+                self.assertEqual([f.rule for f in audit(requests, every=every)], rules)
 
     def test_any_order_of_the_record_will_do(self):
         requests = [request for _, request in self.play(TRANSCRIPTS["an unconditional GET"])]
@@ -16517,6 +16851,8 @@ class AuditTest(ServerTestCase):
             get()
             requests = server.requests
             findings = [finding for finding in audit(requests) if finding.request in requests[3:]]
+        early = findings.pop(0)  # it was asked while the first one was on its way
+        self.assertEqual((early.rule, early.request), ("repeated", requests[3]))
         self.assertEqual([finding.rule for finding in findings[:2]], ["no-validator", "too-early"])
         self.assertEqual({f"{f.request.response.status}" for f in findings}, {"200"})
         self.assertEqual({f.partition(" request")[0] for f in findings}, {"GET /feed.xml (6th"})
@@ -16531,7 +16867,7 @@ class AuditTest(ServerTestCase):
         with connect(server) as connection:
             connection.sendall(request * 2)
             server.wait_for_request("/feed.xml", times=2)
-        self.assertEqual(audit(server.requests), [])
+        self.assertEqual([finding.rule for finding in audit(server.requests)], ["repeated"])
 
     def test_times_may_be_fractions(self):
         server = self.serve()
@@ -16781,6 +17117,29 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
         for ignore in ("referer", ["referer", "validator"], [""], "", None, 5, [["x"]], ["x" * 99]):
             with self.subTest(ignore), self.assertRaisesRegex(ValueError, message):
                 self.assertPolite(ignore=ignore)
+        for name in ("too-often", "repeated", "burst", "leaked-credentials"):
+            with self.subTest(name):
+                self.assertPolite(ignore=[name])
+                with self.assertRaisesRegex(ValueError, f", '{name}'"):
+                    self.assertPolite(ignore=[name, "often"])
+
+    def test_assert_polite_with_an_interval(self):
+        for _ in range(3):
+            self.get(self.server, "/x", headers=POLITE)
+        self.assertPolite()
+        self.assertPolite(every=60, ignore=["too-often"])
+        failure = self.failure(self.assertPolite, "once a minute", every=60)
+        self.assertRegex(failure, r"\n  GET /x \(2nd request\): .*\b60 s\b.* \[too-often\]\n")
+        self.assertRegex(
+            failure, r"\n  GET /x \(3rd request\): .*\b60 s\b.* \[too-often\]\nThe ser"
+        )
+        self.assertTrue(failure.endswith(" : once a minute"), failure)
+        for every in (0, -1, float("nan"), INFINITY, True, "60"):
+            with (
+                self.subTest(every),
+                self.assertRaisesRegex(ValueError, "^every: found .*; it takes a positive number"),
+            ):
+                self.assertPolite(every=every)
 
     def test_assertions_are_those_of_the_server(self):
         self.get(self.server, "/x", "POST", b'{"a": 1}', {"Referer": "a"})
