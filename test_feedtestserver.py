@@ -15250,6 +15250,7 @@ TRANSCRIPTS = {
         GET /a.xml -> 429 | Retry-After: 3600
         +60 GET /a.xml -> 429 | Retry-After: 60 !! too-early
         +60 GET /a.xml -> 200
+        GET /b.xml -> 200
     """,
     "a later 429 that is longer": """
         GET /a.xml -> 429 | Retry-After: 60
@@ -15261,6 +15262,14 @@ TRANSCRIPTS = {
         GET /a.xml -> 429 | Retry-After: 3600
         +60 GET /b.xml -> 503 | Retry-After: 60 !! too-early
         +60 GET /b.xml -> 200
+    """,
+    "a 429 does not shorten what was said of other URLs": """
+        GET /a.xml -> 200 | Cache-Control: max-age=3600
+        GET /b.xml -> 503 | Retry-After: 3600
+        GET /c.xml -> 429 | Retry-After: 60
+        +60 GET /a.xml -> 200 !! too-early
+        GET /b.xml -> 200 !! too-early
+        GET /c.xml -> 200
     """,
     "a 429 that did not come whole": """
         GET /a.xml -> 429 | Retry-After: 60 | Fault: close at 50%
@@ -15478,6 +15487,32 @@ TRANSCRIPTS = {
         +3600 GET /feed.xml | Cookie: seen=1 -> 200
         +60 GET /feed.xml | Cookie: seen=1 -> 200 !! too-often
     """,
+    "two URLs that redirect to one, and that one itself": """
+        every 3600
+        GET /feed.xml -> 200
+        +3600 GET /a.xml -> 302 | Location: /feed.xml
+        GET /feed.xml -> 200
+        GET /b.xml -> 302 | Location: /feed.xml
+        GET /feed.xml -> 200
+        GET /feed.xml -> 200 !! too-often
+    """,
+    "a redirect to the same URL, which is cut the first time": """
+        every 3600
+        GET /feed.xml -> 303 | Location: /feed.xml
+        GET /feed.xml -> 401 | Fault: reset
+        GET /feed.xml -> 200
+    """,
+    "two variants": """
+        every 3600
+        GET /feed.xml | Accept-Language: de -> 200 | Vary: Accept-Language
+        GET /feed.xml | Accept-Language: fr -> 200 | Vary: Accept-Language
+        +3600 GET /feed.xml | Accept-Language: de -> 304 | Vary: Accept-Language
+    """,
+    "what varies with the client only": """
+        every 3600
+        GET /feed.xml -> 200 | Vary: Accept-Encoding, User-Agent
+        GET /feed.xml | Accept-Encoding: gzip, br -> 200 !! too-often
+    """,
     "two URLs that redirect to one": """
         every 3600
         GET /a.xml -> 302 | Location: /feed.xml
@@ -15688,7 +15723,7 @@ TRANSCRIPTS = {
     """,
     "the same request in one connection, before the response": """
         1: GET /feed.xml -> 200
-        1: GET /feed.xml -> 200 !! repeated
+        1: GET /feed.xml -> 200
         1 1 come
     """,
     "the response to the second request comes first": """
@@ -15945,6 +15980,11 @@ TRANSCRIPTS = {
         GET http://a.example/ -> 302 | Location: http://b.example/
         GET http://b.example/ | Authorization: Basic dTpw -> 200
     """,
+    "a password for another feed of the first origin": """
+        GET http://a.example/private.xml | Authorization: Basic dTpw -> 200
+        GET http://a.example/ -> 302 | Location: http://b.example/
+        GET http://b.example/ | Authorization: Basic dTpw -> 200
+    """,
     "a password in the Location": """
         GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: http://x:y@b.example/
         GET http://b.example/ | Authorization: Basic eDp5 -> 200
@@ -16013,6 +16053,11 @@ TRANSCRIPTS = {
         GET http://a.example.com/ -> 302 | Location: http://b.example.com/
             | Set-Cookie: id=1; Domain=a.example.com
         GET http://b.example.com/ | Cookie: id=1 -> 200 !! leaked-credentials
+    """,
+    "a cookie for a domain that is not one's own": """
+        GET http://a.example.com/ -> 302 | Location: http://example.org/
+            | Set-Cookie: id=1; Domain=example.org
+        GET http://example.org/ | Cookie: id=1 -> 200 !! leaked-credentials
     """,
     "a cookie that both have set": """
         GET http://b.example/other.xml -> 200 | Set-Cookie: lang=en
@@ -16329,35 +16374,32 @@ class Transcript:
             line.last_on_connection = line.number is None or last[line.number] is line
 
 
-class AnyLife:
-    """A server that responds to each request as a seed decides."""
+def any_life(seed, clock, urls):
+    """Responses to whatever is asked, one after the other, as a seed decides."""
+    pick = random.Random(seed).choice
+    others = [302, 303, 307, 401, 404, 429, 500, 503] * 2 + [301, 308, 410]
+    faults = [None] * 12 + ["reset", "close", "reset at headers", "close at 3", "close at end"]
 
-    MANY = [200] * 14
-    FEW = [302, 303, 307, 401, 404, 429, 500, 503] * 2 + [301, 308, 410]
-    FAULTS = [None] * 12 + ["reset", "close", "reset at headers", "close at 3", "close at end"]
+    def date(seconds):
+        return email.utils.formatdate(clock() + seconds, usegmt=True)
 
-    def __init__(self, seed, clock, urls):
-        self.random, self.clock, self.urls = random.Random(seed), clock, urls
-
-    def date(self, seconds):
-        return email.utils.formatdate(self.clock() + seconds, usegmt=True)
-
-    def __call__(self, request):
-        pick = self.random.choice
-        status = pick(self.MANY + self.FEW)
+    while True:
+        status = pick([200] * 14 + others)
         may_have = {
             "ETag": ['"1"', 'W/"2"', '"3, 4"'] if status == 200 else [],
-            "Last-Modified": [self.date(-60), "Fri, 06 Mar 2009 10:00:00 GMT"] * (status == 200),
+            "Last-Modified": [date(-60), "Fri, 06 Mar 2009 10:00:00 GMT"] * (status == 200),
             "Cache-Control": ["max-age=60", "max-age=9000"] if status in (200, 404) else [],
-            "Expires": [self.date(5000), "0"] if status in (200, 404) else [],
-            "Retry-After": ["60", "7200", self.date(7200), "soon"] * (status in (429, 503)),
+            "Expires": [date(5000), "0"] if status in (200, 404) else [],
+            "Retry-After": ["60", "7200", date(7200), "soon"] * (status in (429, 503)),
             "Set-Cookie": ["a=1; Path=/", "b=2"],
         }
         fields = {name: pick([*values, None]) for name, values in may_have.items()}
         if 300 < status < 400:
-            fields["Location"] = pick(self.urls)
+            fields["Location"] = pick(urls)
         given = {name: value for name, value in fields.items() if value}
-        return Response(b"<rss/>", status, headers=given, fault=pick(self.FAULTS))
+        # Clients may follow a redirect that is cut, or ask for it again.
+        fault = None if "Location" in given else pick(faults)
+        yield Response(b"<rss/>", status, headers=given, fault=fault)
 
 
 class ReferenceClient:
@@ -16366,8 +16408,8 @@ class ReferenceClient:
     It asks for one thing at a time, once an interval, and for what it did not get whole once more.
     """
 
-    def __init__(self, connection, clock, every, urls, breaks=""):
-        self.connection, self.clock, self.every, self.breaks = connection, clock, every, breaks
+    def __init__(self, fetch, clock, every, urls, breaks=""):
+        self.fetch, self.clock, self.every, self.breaks = fetch, clock, every, breaks
         self.urls, self.validators, self.moved, self.gone = urls, {}, {}, set()
         self.cookies, self.passwords = collections.defaultdict(dict), {}
         #: When it last asked for a URL, and when a URL or an origin is to be asked again.
@@ -16377,12 +16419,11 @@ class ReferenceClient:
         for url in self.urls:
             self.visit(url)
 
-    def visit(self, url, brings=None):
+    def visit(self, url):
         """Ask for a URL if it is time to, and follow where its redirects lead."""
-        by_redirect = False
+        url, by_redirect, brings = self.place(url), False, None
         for _ in range(4):
-            url = self.place(url)
-            if url is None or not self.may_ask(url, by_redirect):
+            if not self.may_ask(url, by_redirect):
                 return
             origin, _, _ = url.rpartition("/")
             response = self.ask_twice(url, brings)
@@ -16396,15 +16437,18 @@ class ReferenceClient:
             url = response.headers["Location"]
 
     def place(self, url):
-        """Where a URL has moved to for good; None if that is gone, or nowhere."""
-        passed = set()
-        while url in self.moved and self.breaks != "moved" and url not in passed:
-            passed.add(url)
+        """Where a URL has moved to for good; None if that is in circles."""
+        passed = []
+        while url in self.moved and self.breaks != "moved":
+            passed.append(url)
             url = self.moved[url]
-        is_gone = url in self.gone and self.breaks != "gone"
-        return None if is_gone or url in passed else url
+            if url in passed:
+                return None
+        return url
 
     def may_ask(self, url, by_redirect):
+        if url is None or (url in self.gone and self.breaks != "gone"):
+            return False
         every = self.every / 4 if self.breaks == "too-often" else self.every
         waits = max(self.wait[url], self.wait[url.rpartition("/")[0]])
         is_due = by_redirect or self.clock() >= self.asked.get(url, 0) + every
@@ -16423,14 +16467,9 @@ class ReferenceClient:
             fields.update(self.validators.get(url, {}))
         fields["Cookie"] = "; ".join(f"{k}={v}" for k, v in self.cookies[host].items())
         sent = {name: value for name, value in {**POLITE, **fields}.items() if value}
-        try:
-            self.connection.request("GET", url, headers=sent)
-            response = self.connection.getresponse()
-            response.read()
-        except (http.client.HTTPException, OSError):
-            self.connection.close()
-            return None
-        self.learn(url, origin, host, response)
+        response = self.fetch(url, sent)
+        if response:
+            self.learn(url, origin, host, response)
         return response
 
     def learn(self, url, origin, host, response):
@@ -16542,7 +16581,7 @@ class AuditTest(ServerTestCase):
                 {method} http://b.example/ | {sent} -> 200
                 """)
                 with self.subTest(finding):
-                    self.assertRegex(finding, rf"^{method} http://b\.example/ .*Authorization")
+                    self.assertRegex(finding, rf"^{method} http://b\.example/.*: Authorization")
                     self.assertNotIn(secret, finding)
                     self.assertNotIn("secret", finding)
 
@@ -16643,38 +16682,45 @@ class AuditTest(ServerTestCase):
             [finding] = audit(server.requests, every=60)
             self.assertEqual((finding.rule, finding.request), ("burst", server.requests[6]))
 
-    def live(self, seed, lives, breaks=""):
-        """The rules that a client breaks, in so many lives of a server that may do anything."""
-        hosts = ("a.example", "a.example:8080", "b.example")
-        server, rules = self.serve(), set()
-        now, every, pauses = NOW, 3600, random.Random(seed)
+    def live(self, seed, breaks=""):
+        """The rules that a client breaks with a server that may do anything."""
+
+        def fetch(url, fields):
+            server.respond(url, next(life))
+            try:
+                connection.request("GET", url, headers=fields)
+                response = connection.getresponse()
+                response.read()
+                return response
+            except (http.client.HTTPException, OSError):
+                connection.close()
+                return None
+
+        server, now, every, pauses = self.serve(), NOW, 3600, random.Random(seed)
         server.clock = lambda: now
+        hosts = ("a.example", "a.example:8080", "b.example")
+        urls = [f"http://{host}/{number}.xml" for host in hosts for number in "12"]
+        life = any_life(seed, server.clock, urls)
+        client = ReferenceClient(fetch, server.clock, every, urls, breaks)
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
         with contextlib.closing(connection):
-            for life in range(lives):
-                urls = [f"http://{host}/{life}-{n}.xml" for host in hosts for n in "12"]
-                server.clear()
-                server.respond("http://*/*", AnyLife(1000 * seed + life, server.clock, urls))
-                client = ReferenceClient(connection, server.clock, every, urls, breaks)
-                for _ in range(25):
-                    client.poll()
-                    now += pauses.choice([every / 4, every / 2, every, 2 * every])
-                found = audit(server.requests, every=every)
-                rules.update(finding.rule for finding in found)
-                with self.subTest(seed=seed, life=life):
-                    self.assertEqual([f"{f} [{f.rule}]" for f in found if f.rule != breaks], [])
-        return rules
+            for _ in range(25):
+                client.poll()
+                now += pauses.choice([every / 4, every / 2, every, 2 * every])
+        found = audit(server.requests, every=every)
+        self.assertEqual([f"{f} [{f.rule}]" for f in found if f.rule != breaks], [])
+        return {finding.rule for finding in found}
 
     def test_a_polite_client_is_polite_whatever_a_server_does(self):
-        for seed in range(4):
-            self.assertEqual(self.live(seed, 2), set())
+        for seed in range(5):
+            with self.subTest(seed=seed):
+                self.assertEqual(self.live(seed), set())
 
     def test_who_breaks_one_rule_breaks_that_one_only(self):
-        for seed, rule in enumerate(
-            ("no-validator", "too-early", "too-often", "moved", "gone", "leaked-credentials"), 100
-        ):
+        rules = ("no-validator", "too-early", "too-often", "moved", "gone", "leaked-credentials")
+        for rule in rules:
             with self.subTest(rule):
-                self.assertEqual(self.live(seed, 2, rule), {rule})
+                self.assertEqual(self.live(3, rule), {rule})
 
     def test_what_is_no_interval(self):
         for every in (
@@ -16701,6 +16747,7 @@ class AuditTest(ServerTestCase):
             (1.001, ["too-often"]),
             (2, ["too-often"]),
             (1e300, ["too-often"]),
+            (10**400, ["too-often"]),
             (5e-324, []),
         ):
             with self.subTest(every):
@@ -16851,8 +16898,6 @@ class AuditTest(ServerTestCase):
             get()
             requests = server.requests
             findings = [finding for finding in audit(requests) if finding.request in requests[3:]]
-        early = findings.pop(0)  # it was asked while the first one was on its way
-        self.assertEqual((early.rule, early.request), ("repeated", requests[3]))
         self.assertEqual([finding.rule for finding in findings[:2]], ["no-validator", "too-early"])
         self.assertEqual({f"{f.request.response.status}" for f in findings}, {"200"})
         self.assertEqual({f.partition(" request")[0] for f in findings}, {"GET /feed.xml (6th"})
@@ -16867,7 +16912,7 @@ class AuditTest(ServerTestCase):
         with connect(server) as connection:
             connection.sendall(request * 2)
             server.wait_for_request("/feed.xml", times=2)
-        self.assertEqual([finding.rule for finding in audit(server.requests)], ["repeated"])
+        self.assertEqual(audit(server.requests), [])
 
     def test_times_may_be_fractions(self):
         server = self.serve()
