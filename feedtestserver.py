@@ -43,6 +43,7 @@ What cannot hold a comment (JSON, gzip, pictures) has the same lines in a file b
                              last byte of the response
     Early: yes               respond as soon as the head of the request is there, and close
     Template: yes            expand {{base_url}}, {{host}} and {{port}} in the body
+    Next: NAME [after N]     after N responses, 1 if not said, serve the fixture NAME of this folder
 
 Every other key (``Description``, ``Expect``, ...) is kept for the test to read. What is malformed
 on purpose goes into a file ``NAME.asis``, a whole response that is sent as it is. What a fixture
@@ -6342,7 +6343,8 @@ def _response_of(site: _Site, fixture: Fixture) -> Response:
     """What a GET of a fixture is responded; raises DirectiveError, or OSError."""
     base_url = site.root_url()
     request = Request(_Head("GET", fixture.url[len(base_url) :], "1.1"), base_url, "")
-    return _plan(request, site.fixture_for(request, None), "", True).response
+    response = site.following(request, fixture.name, site.fixture(fixture.name))
+    return _plan(request, response, "", True).response
 
 
 def _index_row(site: _Site, fixture: Fixture) -> str:
