@@ -3238,9 +3238,6 @@ _SECONDS = r"(?:[0-9]{1,9}(?:\.[0-9]+)?|\.[0-9]+)"
 _PAUSE = f"{_SECONDS} at (?:{_PLACE})"
 _FAULT = f"(?:close|reset|stall)(?: at (?:start|{_PLACE}|end))?"
 _PLACES = "at headers, at a number of bytes, at 0% to 100%"
-#: A name without slashes; " after " begins the number of responses.
-_AFTER = r"[ \t]+(?i:after)"
-_NEXT = rf"((?:(?!{_AFTER}(?:[ \t]|\Z))[^/\\])+)(?:{_AFTER}[ \t]+([1-9][0-9]{{0,11}}))?"
 _FROM_1 = "a whole number from 1 to 999999999999"
 
 # Each of these reads the text of a directive, or a value given to ``Response``. It returns the
@@ -3286,9 +3283,10 @@ def _yes(found: object) -> Optional[bool]:
     return True if found is True or (isinstance(found, str) and found.lower() == "yes") else None
 
 
-def _next(found: object) -> Optional[tuple[str, int]]:
-    match = re.fullmatch(_NEXT, found) if isinstance(found, str) else None
-    return (match.group(1), int(match.group(2) or 1)) if match else None
+def _next(text: str) -> Optional[tuple[str, int]]:
+    name, *number = re.split(r"(?i)[ \t]after(?![^ \t])", text, maxsplit=1)
+    name, count = name.rstrip(" \t"), _whole_number(number[0].strip(" \t")) if number else 1
+    return (name, count) if name and count and {"/", "\\"}.isdisjoint(name) else None
 
 
 #: What reads each directive, or the pattern of its words; and what it takes, for errors.
