@@ -4430,22 +4430,12 @@ class _Origin:
             self.crowd = None
 
 
-class _Known:
-    """What the client knows of one URL."""
+class _Copy:
+    """What the client keeps of one URL, and which validators it may send back."""
 
-    def __init__(self, client: _Client) -> None:
-        self.client = client
-        self.gets = 0
-        self.failed = 0  # the number of the last GET that met an error or was cut; 0: none
-        #: The last response that came whole, and the last with a word on when to ask again.
-        self.last: Optional[_Exchange] = None
-        self.waiting: Optional[_Exchange] = None
-        #: A 301, 308 or 410 that still holds; the number of the first that led to the same URL.
-        self.permanent: Optional[_Exchange] = None
-        self.since = 0
-        # Its copy: the last 200 or 304, its type and its validators, and whether the client should
-        # send these back.
-        self.kept: Optional[_Exchange] = None
+    def __init__(self) -> None:
+        #: The last 200 or 304, its type and its validators; whether these should be sent back.
+        self.exchange: Optional[_Exchange] = None
         self.media_type = ""
         self.validators = _NO_VALIDATORS
         self.must_validate = False
@@ -4456,31 +4446,80 @@ class _Known:
         #: All validators, and the types of all bodies, that this URL ever gave.
         self.ever_given: set[str] = set()
         self.media_types: set[str] = set()
+
+    def may_send(self, name: str) -> tuple[str, ...]:
+        return self.validators[name] + self.others[name] + self.brought[name]
+
+    def media_type_of(self, exchange: _Exchange) -> str:
+        """The type of what the URL is known to have, or may have by its name."""
+        by_name = _media_type(exchange.request.head.path)
+        return exchange.media_type or self.media_type or by_name
+
+    def confirm(self, get: _Exchange) -> None:
+        """If the first response is a 304, take what it confirms as given before."""
+        if get.status != 304 or self.exchange:
+            return
+        unsaid = _by_name(get.response.unsaid or ())
+        for name, given in get.validators.items():
+            said = given or tuple(unsaid.get(name.lower(), ()))
+            if not said and get.response.unsaid is None:  # a 304 of the test's own
+                said = tuple(sent for sent in get.sends_back(name) if sent != "*")
+            self.validators = {**self.validators, name: said}
+
+    def hear(self, exchange: _Exchange) -> None:
+        """Note the validators in the head of a response, which the client may have kept."""
+        if exchange.status < 400:
+            self.others = _joined(self.others, exchange.validators)
+            self.ever_given.update(*exchange.validators.values())
+
+    def replace(self, exchange: _Exchange) -> None:
+        """Take the validators of a 200, or those that a 304 carries (RFC 9111 4.3.4)."""
+        is_new, media_type = exchange.status == 200, self.media_type_of(exchange)
+        is_page = media_type == _PAGE and self.media_type not in ("", _PAGE)
+        given = {name: values for name, values in exchange.validators.items() if is_new or values}
+        if is_page:  # instead of a feed, of which the client may keep its copy
+            self.others = _joined(self.others, self.validators)
+        else:
+            replaced: _Values = dict.fromkeys(given, ())
+            self.others = self.others | replaced
+            self.brought = self.brought | replaced
+            self.media_type = media_type
+        if is_new:
+            self.media_types.add(media_type)
+        if given:
+            self.must_validate = not (is_page or "no-store" in exchange.members("Cache-Control"))
+        self.exchange = exchange
+        self.validators = self.validators | given
+
+
+class _Known:
+    """What the client knows of one URL."""
+
+    def __init__(self, client: _Client) -> None:
+        self.client, self.copy = client, _Copy()
+        self.gets = 0
+        self.failed = 0  # the number of the last GET that met an error or was cut; 0: none
+        #: The last response that came whole, and the last with a word on when to ask again.
+        self.last: Optional[_Exchange] = None
+        self.waiting: Optional[_Exchange] = None
+        #: A 301, 308 or 410 that still holds; the number of the first that led to the same URL.
+        self.permanent: Optional[_Exchange] = None
+        self.since = 0
         #: The URLs whose redirects lead here just now; and the origins from which any has led here,
         #: with the credentials that were sent there.
         self.sources: set[str] = set()
         self.led_by: dict[str, set[tuple[str, str]]] = {}
         #: By the URLs that gave them: responses that ask for one request here at once.
         self.invitations: dict[str, _Exchange] = {}
-        #: By what they sent: the GETs since the first that is still in flight.
-        self.in_flight: dict[object, collections.deque[_Exchange]] = {}
-
-    def may_send(self, name: str) -> tuple[str, ...]:
-        return self.validators[name] + self.others[name] + self.brought[name]
 
     def is_other_variant(self, get: _Exchange) -> bool:
         """Whether the last response was to a request for another representation (RFC 9111 4.1)."""
         return any(
             before.sent.get(name) != get.sent.get(name)
-            for before in (self.kept, self.last)
+            for before in (self.copy.exchange, self.last)
             if before and before.chosen_by
             for name in before.chosen_by
         )
-
-    def media_type_of(self, exchange: _Exchange) -> str:
-        """The type of what the URL is known to have, or may have by its name."""
-        by_name = _media_type(exchange.request.head.path)
-        return exchange.media_type or self.media_type or by_name
 
     def invitation(self, get: _Exchange) -> Optional[_Exchange]:
         """The response that has asked for this request, if any; each asks for one.
@@ -4519,7 +4558,7 @@ class _Known:
             known = self.client.urls[last.leads_to]
             if last.leads_to in passed:
                 return True
-            worked = known.kept.number if known.kept else 0
+            worked = known.copy.exchange.number if known.copy.exchange else 0
             # It has failed after this redirect, and not worked since the first of its kind.
             if redirect and known.failed > redirect.number and worked < self.since:
                 return True
@@ -4527,45 +4566,15 @@ class _Known:
             last = known.last
         return False
 
-    def count(self, get: _Exchange) -> None:
-        """Count a GET. If the first is a 304, take what it confirms as given before."""
-        self.gets += 1
-        get.gets, get.invitation = self.gets, self.invitation(get)
-        self.in_flight.setdefault(get.alike, collections.deque()).append(get)
-        if get.status != 304 or self.kept:
-            return
-        unsaid = _by_name(get.response.unsaid or ())
-        for name, given in get.validators.items():
-            said = given or tuple(unsaid.get(name.lower(), ()))
-            if not said and get.response.unsaid is None:  # a 304 of the test's own
-                said = tuple(sent for sent in get.sends_back(name) if sent != "*")
-            self.validators = {**self.validators, name: said}
-
-    def take_repeats(self, before: _Exchange) -> Iterator[_Exchange]:
-        """Those that were the same as one that has ended, and asked before it came whole."""
-        before.is_over = True
-        alike = self.in_flight.get(before.alike, collections.deque())
-        while before.is_whole and alike and alike[-1].number > before.number:
-            later = alike.pop()
-            if later.request.connection != before.request.connection:  # it is not pipelined
-                later.repeats = before
-                yield later
-        while alike and alike[0].is_over:
-            alike.popleft()
-        if not alike:
-            self.in_flight.pop(before.alike, None)
-
     def hear(self, exchange: _Exchange) -> None:
         """Note what the head of a response to a GET or HEAD tells."""
-        if exchange.status < 400:  # the client may have kept these
-            self.others = _joined(self.others, exchange.validators)
-            self.ever_given.update(*exchange.validators.values())
+        self.copy.hear(exchange)
         if exchange.leads_to:
             target = self.client.known(exchange.leads_to)
             sources, self.sources = {exchange.url, *self.sources}, set()
             target.sources |= sources
-            mine = {name: self.may_send(name) for name in _VALIDATORS}
-            target.brought = _joined(target.brought, mine)
+            mine = {name: self.copy.may_send(name) for name in _VALIDATORS}
+            target.copy.brought = _joined(target.copy.brought, mine)
         if exchange.is_get and exchange.has_failed:
             self.failed = exchange.number
 
@@ -4585,31 +4594,12 @@ class _Known:
             if not before or before.leads_to != exchange.leads_to:
                 self.since = exchange.number
         if status in (200, 304):
-            self.keep(exchange)
-
-    def keep(self, exchange: _Exchange) -> None:
-        """Take the validators of a 200, or those that a 304 carries (RFC 9111 4.3.4)."""
-        is_new, media_type = exchange.status == 200, self.media_type_of(exchange)
-        is_page = media_type == _PAGE and self.media_type not in ("", _PAGE)
-        given = {name: values for name, values in exchange.validators.items() if is_new or values}
-        if is_page:  # instead of a feed, of which the client may keep its copy
-            self.others = _joined(self.others, self.validators)
-        else:
-            replaced: _Values = dict.fromkeys(given, ())
-            self.others = self.others | replaced
-            self.brought = self.brought | replaced
-            self.media_type = media_type
-        if is_new:
-            self.media_types.add(media_type)
-        if given:
-            self.must_validate = not (is_page or "no-store" in exchange.members("Cache-Control"))
-        self.kept = exchange
-        self.validators = self.validators | given
-        for source in map(self.client.urls.__getitem__, self.sources):
-            source.brought = self.validators
-            # A new copy has replaced the source's own.
-            source.must_validate = source.must_validate and not is_new
-        self.sources = set()
+            self.copy.replace(exchange)
+            for source in (self.client.urls[url].copy for url in self.sources):
+                source.brought = self.copy.validators
+                # A new copy has replaced the source's own.
+                source.must_validate = source.must_validate and status == 304
+            self.sources = set()
 
 
 class _Client:
@@ -4630,6 +4620,8 @@ class _Client:
         self.findings: dict[str, list[Finding]] = {rule: [] for rule in _POLITENESS}
         #: By the ids of their requests: the exchanges in flight; a heap of those that have ended.
         self.in_flight: dict[int, _Exchange] = {}
+        #: GETs that are the same, from the first one on that is still in flight.
+        self.alike: dict[object, collections.deque[_Exchange]] = {}
         self.ended: list[tuple[float, int, _Exchange]] = []
 
     def known(self, url: str) -> _Known:
@@ -4647,7 +4639,10 @@ class _Client:
         known = self.known(exchange.url)
         self.origins[exchange.origin].begin(exchange)
         if exchange.is_get:
-            known.count(exchange)
+            known.gets += 1
+            exchange.gets, exchange.invitation = known.gets, known.invitation(exchange)
+            self.alike.setdefault(exchange.alike, collections.deque()).append(exchange)
+            known.copy.confirm(exchange)
         self.judge(exchange, _POLITENESS if exchange.is_get else _OF_ANY_METHOD)
         self.hear(exchange, known)
 
@@ -4665,14 +4660,27 @@ class _Client:
             origin.end(exchange)
             if not exchange.is_get:
                 continue
-            for each in known.take_repeats(exchange):
-                self.judge(each, ["repeated"])
+            self.judge_repeats(exchange)
             if exchange.has_failed:
                 known.failed = max(known.failed, exchange.number)
             if exchange.is_whole:
                 known.learn(exchange)
                 if exchange.status == 429 and exchange.retry_after():
                     origin.too_many = exchange
+
+    def judge_repeats(self, before: _Exchange) -> None:
+        """Judge those that were the same as one that has ended, and asked before it came whole."""
+        before.is_over = True
+        alike = self.alike.get(before.alike, collections.deque())
+        while before.is_whole and alike and alike[-1].number > before.number:
+            later = alike.pop()
+            if later.request.connection != before.request.connection:  # it is not pipelined
+                later.repeats = before
+                self.judge(later, ["repeated"])
+        while alike and alike[0].is_over:
+            alike.popleft()
+        if not alike:
+            self.alike.pop(before.alike, None)
 
     def judge(self, exchange: _Exchange, rules: Iterable[str]) -> None:
         """Look what is wrong with a request, by these rules."""
@@ -4721,17 +4729,17 @@ _MOST_IN_FLIGHT = 6
 
 def _no_validator(get: _Exchange, known: _Known) -> Iterator[str]:
     sends_one = "if-none-match" in get.sent or "if-modified-since" in get.sent
-    if not known.must_validate or sends_one or known.is_other_variant(get):
+    if not known.copy.must_validate or sends_one or known.is_other_variant(get):
         return
     if "range" in get.sent and "if-range" in get.sent:  # the rest of a part (RFC 9110 13.1.5)
         return
     sources = map(known.client.known, known.sources)
-    copies = [source.may_send(name) for source in sources for name in _VALIDATORS]
+    copies = [source.copy.may_send(name) for source in sources for name in _VALIDATORS]
     if copies and not any(copies):
         return  # it came for another URL, of which it has no copy
     is_quoted = re.compile('(?:W/)?"[^"]*"').fullmatch  # blanks occur, though they may not
     for name, is_sound in (("ETag", is_quoted), ("Last-Modified", email.utils.parsedate_tz)):
-        for value in filter(is_sound, known.validators[name]):
+        for value in filter(is_sound, known.copy.validators[name]):
             last = f"the last {name} given was {_legible(value)} ({_VALIDATORS[name][1]})"
             yield f"neither If-None-Match nor If-Modified-Since was sent, but {last}"
 
@@ -4739,16 +4747,19 @@ def _no_validator(get: _Exchange, known: _Known) -> Iterator[str]:
 def _wrong_validator(name: str, get: _Exchange, known: _Known) -> Iterator[str]:
     sent = get.sends_back(name)
     # An error at first does not tell what the client had before the record began.
-    is_unknown = known.kept is None and get.status >= 400
+    is_unknown = known.copy.exchange is None and get.status >= 400
     # A validator sent to a redirect is meant for its target: so a 304 can come through it.
     if not sent or is_unknown or get.status in _REDIRECTS:
         return
     # Byte for byte, and W/ as well, which is more than the comparison of RFC 9110 8.8.3.2 asks for.
-    right = {*known.may_send(name), *(known.ever_given if known.is_other_variant(get) else ())}
+    right = {
+        *known.copy.may_send(name),
+        *(known.copy.ever_given if known.is_other_variant(get) else ()),
+    }
     if not right.isdisjoint(sent):
         return
-    given = f"no {name} was given" + (" with the last 200" if known.media_types else "")
-    if last := known.validators[name] or known.others[name]:
+    given = f"no {name} was given" + (" with the last 200" if known.copy.media_types else "")
+    if last := known.copy.validators[name] or known.copy.others[name]:
         given = f"the last {name} given was {_legible(last[-1])}"
     condition, source = _VALIDATORS[name]
     yield f"{get.said(condition)}, but {given} ({source})"
@@ -4819,7 +4830,7 @@ def _no_user_agent(get: _Exchange, known: _Known) -> Iterator[str]:
 def _no_compression(get: _Exchange, known: _Known) -> Iterator[str]:
     accepted = _accepted(get.sent.get("accept-encoding", ""))
     is_accepted = accepted.get("gzip", accepted.get("x-gzip", accepted.get("*")))
-    if is_accepted or "range" in get.sent or re.fullmatch(_MEDIA, known.media_type_of(get)):
+    if is_accepted or "range" in get.sent or re.fullmatch(_MEDIA, known.copy.media_type_of(get)):
         return
     yield f"{get.said('Accept-Encoding')}; it should list gzip (RFC 9110 12.5.3)"
 
@@ -4828,10 +4839,10 @@ def _no_feed_type(get: _Exchange, known: _Known) -> Iterator[str]:
     accepted = _accepted(get.sent.get("accept", ""))
     if any(is_so and re.fullmatch(_FEED, name) for name, is_so in accepted.items()):
         return
-    asks_for_page = accepted.get(_PAGE) and _PAGE in known.media_types
+    asks_for_page = accepted.get(_PAGE) and _PAGE in known.copy.media_types
     # By its name it is a feed, whatever it is served as.
     is_feed = re.fullmatch(_FEED, _media_type(get.request.head.path))
-    is_other = re.fullmatch(_NO_FEED, known.media_type_of(get)) and not is_feed
+    is_other = re.fullmatch(_NO_FEED, known.copy.media_type_of(get)) and not is_feed
     if not (asks_for_page or is_other):
         right = "it should name application/atom+xml, application/rss+xml or another feed type"
         yield f"{get.said('Accept')}; {right} (RFC 9110 12.5.1)"
