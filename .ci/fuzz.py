@@ -26,7 +26,13 @@ sys.path.insert(0, str(HERE))
 
 from soak import state  # noqa: E402
 
-from feedtestserver import DirectiveError, FeedTestServer, Response, parse_directives  # noqa: E402
+from feedtestserver import (  # noqa: E402
+    DirectiveError,
+    FeedTestServer,
+    Response,
+    audit,
+    parse_directives,
+)
 from test_feedtestserver import Answer, hello_for, run_at_once  # noqa: E402
 
 CONNECTIONS, REQUESTS, FIXTURES = 6_000, 10_000, 20_000
@@ -191,7 +197,7 @@ EARLY = b"<!-- Status: 413\nEarly: yes -->"
 
 def fuzz_the_server(seed: int) -> list[str]:
     """What was wrong, which should be nothing."""
-    before, said = state(), io.StringIO()
+    before, said, findings = state(), io.StringIO(), 0
     with tempfile.TemporaryDirectory() as folder:
         files = {"feed.xml": FEED, "early.xml": EARLY, "example.com/feed.xml": FEED}
         for name, data in files.items():
@@ -209,13 +215,17 @@ def fuzz_the_server(seed: int) -> list[str]:
             settle(server)
             left = state()["descriptors"] - before["descriptors"]
             wrong += [error for error in server.errors if "no such host here" not in error]
+            try:  # which looks at whatever was sent
+                findings = len(audit(server.requests, every=3600))
+            except Exception as error:
+                wrong.append(f"audit(): {error!r}")
             server.clear()
             if not is_alive(server):
                 wrong.append("it does not answer any more")
     after = state()
     grown = after.pop("KiB", 0) - before.pop("KiB", 0)
     print(f"{CONNECTIONS} connections and {REQUESTS} requests: before {before}, after {after},")
-    print(f"memory {grown:+} KiB, descriptors of the running server {left}")
+    print(f"memory {grown:+} KiB, descriptors of the running server {left}, findings {findings}")
     if before != after or left > CLIENTS:
         wrong.append("something is left")
     return wrong + said.getvalue().splitlines()
