@@ -1288,6 +1288,8 @@ class StoppableHttpServer(http.server.HTTPServer):
                     timeout = min(self._timers[0][0] - time.perf_counter(), _LONGEST_WAIT)
                 ready = self.selector.select(timeout)
                 self.turn += 1
+                # New connections come last, as clients may have left others for them.
+                ready.sort(key=lambda each: each[0].fileobj is self.socket)
                 for key, _ in ready:
                     key.data()
                 while self._timers and self._timers[0][0] <= time.perf_counter():
@@ -1759,7 +1761,7 @@ class FeedTestRequestHandler:
     is_early = cuts_upload = False
     #: Why the connection ends without a proper end: the kind of the fault, or an error.
     broken_off = ""
-    heard_at = 0.0
+    heard_at = sent_at = 0.0
     #: The Date field, of when the request came or the test's code responded.
     date = ""
 
@@ -1810,7 +1812,9 @@ class FeedTestRequestHandler:
             )
             request.is_answered = not self.client_left
         finally:
-            request.ended_at = time.perf_counter()
+            # A pause or a stall at the end does not count, if the client had all before.
+            is_sent = request.is_answered and plan.whole is None
+            request.ended_at = self.sent_at if is_sent else time.perf_counter()
             self.record.log_end(request)
             if self.stream:
                 self.leave_stream(request)
@@ -2199,6 +2203,7 @@ class FeedTestRequestHandler:
                 yield from self.pause_until(part + (now if isinstance(part, _Pause) else begin))
             else:
                 yield from self.send(part)
+                self.sent_at = time.perf_counter()
             if part is None or isinstance(part, _Pause):
                 begin += time.perf_counter() - now
 
@@ -4216,9 +4221,12 @@ _VALIDATORS = {
 #: The values of each validator.
 _Values = dict[str, tuple[str, ...]]
 _NO_VALIDATORS: _Values = dict.fromkeys(_VALIDATORS, ())
+#: "Authorization" and its value, or "Cookie" and a pair of name and value.
+_Credential = tuple[str, str]
 _REDIRECTS = (301, 302, 303, 307, 308)
-#: How long these are fresh says nothing: they ask for another request at once.
-_ASK_FOR_MORE = (*_REDIRECTS, 206, 401, 406, 407, 412, 416)
+#: How long these are fresh says nothing: they ask for another request at once, some for the same.
+_ASK_AGAIN = (408, 421, 425)
+_ASK_FOR_MORE = (*_REDIRECTS, *_ASK_AGAIN, 206, 401, 406, 407, 412, 416)
 #: Request fields that choose between representations which a client may keep side by side; not so
 #: Accept-Encoding and User-Agent, which most responses vary with.
 _CHOOSING = {"accept", "accept-language", "authorization", "cookie"}
@@ -4231,7 +4239,7 @@ class _Exchange:
     # response had asked for it; whether its own has ended; and an earlier one like it, of which the
     # response was on its way and did come whole.
     gets = 0
-    invitation: Optional[_Exchange] = None
+    expected_by: Optional[_Exchange] = None
     is_over = False
     repeats: Optional[_Exchange] = None
 
@@ -4267,7 +4275,7 @@ class _Exchange:
         return [value, *(member.strip(" \t") for member in members)]
 
     @property
-    def credentials(self) -> list[tuple[str, str]]:
+    def credentials(self) -> list[_Credential]:
         """The fields and values that tell who it is from: Authorization, and each cookie."""
         value = self.sent.get("authorization")
         if value is None and "cookie" not in self.sent:
@@ -4395,7 +4403,8 @@ def _is_within(host: str, domain: str) -> bool:
 
 
 def _joined(some: _Values, others: _Values) -> _Values:
-    return {name: tuple(dict.fromkeys(some[name] + others[name])) for name in _VALIDATORS}
+    """Both without repeats; the last hundred will do."""
+    return {name: tuple(dict.fromkeys(some[name] + others[name]))[-100:] for name in _VALIDATORS}
 
 
 # The audit: what the client knows
@@ -4411,23 +4420,24 @@ class _Origin:
         self.too_many: Optional[_Exchange] = None
         #: The requests in flight, counted by their connections; and the one that was too many.
         self.in_flight: collections.Counter[int] = collections.Counter()
-        self.crowd: Optional[_Exchange] = None
+        self.seventh: Optional[_Exchange] = None
         #: What the client has sent it of its own accord, and whether it has asked for a password.
-        self.credentials: set[tuple[str, str]] = set()
+        self.credentials: set[_Credential] = set()
         self.asks = False
 
     def begin(self, exchange: _Exchange) -> None:
         """Count a request that is in flight from now on."""
         self.in_flight[exchange.request.connection] += 1
-        if len(self.in_flight) > _MOST_IN_FLIGHT and not self.crowd:
-            self.crowd = exchange
+        if len(self.in_flight) > 6 and not self.seventh:  # more than browsers have
+            self.seventh = exchange
 
     def end(self, exchange: _Exchange) -> None:
         """Count one that is no longer in flight."""
         self.in_flight[exchange.request.connection] -= 1
-        self.in_flight += collections.Counter()  # without zeros
+        if not self.in_flight[exchange.request.connection]:
+            del self.in_flight[exchange.request.connection]
         if not self.in_flight:
-            self.crowd = None
+            self.seventh = None
 
 
 class _Copy:
@@ -4442,13 +4452,13 @@ class _Copy:
         #: Validators that may be sent back as well: given since without a copy, as by HEAD or with
         #: half a body; and those of other URLs, from or to which redirects have led.
         self.others = _NO_VALIDATORS
-        self.brought = _NO_VALIDATORS
+        self.from_redirects = _NO_VALIDATORS
         #: All validators, and the types of all bodies, that this URL ever gave.
         self.ever_given: set[str] = set()
         self.media_types: set[str] = set()
 
     def may_send(self, name: str) -> tuple[str, ...]:
-        return self.validators[name] + self.others[name] + self.brought[name]
+        return self.validators[name] + self.others[name] + self.from_redirects[name]
 
     def media_type_of(self, exchange: _Exchange) -> str:
         """The type of what the URL is known to have, or may have by its name."""
@@ -4482,7 +4492,7 @@ class _Copy:
         else:
             replaced: _Values = dict.fromkeys(given, ())
             self.others = self.others | replaced
-            self.brought = self.brought | replaced
+            self.from_redirects = self.from_redirects | replaced
             self.media_type = media_type
         if is_new:
             self.media_types.add(media_type)
@@ -4505,12 +4515,14 @@ class _Known:
         #: A 301, 308 or 410 that still holds; the number of the first that led to the same URL.
         self.permanent: Optional[_Exchange] = None
         self.since = 0
-        #: The URLs whose redirects lead here just now; and the origins from which any has led here,
-        #: with the credentials that were sent there.
+        #: The URLs whose redirects lead here just now.
         self.sources: set[str] = set()
-        self.led_by: dict[str, set[tuple[str, str]]] = {}
+        #: The origin of the last of them, and the credentials that were sent there, or to those
+        #: before it in a chain, with the origins that they were for.
+        self.led_from = ""
+        self.carried: dict[_Credential, str] = {}
         #: By the URLs that gave them: responses that ask for one request here at once.
-        self.invitations: dict[str, _Exchange] = {}
+        self.expected: dict[str, _Exchange] = {}
 
     def is_other_variant(self, get: _Exchange) -> bool:
         """Whether the last response was to a request for another representation (RFC 9111 4.1)."""
@@ -4521,32 +4533,40 @@ class _Known:
             for name in before.chosen_by
         )
 
-    def invitation(self, get: _Exchange) -> Optional[_Exchange]:
+    def expecting(self, get: _Exchange) -> Optional[_Exchange]:
         """The response that has asked for this request, if any; each asks for one.
 
-        The very same request again is only what a redirect asks for.
+        The very same request again is only what a redirect asks for, or one of _ASK_AGAIN.
         """
-        for url, response in self.invitations.items():
-            if url != get.url or response.leads_to or response.sent != get.sent:
+        for response in self.expected.values():
+            asks_again = response.leads_to or response.status in _ASK_AGAIN
+            if asks_again or response.sent != get.sent:
                 return response
         return None
 
-    def strays(self, exchange: _Exchange) -> dict[tuple[str, str], str]:
-        """The credentials it sends that are another origin's, and which origin's.
+    def leaks(self, exchange: _Exchange) -> dict[_Credential, str]:
+        """The credentials in it that are for another origin, which has led here, and which origin.
 
-        They are if a redirect has led here from there, unless this one may have them, too.
+        The two may share them: a cookie that is for both, or what this origin has asked for.
         """
-        origins, found = self.client.origins, {}
-        own, host = origins[exchange.origin], _host_and_port(exchange.origin)[0]
-        for each in exchange.credentials if self.led_by else ():
-            is_cookie, hosts = each[0] == "Cookie", set(self.client.cookies.get(each[1], ()))
-            for origin, sent in self.led_by.items():
-                if each in sent or (is_cookie and each in origins[origin].credentials):
-                    hosts.add(_host_and_port(origin)[0])
-                    found[each] = origin
-            may_have = is_cookie and any(_is_within(host, domain) for domain in hosts)
-            if may_have or each in own.credentials or (own.asks and not is_cookie):
-                found.pop(each, None)
+        found: dict[_Credential, str] = {}
+        own, host = self.client.origins[exchange.origin], _host_and_port(exchange.origin)[0]
+        led_from = _host_and_port(self.led_from)[0]
+        for each in exchange.credentials if self.led_from else ():
+            origin, domains = self.carried.get(each, ""), self.client.cookies.get(each[1], set())
+            if each[0] != "Cookie":  # from http to https, it is the same site
+                is_upgrade = host == led_from and exchange.origin.startswith("https:")
+                is_shared = own.asks or is_upgrade
+            else:
+                if any(_is_within(led_from, domain) for domain in domains):
+                    origin = origin or self.led_from
+                is_shared = any(_is_within(host, each) for each in (led_from, *domains))
+            if (
+                origin not in ("", exchange.origin)
+                and not is_shared
+                and each not in own.credentials
+            ):
+                found[each] = origin
         return found
 
     @property
@@ -4574,18 +4594,18 @@ class _Known:
             sources, self.sources = {exchange.url, *self.sources}, set()
             target.sources |= sources
             mine = {name: self.copy.may_send(name) for name in _VALIDATORS}
-            target.copy.brought = _joined(target.copy.brought, mine)
+            target.copy.from_redirects = _joined(target.copy.from_redirects, mine)
         if exchange.is_get and exchange.has_failed:
             self.failed = exchange.number
 
     def learn(self, exchange: _Exchange) -> None:
         """Learn from a response that has come whole."""
-        status, before, invitation = exchange.status, self.permanent, exchange.invitation
+        status, before, asked_for = exchange.status, self.permanent, exchange.expected_by
         self.last = exchange
-        if invitation and self.invitations.get(invitation.url) is invitation:
-            del self.invitations[invitation.url]
+        if asked_for and self.expected.get(asked_for.url) is asked_for:
+            del self.expected[asked_for.url]
         if status in _ASK_FOR_MORE and not exchange.leads_to:
-            self.invitations[exchange.url] = exchange
+            self.expected[exchange.url] = exchange
         if status < 400 or exchange.retry_after() or exchange.freshness():
             self.waiting = exchange
         if status < 400 or status == 410:
@@ -4596,7 +4616,7 @@ class _Known:
         if status in (200, 304):
             self.copy.replace(exchange)
             for source in (self.client.urls[url].copy for url in self.sources):
-                source.brought = self.copy.validators
+                source.from_redirects = self.copy.validators
                 # A new copy has replaced the source's own.
                 source.must_validate = source.must_validate and status == 304
             self.sources = set()
@@ -4640,7 +4660,7 @@ class _Client:
         self.origins[exchange.origin].begin(exchange)
         if exchange.is_get:
             known.gets += 1
-            exchange.gets, exchange.invitation = known.gets, known.invitation(exchange)
+            exchange.gets, exchange.expected_by = known.gets, known.expecting(exchange)
             self.alike.setdefault(exchange.alike, collections.deque()).append(exchange)
             known.copy.confirm(exchange)
         self.judge(exchange, _POLITENESS if exchange.is_get else _OF_ANY_METHOD)
@@ -4650,7 +4670,10 @@ class _Client:
         """Note that the response to a request has ended, by the time of ``request.ended_at``."""
         exchange = self.in_flight.pop(id(request), None)
         if exchange:
-            heapq.heappush(self.ended, (request.ended_at, exchange.number, exchange))
+            # When a client leaves is not seen at once, so from then on nothing is held against it.
+            is_done = request.is_answered or exchange.is_cut or request.ended_at == math.inf
+            ended_at = request.ended_at if is_done else request.heard_at
+            heapq.heappush(self.ended, (ended_at, exchange.number, exchange))
 
     def learn(self, now: float) -> None:
         """Learn from what has ended by now, and judge what was asked for twice meanwhile."""
@@ -4674,7 +4697,9 @@ class _Client:
         alike = self.alike.get(before.alike, collections.deque())
         while before.is_whole and alike and alike[-1].number > before.number:
             later = alike.pop()
-            if later.request.connection != before.request.connection:  # it is not pipelined
+            is_pipelined = later.request.connection == before.request.connection
+            is_in_time = later.request.heard_at < before.request.ended_at
+            if is_in_time and not (is_pipelined or later.expected_by):
                 later.repeats = before
                 self.judge(later, ["repeated"])
         while alike and alike[0].is_over:
@@ -4695,9 +4720,9 @@ class _Client:
 
     def hear(self, exchange: _Exchange, known: _Known) -> None:
         """Note what the head of a response tells, even if its body is lost."""
-        origin, strays = self.origins[exchange.origin], known.strays(exchange)
+        origin, leaks = self.origins[exchange.origin], known.leaks(exchange)
         origin.asks = origin.asks or exchange.status == 401
-        origin.credentials.update(each for each in exchange.credentials if each not in strays)
+        mine = [each for each in exchange.credentials if each not in leaks]
         for value in exchange.given.get("set-cookie", ()):
             pair, _, attributes = value.partition(";")
             host = _host_and_port(exchange.origin)[0]
@@ -4706,12 +4731,13 @@ class _Client:
                 host = domain
             for cookie in _cookies(pair):
                 self.cookies.setdefault(cookie, set()).add(host)
-                origin.credentials.add(("Cookie", cookie))
+                mine.append(("Cookie", cookie))
+        origin.credentials.update(mine)
         if exchange.leads_to:
             target = self.known(exchange.leads_to)
-            target.invitations[exchange.url] = exchange
-            sent = known.led_by.get(exchange.origin, set()).union(exchange.credentials)
-            target.led_by.update({**known.led_by, exchange.origin: sent})
+            target.expected[exchange.url] = exchange
+            target.led_from = exchange.origin
+            target.carried = {**dict.fromkeys(mine, exchange.origin), **known.carried}
         if exchange.request.method in ("GET", "HEAD"):
             known.hear(exchange)
 
@@ -4723,8 +4749,6 @@ _MEDIA = "(?:audio|font|image|video)/.*"
 #: Types that no feed is served as, and those and the wildcards that an Accept for feeds may name.
 _NO_FEED = f"{_MEDIA}|text/(?:css|javascript|plain)|{_PAGE}"
 _FEED = r".*(?:atom|json|opml|rdf|rss|xml).*|(?:\*|application|text)/\*|\*"
-#: Requests to one origin that may be in flight at once, as browsers have it.
-_MOST_IN_FLIGHT = 6
 
 
 def _no_validator(get: _Exchange, known: _Known) -> Iterator[str]:
@@ -4766,27 +4790,27 @@ def _wrong_validator(name: str, get: _Exchange, known: _Known) -> Iterator[str]:
 
 
 def _too_early(get: _Exchange, known: _Known) -> Iterator[str]:
-    last, limit = known.waiting, known.client.origins[get.origin].too_many
+    last, limit, now = known.waiting, known.client.origins[get.origin].too_many, get.request.time
     waits = []
     if last:
-        waits.append((last, last.retry_after(), "", "RFC 9110 10.2.3"))
-        fresh = None if known.is_other_variant(get) else last.freshness()
-        waits.append((last, fresh, "", "RFC 9111 4.2"))
-    if limit and (last is None or last.number < limit.number):
-        to = f" for all of {get.origin}, in a 429 to {limit.request.shown:.200}"
-        waits.append((limit, limit.retry_after(), to, "RFC 6585 4"))
-    for before, said, to, source in waits:
-        if (
-            said and before.request.time <= get.request.time < said[0]
-        ):  # else the clock was set back
-            passed = math.floor(get.request.time - before.request.time)
-            left = math.ceil(said[0] - get.request.time)
-            yield f"asked again after {passed} s, {left} s too early, as {said[1]}{to} ({source})"
+        waits.append((last, last.retry_after(), "RFC 9110 10.2.3"))
+        is_other = known.is_other_variant(get)
+        waits.append((last, None if is_other else last.freshness(), "RFC 9111 4.2"))
+    # Within a second, it may have asked for both URLs at once.
+    if limit and (last is None or last.number < limit.number) and now >= limit.request.time + 1:
+        waits.append((limit, limit.retry_after(), "RFC 6585 4"))
+    for before, said, source in waits:
+        if said and before.request.time <= now < said[0]:  # else the clock was set back
+            passed, left = math.floor(now - before.request.time), math.ceil(said[0] - now)
+            asked = "asked again"
+            if before is not last:
+                asked = f"asked after a 429 to {before.request.shown:.200}"
+            yield f"{asked} after {passed} s, {left} s too early, as {said[1]} ({source})"
 
 
 def _too_often(get: _Exchange, known: _Known) -> Iterator[str]:
     every, last = known.client.every, known.last
-    if every is None or last is None or get.invitation or known.is_other_variant(get):
+    if every is None or last is None or get.expected_by or known.is_other_variant(get):
         return
     passed = get.request.time - last.request.time
     if 0 <= passed < every:
@@ -4801,10 +4825,9 @@ def _repeated(get: _Exchange, known: _Known) -> Iterator[str]:
 
 
 def _burst(request: _Exchange, known: _Known) -> Iterator[str]:
-    origin = known.client.origins[request.origin]
-    if origin.crowd is request:
-        count = f"{len(origin.in_flight)} requests to {request.origin} were in flight at once"
-        yield f"{count}; {_MOST_IN_FLIGHT} are enough (RFC 9112 9.4)"
+    if known.client.origins[request.origin].seventh is request:
+        which = f"this was the seventh request in flight at once to {request.origin}"
+        yield f"{which}; six are enough (RFC 9112 9.4)"
 
 
 def _moved(get: _Exchange, known: _Known) -> Iterator[str]:
@@ -4863,11 +4886,11 @@ def _cookie(get: _Exchange, known: _Known) -> Iterator[str]:
 
 
 def _leaked_credentials(request: _Exchange, known: _Known) -> Iterator[str]:
-    for (field, value), owner in known.strays(request).items():
+    for (field, value), origin in known.leaks(request).items():
         name = _legible(value.partition("=")[0])
         what = field if field == "Authorization" else f"the cookie {name}"
         led = f"sent to {request.origin}, to which a redirect had led"
-        yield f"{what} of {owner} was {led} (RFC 9110 15.4)"
+        yield f"{what} of {origin} was {led} (RFC 9110 15.4)"
 
 
 # Each yields what is wrong with a request, by what the client knows of its URL; what it yields
