@@ -43,7 +43,7 @@ What cannot hold a comment (JSON, gzip, pictures) has the same lines in a file b
                              last byte of the response
     Early: yes               respond as soon as the head of the request is there, and close
     Template: yes            expand {{base_url}}, {{host}} and {{port}} in the body
-    Next: NAME [after N]     after N responses, 1 if not said, serve the fixture NAME of this folder
+    Next: NAME [after N]     after N responses (default 1), serve the fixture NAME of this folder
 
 Every other key (``Description``, ``Expect``, ...) is kept for the test to read. What is malformed
 on purpose goes into a file ``NAME.asis``, a whole response that is sent as it is. What a fixture
@@ -738,7 +738,8 @@ class Fixture:
     @property
     def directives(self) -> Directives:
         """Its directives, read anew each time; raises DirectiveError for a wrong one."""
-        return _directives_of(str(self.path), _read_beginning(str(self.path))[0]).checked()
+        data, _ = _read_beginning(str(self.path))
+        return _directives_of(self._server.directory, self.name, data).checked()
 
 
 def _remove(files: dict[str, str], owner: int) -> None:
@@ -789,9 +790,8 @@ class _Site:
         self._numbers = itertools.count()
         self._exact: dict[tuple[Any, ...], _Script] = {}
         self._patterns: dict[tuple[Any, ...], _Script] = {}
-        #: By host, path and fixture: to which one Next has led, from which one, and how often that
-        #: has responded.
-        self._lives: dict[tuple[str, str, str], tuple[str, str, int]] = {}
+        #: By host, path and first fixture: which one Next has led on from, and responses since.
+        self._lives: dict[tuple[str, str, str], tuple[str, int]] = {}
         # The last turn of the server, and the fixtures that were looked up in it.
         self._seen: tuple[Optional[int], dict[str, Optional[Response]]] = (None, {})
 
@@ -900,26 +900,31 @@ class _Site:
         raise FileNotFoundError(errno.ENOENT, words, name[:80])
 
     def following(self, request: Optional[Request], name: str, fixture: Response) -> Response:
-        """What is responded instead of a fixture, after so many responses, by its Next directive.
+        """The fixture that Next has led to by now. A response to a GET counts.
 
-        Each URL has a life of its own. The responses to its GETs count.
+        Raises DirectiveError if the next one is not there.
         """
         if request is None or fixture.next is None:
             return fixture
         key = request.host, request.head.normal_path, name
         with self._lock:
-            before, now, count = self._lives.get(key, (name, name, 0))
-            self.fixture(before)  # tells where the line is wrong that has led here
+            before, count = self._lives.get(key, ("", 0))
+            now = self.next_of(before, self.fixture(before)) if before else name
             fixture = self.fixture(now)
+            following = self.next_of(now, fixture)
             if fixture.next and count >= fixture.next[1]:
-                folder, slash, _ = now.rpartition("/")
-                before, now, count = now, f"{folder}{slash}{fixture.next[0]}", 0
+                before, now, count = now, following, 0
                 fixture = self.fixture(now)
+                self.next_of(now, fixture)
             if request.method == "GET" and request.heard_at:  # else this only looks ahead
-                self._lives[key] = before, now, count + 1
+                self._lives[key] = before, count + 1
         if now != name:
             request.step = ", ".join(filter(None, (request.step, f"Next has led to {now}")))
         return fixture
+
+    def next_of(self, name: str, fixture: Response) -> str:
+        """The name of the next fixture, or its own; DirectiveError if that one is not there."""
+        return _next_name(self.directory, name, fixture.next) if fixture.next else name
 
     def fixture_for(self, request: Request, turn: Optional[int]) -> Response:
         """What the fixture at the path of a request responds, or a 404.
@@ -2740,9 +2745,7 @@ _ENDINGS = {
     "application": "atom=atom+xml json rdf=rdf+xml rss=rss+xml xml",
     "audio": "aac flac m4a=mp4 mp3=mpeg oga=ogg ogg opus=ogg wav",
     "image": "avif gif ico=vnd.microsoft.icon jpeg jpg=jpeg png svg=svg+xml webp",
-    "font": "woff woff2",
-    "text": "css html htm=html js=javascript opml=x-opml txt=plain",
-    "video": "mp4 webm",
+    "text": "html opml=x-opml txt=plain",
 }
 _CONTENT_TYPES = {
     f".{ending}": f"{kind}/{subtype or ending}"
@@ -2873,21 +2876,20 @@ def _load(directory: str, name: str) -> Optional[Response]:
     loaded = _loaded.get((directory, name))
     if loaded is not None and loaded[0] == stamp and loaded[1] == sidecar:
         return loaded[2]
-    response = _read_fixture(path, name) if _may_be_served(_root(directory), name) else None
+    response = _read_fixture(directory, name) if _may_be_served(_root(directory), name) else None
     # A file this new may change again within the resolution of its time stamp.
-    # Whether the next one is there is looked at each time.
-    is_last = response is None or response.next is None
-    if is_last and time.time() - max(*stamp[:2], *(sidecar or ())[:2]) / 1e9 > 2:
+    if time.time() - max(*stamp[:2], *(sidecar or ())[:2]) / 1e9 > 2:
         if len(_loaded) >= _MAX_LOADED:
             _loaded.clear()
         _loaded[directory, name] = stamp, sidecar, response
     return response
 
 
-def _read_fixture(path: str, name: str) -> Response:
+def _read_fixture(directory: str, name: str) -> Response:
+    path = _path_of(directory, name)
     data, size = _read_beginning(path)
     content = data if len(data) == size <= _SMALL else _File(path, size)
-    directives = _directives_of(path, data).checked()
+    directives = _directives_of(directory, name, data).checked()
     said = _DEFAULTS | directives.arguments
     said.update(asis=name.lower().endswith(".asis"), next=directives.next)
     said["description"] = directives["Description"] or ""
@@ -2904,19 +2906,37 @@ def _read_beginning(path: str) -> tuple[bytes, int]:
         return data, os.fstat(file.fileno()).st_size
 
 
-def _directives_of(path: str, data: bytes) -> Directives:
+def _directives_of(directory: str, name: str, data: bytes) -> Directives:
     """The directives of the sidecar where there is one, else those of the fixture's comments."""
-    sidecar, folder = path + _SIDECAR, os.path.dirname(path)
-    if not os.path.isfile(sidecar):
-        return Directives(path, _comment_lines(data), True, folder)
-    return Directives(sidecar, _sidecar_lines(pathlib.Path(sidecar).read_bytes()), False, folder)
+    path = _path_of(directory, name)
+    if os.path.isfile(path + _SIDECAR):
+        path += _SIDECAR
+        directives = Directives(path, _sidecar_lines(pathlib.Path(path).read_bytes()))
+    else:
+        directives = Directives(path, _comment_lines(data), prose=True)
+    if directives.next:
+        try:
+            _next_name(directory, name, directives.next)
+        except DirectiveError as error:
+            directives.errors.append(error)
+    return directives
 
 
-def _check_next(folder: str, name: str) -> None:
-    """Raise ValueError unless there is a fixture of that name."""
-    if _stamp(os.path.join(folder, name)) is None or not _may_be_served(_root(folder), name):
-        names = {each: shown for each, shown in _some_names(folder).items() if "/" not in each}
-        raise ValueError(f"{_sentence('Next', name)}{_nearest(name, names)}")
+def _next_name(directory: str, name: str, following: _Next) -> str:
+    """The fixture that follows the one of that name; raises DirectiveError if it is not there."""
+    found, _, source, line = following
+    folder, slash, _ = name.rpartition("/")
+    name = f"{folder}{slash}{found}"
+    path = _path_of(directory, name)
+    if _stamp(path) is None or not _may_be_served(_root(directory), name):
+        names = {
+            each: shown
+            for each, shown in _some_names(os.path.dirname(path)).items()
+            if "/" not in each
+        }
+        missing = f"Next: found {found!r:.80}; there is no such fixture in the same folder"
+        raise DirectiveError(source, line, f"{missing}{_nearest(found, names)}")
+    return name
 
 
 def _media_type(name: str) -> str:
@@ -3085,26 +3105,22 @@ class DirectiveError(ValueError):
         return f"{where}: {self.sentence}"
 
 
+#: What Next says: the name of a fixture, after how many responses, and in which file and line.
+_Next = tuple[str, int, str, int]
+
+
 class Directives(Headers):
     """What the comments of a fixture say, read like wsgiref.headers.Headers: ``d["Expect"]``.
 
     Known and free keys are all there, in order, as they are spelled. ``arguments`` are the keyword
-    arguments for ``Response`` that the known ones amount to; Next is none of them, but ``next``:
-    the name of the fixture and the number of responses before it, or None. ``errors`` tell what is
+    arguments for ``Response`` that the known ones amount to, but for Next. ``errors`` tell what is
     wrong.
     """
 
-    def __init__(
-        self,
-        source: str,
-        lines: Iterable[tuple[int, str]],
-        prose: bool = False,
-        folder: Optional[str] = None,
-    ) -> None:
-        """Read numbered lines, among which there may be ``prose``, as in a comment.
+    next: Optional[_Next] = None
 
-        A fixture in a ``folder`` may name another one there.
-        """
+    def __init__(self, source: str, lines: Iterable[tuple[int, str]], prose: bool = False) -> None:
+        """Read numbered lines, among which there may be ``prose``, as in a comment."""
         self.source = source
         self.arguments: dict[str, Any] = {}
         self.errors: list[DirectiveError] = []
@@ -3115,15 +3131,15 @@ class Directives(Headers):
             try:
                 if match:
                     _apply(self.arguments, *match.groups())
-                    if folder is not None and match.group(1).capitalize() == "Next":
-                        _check_next(folder, self.arguments["next"][0])
+                    if "next" in self.arguments and not self.next:
+                        self.next = (*self.arguments["next"], source, number)
                     self._lines.append((match.group(1).rstrip(" \t"), match.group(2)))
                 elif line and not prose:
                     right = "KEY: VALUE, such as 'Status: 404' or 'Header: Age: 60'"
                     raise ValueError(f"found {_shown_text(line)}; a line of a sidecar is {right}")
             except ValueError as error:
                 self.errors.append(DirectiveError(source, number, str(error)))
-        self.next: Optional[tuple[str, int]] = self.arguments.pop("next", None)
+        self.arguments.pop("next", None)
 
     def checked(self) -> Directives:
         """These directives; raises the first of ``errors``, if there are any."""
@@ -3439,7 +3455,7 @@ class Response:
     content: _Content
     media_type: Optional[str] = None
     description = ""
-    next: Optional[tuple[str, int]] = None
+    next: Optional[_Next] = None
     unsaid: Optional[tuple[tuple[str, str], ...]] = None
     # Made from these: the names of the fields that are set, in lower case.
     given: frozenset[str]
@@ -4637,7 +4653,7 @@ class _Client:
         self.cookies: dict[str, set[str]] = {}
         self.numbers = itertools.count(1)
         #: What is wrong with the requests so far, by the rules.
-        self.findings: dict[str, list[Finding]] = {rule: [] for rule in _POLITENESS}
+        self.findings = _by_rule(())
         #: By the ids of their requests: the exchanges in flight; a heap of those that have ended.
         self.in_flight: dict[int, _Exchange] = {}
         #: GETs that are the same, from the first one on that is still in flight.
@@ -4952,8 +4968,11 @@ def _ordinal(number: int) -> str:
 _SHOWN = 5
 
 
-def _by_rule(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
-    return {rule: [each for each in findings if each.rule == rule] for rule in _POLITENESS}
+def _by_rule(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
+    by_rule: dict[str, list[Finding]] = {rule: [] for rule in _POLITENESS}
+    for finding in findings:
+        by_rule[finding.rule].append(finding)
+    return by_rule
 
 
 def _judgement(client: str, findings: Mapping[str, Sequence[Finding]]) -> str:
@@ -6111,21 +6130,19 @@ class _Server(FeedTestServer):
         _block_signals()
         super().run()
 
-    def tell(self, text: object, **as_json: object) -> None:
-        """Print a text, or, where JSON was asked for, these instead."""
-        if not self.options.json:
+    def tell(self, text: object = None, **as_json: object) -> None:
+        """Print a text, or with --json an object, where there is one."""
+        if self.options.json:
+            text = json.dumps(as_json) if as_json else None
+        if text is not None:
             self.say(text, sys.stdout)
-        elif as_json:
-            # Surrogates, which stand for bytes of targets and file names, are in no JSON.
-            as_json = json.loads(_readable(json.dumps(as_json, ensure_ascii=False)))
-            self.say(json.dumps(as_json), sys.stdout)
 
     def note(self, event: object) -> None:
         """Print a request, and judge it; or print how a handshake failed."""
         if not isinstance(event, Request):
             self.tell(event)
             return
-        if not (event.is_own and event.head.query == _REFRESH):
+        if not (event.is_own and event.head.query in (_REFRESH, _RELOAD)):
             self.tell(event, request=_as_json(event))
         if event.is_own:
             return
@@ -6140,7 +6157,7 @@ class _Server(FeedTestServer):
             requests.append(event)
 
     def note_end(self, request: Request) -> None:
-        """Have its client know that the response to a request has ended."""
+        """Tell the audit of its client that the response to a request has ended."""
         key = _client_name(request)[1]
         if key in self.clients:
             self.clients[key][1].end(request)
@@ -6154,17 +6171,16 @@ class _Server(FeedTestServer):
         """Tell what the clients did wrong; returns how many findings and errors there were."""
         count = len(self.errors)
         for name, _, requests in self.clients.values():
-            # Anew, as each request was judged before all was known of those before it.
+            # Again: while the server ran, not all of the responses before had ended.
             findings = audit(requests, every=self.options.every)
             count += len(findings)
             if not self.options.json:
                 self.tell(f"\n{_judgement(name, _by_rule(findings))}")
-                continue
-            for each in findings:
-                told = {"client": name, "rule": each.rule, "text": each, "url": each.request.url}
-                self.tell("", finding=told)
-        for words in self.errors if self.options.json else ():
-            self.tell("", error=words)
+            for each in findings if self.options.json else ():
+                told = {"client": name, "rule": each.rule, "text": _readable(each)}
+                self.tell(finding={**told, "url": _readable(each.request.url)})
+        for words in self.errors:
+            self.tell(error=_readable(words))
         return count
 
     # Its own pages
@@ -6178,7 +6194,7 @@ class _Server(FeedTestServer):
             origin = self.base_url if request.origin else request.origins[0]
             lines = "\n".join(self.outlines(origin))
             response = _page("text/x-opml", _OPML.format(lines))
-        elif not path.endswith("/"):
+        elif not path.endswith("/") or not os.path.isdir(_path_of(self.directory, below)):
             return None
         elif request.head.query == _REFRESH:
             response = _page("text/html", self.shown())
@@ -6186,7 +6202,8 @@ class _Server(FeedTestServer):
             listed = [each for each in self.fixtures() if each.name.startswith(below)]
             if not listed and path != "/":
                 return None
-            rows = "\n".join(_index_row(self._site, fixture) for fixture in listed)
+            base = self.base_url if request.origin else ""
+            rows = "\n".join(_index_row(self._site, fixture, base) for fixture in listed)
             title = html.escape(f"Fixtures in {path}")
             page = _INDEX_PAGE.format(title=title, shown=self.shown(), rows=rows)
             response = _page("text/html", page)
@@ -6209,7 +6226,7 @@ class _Server(FeedTestServer):
         parts.append(f"<h1>Requests{last}</h1><table><tr><th>Request<th>Response<th>Client")
         for request in self.last:
             asked, _, _ = f"{request}".rpartition(" -> ")
-            response = _shown_status(request.response) if request.response else ""
+            response = _shown_status(request.response).strip() if request.response else ""
             response += f" ({request.step})" if request.step else ""
             cells = map(html.escape, (asked, response, _client_name(request)[0]))
             parts.append("<tr><td>" + "<td>".join(cells))
@@ -6218,18 +6235,19 @@ class _Server(FeedTestServer):
     def outlines(self, origin: str) -> Iterator[str]:
         """The lines for all feeds in a list to subscribe to (OPML 2.0)."""
         for fixture in self.fixtures():
-            types = {_media_type(fixture.name)}
+            types = [_media_type(fixture.name)]
             with contextlib.suppress(DirectiveError, OSError):  # its response is what is wrong
-                types.update(_response_of(self._site, fixture).members("content-type"))
-            types = {each.partition(";")[0].strip() for each in types} - {_ANY_TYPE}
-            if not types or not all(re.fullmatch(f"{_NO_FEED}|.*opml", each) for each in types):
+                types += _response_of(self._site, fixture).members("content-type")
+            has_ending = os.path.splitext(fixture.name)[1].lower() not in ("", ".asis")
+            is_unknown = not has_ending and set(types) == {_ANY_TYPE}
+            if is_unknown or any(re.match(_FEED_TYPE, each) for each in types):
                 url = html.escape(f"{origin}{fixture.url[len(self.base_url) :]}")
                 yield f"<outline type='rss' text='{html.escape(fixture.name)}' xmlUrl='{url}'/>"
 
 
 def _client_name(request: Request) -> tuple[str, str]:
     """What a client calls itself, also without digits: some name the number of subscribers."""
-    name = request.headers["User-Agent"]
+    name = request.head.values.get("user-agent")
     called = _legible(name) if name else "a client without a name"
     return called, re.sub("[0-9]+", "", called)
 
@@ -6237,13 +6255,13 @@ def _client_name(request: Request) -> tuple[str, str]:
 def _as_json(request: Request) -> dict[str, object]:
     """What another program may want to know of a request, with its body as text."""
     response = request.response
-    has_status = response is not None and _events(response, b"")[0][0] >= 0
+    assert response is not None
     return {
         "method": request.method,
-        "url": request.url,
+        "url": _readable(request.url),
         "headers": [[name, _as_utf_8(value)] for name, value in request.head.fields],
         "body": request.body.decode("utf-8", "backslashreplace"),
-        "status": response.status if response and has_status else None,
+        "status": response.status if _has_status_line(response) else None,
         "time": request.time,
         "connection": request.connection,
     }
@@ -6256,17 +6274,20 @@ def _page(media_type: str, text: str) -> Response:
 
 def _printable(text: str) -> str:
     """Text in which characters that are not printable are shown by their numbers."""
-    return "".join(
-        each if each.isprintable() or each in "\n\t\xa0\u3000" else ascii(each)[1:-1]
-        for each in text
+    return re.sub(
+        r"[^ -~\n\t\xa0\u3000]",
+        lambda each: each[0] if each[0].isprintable() else ascii(each[0])[1:-1],
+        text,
     )
 
 
-#: The query by which the page asks for what has come since.
-_REFRESH = "refresh"
+#: What the types of feeds begin with, but not those of pages, pictures and OPML.
+_FEED_TYPE = r"(?!image/|[^;]*(?:html|opml))[^;]*(?:atom|json|rdf|rss|xml)"
+#: The queries by which the page asks for what has come since, and without scripts for itself.
+_REFRESH, _RELOAD = "refresh", "reload"
 #: Requests, and clients, that the page shows.
 _ROWS = 100
-#: Seconds that the command line waits at its end for its output to be read.
+#: Seconds that the command line waits at its end for some of its output to be read.
 _PATIENCE = 5.0
 #: Prints a text to a stream, if there is one.
 _Say = Callable[[object, Optional[TextIO]], None]
@@ -6276,7 +6297,7 @@ _Say = Callable[[object, Optional[TextIO]], None]
 def _printing(statuses: list[int]) -> Iterator[_Say]:
     """A function that prints in a thread, so that a slow reader does not delay the server.
 
-    At the end all is printed, unless that takes longer than _PATIENCE. If the process is ended
+    At the end all is printed, unless nothing is read for _PATIENCE seconds. If the process is ended
     then, it is with the greatest of these exit statuses.
     """
     import queue  # for the command line only
@@ -6294,7 +6315,9 @@ def _printing(statuses: list[int]) -> Iterator[_Say]:
         yield lambda text, stream: texts.put((str(text), stream))
     finally:
         texts.put(None)
-        thread.join(_PATIENCE)
+        left = -1
+        while thread.is_alive() and left != (left := texts.qsize()):
+            thread.join(_PATIENCE)
         if thread.is_alive() and __name__ == "__main__":
             os._exit(max(statuses))  # at exit, the interpreter would wait for the output, or abort
 
@@ -6351,16 +6374,16 @@ ul {{ list-style: none; margin: 0; padding: 0 }}
   tr {{ border-bottom: 1px solid #8884; display: block; padding: .4rem 0 }}
 }}
 </style>
-<noscript><meta http-equiv="refresh" content="2"></noscript>
+<noscript><meta http-equiv="refresh" content="2; url=?reload"></noscript>
 <div id="shown">
 {shown}
 </div>
 <script>
 let last = ""
-setInterval(async () => {{
-  const text = await (await fetch("?refresh")).text()
+const show = text => {{
   if (text !== last) document.getElementById("shown").innerHTML = last = text
-}}, 2000)
+}}
+setInterval(() => fetch("?refresh").then(found => found.text()).then(show, () => {{}}), 2000)
 </script>
 <h1>{title}</h1>
 <p>All feeds, to subscribe to at once: <a href="/fixtures.opml">fixtures.opml</a>
@@ -6379,9 +6402,9 @@ def _response_of(site: _Site, fixture: Fixture) -> Response:
     return _plan(request, response, "", True).response
 
 
-def _index_row(site: _Site, fixture: Fixture) -> str:
-    """A row of the page: a fixture and the response it will give."""
-    target = fixture.url[len(site.root_url()) :]
+def _index_row(site: _Site, fixture: Fixture, base: str) -> str:
+    """A row of the page: a fixture, with a link from ``base``, and the response it will give."""
+    target = base + fixture.url[len(site.root_url()) :]
     link = f"<a href='{html.escape(target)}'>{html.escape(fixture.name)}</a>"
     try:
         response = _response_of(site, fixture)
@@ -6396,8 +6419,12 @@ def _index_row(site: _Site, fixture: Fixture) -> str:
     return f"<tr><td>{link}<td>{status}<td><ul>{items}</ul><td>{description}"
 
 
+def _has_status_line(response: Response) -> bool:
+    return _events(response, b"")[0][0] >= 0
+
+
 def _shown_status(response: Response) -> str:
-    if _events(response, b"")[0][0] < 0:
+    if not _has_status_line(response):
         return "no response"
     if response.asis:
         return bytes(response.content[:80]).decode("latin-1").partition("\n")[0].rstrip("\r")
@@ -6434,11 +6461,11 @@ def _options(arguments: Optional[Sequence[str]]) -> Any:
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0: any")
     parser.add_argument("--bind", default="127.0.0.1", help="address; default: %(default)s")
     parser.add_argument("--check", action="store_true", help="read every directive, report errors")
-    json_too = "print JSON, an object a line"
+    json_too = "print JSON, one object a line"
     parser.add_argument("--json", action="store_true", help=json_too)
-    strict = "exit with status 1 if a client was not polite, or a fixture is wrong"
+    strict = "exit with status 1 if a client was not polite, or there was an error"
     parser.add_argument("--strict", action="store_true", help=strict)
-    every = "how often a client may ask for a URL"
+    every = "report a client that asks for a URL again sooner than this"
     parser.add_argument("--every", metavar="SECONDS", type=interval, help=every)
     record = "fetch a live feed into FILE, its status and headers into FILE.headers"
     parser.add_argument("--record", nargs=2, metavar=("URL", "FILE"), help=record)
@@ -6496,20 +6523,22 @@ def _block_signals() -> None:
 def _check(directory: str) -> int:
     """Report everything that is wrong with the directives below a directory, by file and line."""
     _require_directory(directory)
-    found = sorted(pathlib.Path(os.path.abspath(directory)).rglob("*"))
-    paths = [str(path) for path in found if path.is_file()]
-    errors = [str(error) for path in paths for error in _errors_in(path)]
-    fixtures = sum(not _is_sidecar(path) for path in paths)
+    directory = os.path.abspath(directory)
+    found = sorted(pathlib.Path(directory).rglob("*"))
+    names = [path.relative_to(directory).as_posix() for path in found if path.is_file()]
+    errors = [str(error) for name in names for error in _errors_in(directory, name)]
+    fixtures = sum(not _is_sidecar(name) for name in names)
     _say("\n".join([*errors, f"fixtures: {fixtures}, errors: {len(errors)}"]), sys.stdout)
     return 1 if errors else 0
 
 
-def _errors_in(path: str) -> Iterator[object]:
+def _errors_in(directory: str, name: str) -> Iterator[object]:
     """What is wrong with a file: a sidecar, or a fixture with its directives in comments."""
+    path = _path_of(directory, name)
     try:
         fixture = path[: -len(_SIDECAR)]
         if not _is_sidecar(path):
-            yield from _directives_of(path, _read_beginning(path)[0]).errors
+            yield from _directives_of(directory, name, _read_beginning(path)[0]).errors
         elif not os.path.isfile(fixture):
             yield f"{path}: there is no {fixture} beside it"
             yield from Directives(path, _sidecar_lines(pathlib.Path(path).read_bytes())).errors

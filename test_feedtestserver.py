@@ -2956,7 +2956,8 @@ class NextTest(ServerTestCase):
         ):
             with self.subTest(said):
                 name = said[6:].removesuffix(" after 1000")
-                words = f"Next: found {name[:80]!r}; {self.TAKES}; the nearest name there is "
+                words = f"Next: found {name!r:.80}; there is no such fixture in the same folder; "
+                words += "the nearest name there is "
                 words += repr(nearest.get(name, "b.xml"))
                 self.assert_told(server, f"{path}, line 3: {words}")
                 parse_directives(comment(said))
@@ -3024,7 +3025,7 @@ class NextTest(ServerTestCase):
                 while self.get(server, "/a.xml").status == 200:
                     pass
                 previous = os.path.join(server.directory, "a.xml" if file == "b" else "b.xml")
-                words = f"{previous}, line 2: Next: found '{file}.xml'; {self.TAKES}; the nearest"
+                words = f"{previous}, line 2: Next: found '{file}.xml'; there is no such fixture"
                 self.assertTrue(server.errors[0].startswith(words), server.errors)
                 os.rename(path + ".old", path)
                 self.assertIn(self.editions(server, 3)[-1], "bc")
