@@ -16713,8 +16713,11 @@ class AuditTest(ServerTestCase):
             for _ in range(25):
                 client.poll()
                 now += pauses.choice([every / 4, every / 2, every, 2 * every])
-        found = audit(server.requests, every=every)
+        requests = server.requests
+        found = audit(requests, every=every)
         self.assertEqual([f"{f} [{f.rule}]" for f in found if f.rule != breaks], [])
+        first = requests[: len(requests) // 2]  # what comes later does not change the verdict
+        self.assertEqual(audit(first, every=every), [f for f in found if f.request in first])
         return {finding.rule for finding in found}
 
     def test_a_polite_client_is_polite_whatever_a_server_does(self):
@@ -16756,7 +16759,7 @@ class AuditTest(ServerTestCase):
             (10**400, ["too-often"]),
             (5e-324, []),
         ):
-            with self.subTest(every):
+            with self.subTest(f"{every!r:.9}"):
                 self.assertEqual([f.rule for f in audit(requests, every=every)], rules)
 
     def test_any_order_of_the_record_will_do(self):
@@ -16853,6 +16856,19 @@ class AuditTest(ServerTestCase):
             fields = {"If-None-Match": etag} if etag else {}
             self.get(server, path, headers={**POLITE, **fields})
         self.assertEqual(audit(server.requests), [])
+
+    def test_the_names_of_this_machine_are_origins_of_their_own(self):
+        """Also those of which the URLs are taken for the same."""
+        password = {**POLITE, "Authorization": "Basic dTpw"}
+        for name, rules in (("127.0.0.1", []), ("localhost", ["leaked-credentials"])):
+            server = self.serve()
+            host = f"{name}:{server.port}"
+            server.respond("/a", Response(status=302, headers={"Location": f"http://{host}/b"}))
+            server.respond("/b", 200)
+            self.get(server, "/a", headers=password)
+            self.get(server, "/b", headers={**password, "Host": host})
+            with self.subTest(host):
+                self.assertEqual([finding.rule for finding in audit(server.requests)], rules)
 
     def test_urls_are_told_apart_by_their_scheme_and_redirects_lead_over_it(self):
         server = self.serve()
