@@ -16176,49 +16176,95 @@ SENTENCES = [
             to https://example.com/ (RFC 9110 15.4.9)
         """,
     ),
-]
-
-
-#: Transcripts, and patterns of what is said of them.
-PATTERNS = [
     (
         """
         every 3600
         GET /feed.xml -> 200
         +60 GET /feed.xml -> 404
+        +3599.5 GET /feed.xml -> 200
         """,
-        [r"GET /feed\.xml \(2nd request\): .*\b60 s\b.*\b3600 s\b.*"],
+        """
+        GET /feed.xml (2nd request): asked again after 60 s; once in 3600 s is enough
+        GET /feed.xml (3rd request): asked again after 3599 s; once in 3600 s is enough
+        """,
+    ),
+    (
+        """
+        every 2592000
+        GET /feed.xml -> 200
+        GET /feed.xml -> 200
+        """,
+        "GET /feed.xml (2nd request): asked again after 0 s; once in 2592000 s is enough",
+    ),
+    (
+        """
+        every 1.5
+        GET /feed.xml -> 200
+        +1 GET /feed.xml -> 200
+        """,
+        "GET /feed.xml (2nd request): asked again after 1 s; once in 1.5 s is enough",
     ),
     (
         """
         GET /a.xml -> 429 | Retry-After: 120
         +10 GET /b.xml -> 200
+        GET http://example.com/a.xml -> 429 | Retry-After: Sat, 07 Mar 2009 11:00:00 GMT
+        +60 GET http://example.com/b.xml -> 200
         """,
-        [r"GET /b\.xml \(1st request\): .*\b10 s, 110 s too early.* 120 .*\(RFC 6585 4\)"],
+        """
+        GET /b.xml (1st request): asked again after 10 s, 110 s too early, as Retry-After was 120
+            for all of BASE, in a 429 to /a.xml (RFC 6585 4)
+        GET http://example.com/b.xml (1st request): asked again after 60 s, 3530 s too early, as
+            Retry-After was Sat, 07 Mar 2009 11:00:00 GMT for all of http://example.com, in a 429
+            to http://example.com/a.xml (RFC 6585 4)
+        """,
     ),
     (
         """
+        GET /feed.xml -> 200
         1: GET /feed.xml -> 200
         2: GET /feed.xml -> 200
-        1-2 come
+        1 comes
+        3: GET /feed.xml -> 200
+        2-3 come
         """,
-        [r"GET /feed\.xml \(2nd request\): .*"],
+        """
+        GET /feed.xml (3rd request): asked the same again while the response to the 2nd was on its
+            way, and it came whole
+        GET /feed.xml (4th request): asked the same again while the response to the 3rd was on its
+            way, and it came whole
+        """,
     ),
     (
         """
         1-7: GET /{}.xml -> 200
-        1-7 come
+        8-13: HEAD http://example.com/{}.xml -> 200
+        14: HEAD http://example.com/a.xml -> 200
+        1-14 come
         """,
-        [r"GET .*/7\.xml \(1st request\): .*\bseventh\b.* BASE\b.*"],
+        """
+        GET /7.xml (1st request): 7 requests to BASE were in flight at once; 6 are enough
+            (RFC 9112 9.4)
+        HEAD http://example.com/a.xml: 7 requests to http://example.com were in flight at once; 6
+            are enough (RFC 9112 9.4)
+        """,
     ),
     (
         """
         GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: https://b.example/x
-        GET https://b.example/x | Authorization: Basic dTpw -> 200
+        GET https://b.example/x | Authorization: Basic dTpw -> 302 | Location: http://c.example:8080
+        GET http://c.example:8080/ | Authorization: Basic dTpw -> 200
+        POST /hub -> 303 | Location: http://a.example/hub | Set-Cookie: id=1; Path=/
+        POST http://a.example/hub | Cookie: a=2; id=1 -> 200
         """,
-        [
-            r"GET https://b\.example/x .*Authorization.*\bhttp://a\.example\b.*\(RFC 9110 15\.4\)",
-        ],
+        """
+        GET https://b.example/x (1st request): Authorization of http://a.example was sent to
+            https://b.example, to which a redirect had led (RFC 9110 15.4)
+        GET http://c.example:8080/ (1st request): Authorization of http://a.example was sent to
+            http://c.example:8080, to which a redirect had led (RFC 9110 15.4)
+        POST http://a.example/hub: the cookie id of BASE was sent to http://a.example, to which a
+            redirect had led (RFC 9110 15.4)
+        """,
     ),
 ]
 
@@ -16565,14 +16611,6 @@ class AuditTest(ServerTestCase):
         for transcript, sentences in SENTENCES:
             with self.subTest(transcript):
                 self.assertEqual(self.sentences(transcript), unfolded(sentences))
-
-    def test_patterns(self):
-        for transcript, patterns in PATTERNS:
-            with self.subTest(transcript):
-                findings = self.sentences(transcript)
-                self.assertEqual(len(findings), len(patterns))
-                for finding, pattern in zip(findings, patterns):
-                    self.assertRegex(finding, rf"\A{pattern}\Z")
 
     def test_no_sentence_tells_a_password(self):
         for scheme, secret in (
