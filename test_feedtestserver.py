@@ -15986,6 +15986,18 @@ TRANSCRIPTS = {
         GET http://a.example/ -> 302 | Location: http://b.example/
         GET http://b.example/ | Authorization: Basic dTpw -> 200
     """,
+    "a password for two origins, before a redirect from one to the other": """
+        1: GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: http://b.example/
+        2: GET http://b.example/ | Authorization: Basic dTpw -> 200
+        1-2 come
+    """,
+    "a password for two origins, and a redirect that did not come": """
+        GET http://a.example/ | Authorization: Basic dTpw
+            -> 302 | Location: http://b.example/ | Fault: reset
+        1: GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: http://b.example/
+        1 leaves
+        GET http://b.example/ | Authorization: Basic dTpw -> 200
+    """,
     "a password for another feed of the first origin": """
         GET http://a.example/private.xml | Authorization: Basic dTpw -> 200
         GET http://a.example/ -> 302 | Location: http://b.example/
@@ -16768,6 +16780,27 @@ class AuditTest(ServerTestCase):
         for rule in rules:
             with self.subTest(rule):
                 self.assertEqual(self.live(3, rule), {rule})
+
+    def test_clients_that_left_while_a_function_ran_are_no_crowd(self):
+        """The server learns only afterwards that they have given up, one after the other."""
+        server = self.serve()
+        asked, go_on = threading.Semaphore(0), threading.Event()
+
+        def respond_late(request):
+            asked.release()
+            go_on.wait(3 * PATIENCE)
+            return 200
+
+        server.respond("/feed.xml", respond_late)
+        fields = "".join(f"{name}: {value}\r\n" for name, value in POLITE.items())
+        for _ in range(8):
+            with connect(server) as connection:
+                connection.sendall(f"GET /feed.xml HTTP/1.1\r\nHost: a\r\n{fields}\r\n".encode())
+                self.assertTrue(asked.acquire(timeout=PATIENCE))
+        go_on.set()
+        server.wait_for_request("/feed.xml", times=8)
+        server.stop()
+        self.assertEqual(audit(server.requests), [])
 
     def test_what_is_no_interval(self):
         for every in (
