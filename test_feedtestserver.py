@@ -15204,6 +15204,17 @@ TRANSCRIPTS = {
         +118 GET /c.xml -> 404 !! too-early
         +1 GET /d.xml -> 200
     """,
+    "a 429 after what was asked for before": """
+        GET /a.xml -> 200
+        GET /b.xml -> 429 | Retry-After: 60
+        GET /a.xml -> 200 !! too-early
+        GET /a.xml -> 200
+    """,
+    "a later 429 that says nothing of time": """
+        GET /a.xml -> 429 | Retry-After: 3600
+        +60 GET /b.xml -> 429 !! too-early
+        +60 GET /c.xml -> 404 !! too-early
+    """,
     "a 429 that is over": """
         GET /a.xml -> 429 | Retry-After: 120
         +120 GET /b.xml -> 200
@@ -15730,7 +15741,8 @@ TRANSCRIPTS = {
     "the same request in one connection, before the response": """
         1: GET /feed.xml -> 200
         1: GET /feed.xml -> 200
-        1 1 come
+        1: GET /other.xml -> 200
+        1 1 1 come
     """,
     "the response to the second request comes first": """
         1: GET /feed.xml -> 200
@@ -15957,6 +15969,7 @@ TRANSCRIPTS = {
     """,
     "a password that the other origin has asked for before": """
         GET http://b.example/other.xml -> 401 | WWW-Authenticate: Basic
+        GET http://b.example/other.xml | Authorization: Basic eDp5 -> 200
         GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: http://b.example/
         GET http://b.example/ | Authorization: Basic dTpw -> 200
     """,
@@ -16011,6 +16024,17 @@ TRANSCRIPTS = {
         GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: http://b.example/
         GET http://b.example/ -> 302 | Location: http://c.example/
         GET http://c.example/ | Authorization: Basic dTpw -> 200 !! leaked-credentials
+    """,
+    "a password at the beginning of a chain": """
+        GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: /today.xml
+        GET http://a.example/today.xml -> 302 | Location: http://b.example/
+        GET http://b.example/ | Authorization: Basic dTpw -> 200 !! leaked-credentials
+    """,
+    "a password for another origin each time": """
+        GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: http://b.example/
+        GET http://b.example/ | Authorization: Basic dTpw -> 200 !! leaked-credentials
+        GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: http://b.example/
+        GET http://b.example/ | Authorization: Basic dTpw -> 200 !! leaked-credentials
     """,
     "a password all along a chain": """
         GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: http://b.example/
@@ -16091,6 +16115,15 @@ TRANSCRIPTS = {
         GET http://a.example/ -> 302 | Location: http://a.example:8080/ | Set-Cookie: id=1
         GET http://a.example:8080/ | Cookie: id=1 -> 302 | Location: https://a.example/
         GET https://a.example/ | Cookie: id=1 -> 200
+    """,
+    "a cookie that was set before the record began, at another port": """
+        GET http://a.example/ | Cookie: id=1 -> 302 | Location: http://a.example:8080/ !! cookie
+        GET http://a.example:8080/ | Cookie: id=1 -> 200 !! cookie
+    """,
+    "a cookie where a password is asked for": """
+        GET http://b.example/other.xml -> 401 | WWW-Authenticate: Basic
+        GET http://a.example/ -> 302 | Location: http://b.example/ | Set-Cookie: id=1
+        GET http://b.example/ | Cookie: id=1 -> 200 !! leaked-credentials
     """,
     "one cookie of two": """
         GET http://b.example/other.xml -> 200 | Set-Cookie: b=2
@@ -16442,7 +16475,7 @@ def any_life(seed, clock, urls):
     """Responses to whatever is asked, one after the other, as a seed decides."""
     pick = random.Random(seed).choice
     others = [302, 303, 307, 401, 404, 429, 500, 503] * 2 + [301, 308, 410]
-    faults = [None] * 12 + ["reset", "close", "reset at headers", "close at 3", "close at end"]
+    faults = [None] * 12 + ["reset", "close", "close at headers", "close at 3", "close at end"]
 
     def date(seconds):
         return email.utils.formatdate(clock() + seconds, usegmt=True)
