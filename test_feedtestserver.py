@@ -15628,6 +15628,56 @@ TRANSCRIPTS = {
         1 comes
         GET /feed.xml -> 200 !! too-often
     """,
+    "a clock that was set forward": """
+        every 3600
+        GET /feed.xml -> 200 | Cache-Control: max-age=60
+        +86400 GET /feed.xml -> 503 | Retry-After: 60
+        +86400 GET /feed.xml -> 200
+    """,
+    "a feed that moves": """
+        every 3600
+        GET /old.xml -> 200 | ETag: "v1"
+        +3600 GET /old.xml | If-None-Match: "v1" -> 301 | Location: /new.xml
+        GET /new.xml | If-None-Match: "v1" -> 200 | ETag: "v2"
+        +3600 GET /new.xml | If-None-Match: "v2" -> 304
+    """,
+    "a year of a feed": """
+        every 3600
+        GET /feed.xml -> 200 | ETag: "v1" | Cache-Control: max-age=1800
+        +3600 GET /feed.xml | If-None-Match: "v1" -> 304 | ETag: "v1" | Cache-Control: max-age=7200
+        +7200 GET /feed.xml | If-None-Match: "v1" -> 200 | ETag: "v2" | Fault: close at 50%
+        GET /feed.xml | If-None-Match: "v1" -> 200 | ETag: "v2"
+        +3600 GET /feed.xml | If-None-Match: "v2" -> 503 | Retry-After: 86400
+        +86400 GET /feed.xml | If-None-Match: "v2" -> 500
+        +3600 GET /feed.xml | If-None-Match: "v2" -> 404
+        +3600 GET /feed.xml | If-None-Match: "v2" -> 302 | Location: /sorry.xml
+        GET /sorry.xml | If-None-Match: "v2" -> 200
+        +3600 GET /feed.xml | If-None-Match: "v2" -> 410
+    """,
+    "a login by a form": """
+        every 3600
+        GET /feed.xml -> 302 | Location: /login
+        GET /login -> 200 | Content-Type: text/html
+        POST /login -> 303 | Location: /feed.xml | Set-Cookie: id=1
+        GET /feed.xml | Cookie: id=1 -> 200
+        +3600 GET /feed.xml | Cookie: id=1 -> 304
+    """,
+    "a token that is no longer good": """
+        every 3600
+        GET http://a.example/ | Authorization: Bearer old -> 401 | WWW-Authenticate: Bearer
+        POST http://login.example/token -> 200
+        GET http://a.example/ | Authorization: Bearer new -> 200
+        +3600 GET http://a.example/ | Authorization: Bearer new -> 200
+    """,
+    "an episode: looked at, fetched in parts, and fetched again when it has changed": """
+        every 3600
+        HEAD http://a.example/1.mp3 -> 302 | Location: http://b.example/1.mp3
+        HEAD http://b.example/1.mp3 -> 200 | ETag: "v1"
+        GET http://a.example/1.mp3 -> 302 | Location: http://b.example/1.mp3
+        GET http://b.example/1.mp3 | Range: bytes=0-2 -> 206 | ETag: "v1"
+        GET http://b.example/1.mp3 | Range: bytes=3- | If-Range: "v1" -> 206 | Fault: reset at 50%
+        GET http://b.example/1.mp3 | Range: bytes=4- | If-Range: "v1" -> 200 | ETag: "v2"
+    """,
     # Gone
     "gone": """
         GET /feed.xml -> 410
@@ -15822,6 +15872,21 @@ TRANSCRIPTS = {
         2: GET /feed.xml | Authorization: Basic dTpw -> 200
         1-2 come
     """,
+    "the same again, when the first has come or was given up": """
+        1: GET /feed.xml -> 200
+        1 comes
+        2: GET /feed.xml -> 200 | Pause: 3600 at 3
+        2 leaves
+        3: GET /feed.xml -> 200
+        3 comes
+    """,
+    "a stream of events beside a feed": """
+        1: GET /events -> 200 | Pause: 3600 at 3
+        GET /feed.xml -> 200
+        GET /feed.xml -> 200
+        1 leaves
+        GET /events -> 200
+    """,
     # Too many requests at once
     "six at once": """
         1-6: GET /{}.xml -> 200
@@ -15889,6 +15954,41 @@ TRANSCRIPTS = {
         2-3 come
         8-9: GET /{}.xml -> 200
         4-9 come
+    """,
+    "six connections that are used again and again": """
+        1-6: GET /{}.xml -> 200
+        1-3 come
+        1-3: GET /more/{}.xml -> 200
+        1-6 come
+        1-6: GET /most/{}.xml -> 200
+        1-6 come
+    """,
+    "one connection to a proxy for many hosts": """
+        1: GET http://a.example/ -> 200
+        1: GET http://b.example/ -> 200
+        1: GET http://a.example/more.xml -> 200
+        1 1 1 come
+    """,
+    "the icons of twelve sites, and six pictures of one": """
+        1-12: GET http://{}.example/favicon.ico -> 200
+        13-18: GET http://a.example/{}.png -> 200
+        1-18 come
+    """,
+    "seven timeouts, one after the other": """
+        1: GET /feed.xml -> 200 | Pause: 3600 at headers
+        1 leaves
+        2: GET /feed.xml -> 200 | Pause: 3600 at headers
+        2 leaves
+        3: GET /feed.xml -> 200 | Pause: 3600 at headers
+        3 leaves
+        4: GET /feed.xml -> 200 | Pause: 3600 at headers
+        4 leaves
+        5: GET /feed.xml -> 200 | Pause: 3600 at headers
+        5 leaves
+        6: GET /feed.xml -> 200 | Pause: 3600 at headers
+        6 leaves
+        7: GET /feed.xml -> 200
+        7 comes
     """,
     "one that is given up, or cut, makes room": """
         1-5: GET /{}.xml -> 200
@@ -16129,6 +16229,13 @@ TRANSCRIPTS = {
         GET http://b.example/other.xml -> 200 | Set-Cookie: b=2
         GET http://a.example/ -> 302 | Location: http://b.example/ | Set-Cookie: id=1
         GET http://b.example/ | Cookie: b=2; id=1 -> 200 !! leaked-credentials
+    """,
+    "a login at another host, and back": """
+        GET http://a.example/ -> 302 | Location: https://login.example/?to=a | Set-Cookie: a=1
+        GET https://login.example/?to=a -> 302 | Location: http://a.example/?ok | Set-Cookie: b=2
+        GET http://a.example/?ok | Cookie: a=1 -> 302 | Location: / | Set-Cookie: a=3
+        GET http://a.example/ | Cookie: a=3 -> 200
+        GET https://login.example/?to=a | Cookie: b=2 -> 302 | Location: http://a.example/?ok
     """,
     "cookies without a redirect": """
         GET http://a.example/ -> 200 | Set-Cookie: id=1
