@@ -15552,6 +15552,15 @@ TRANSCRIPTS = {
         GET /feed.xml -> 200 | Fault: reset
         GET /feed.xml -> 200
     """,
+    "a redirect that comes after what it leads to": """
+        every 3600
+        1: GET /alias.xml -> 302 | Location: /feed.xml
+        2: GET /feed.xml -> 200
+        2 comes
+        1 comes
+        GET /feed.xml -> 200
+        GET /feed.xml -> 200 !! too-often
+    """,
     "there and back": """
         every 3600
         GET /a.xml -> 302 | Location: /b.xml | Set-Cookie: a=1
