@@ -15207,7 +15207,7 @@ TRANSCRIPTS = {
     "a 429 after what was asked for before": """
         GET /a.xml -> 200
         GET /b.xml -> 429 | Retry-After: 60
-        GET /a.xml -> 200 !! too-early
+        +1 GET /a.xml -> 200 !! too-early
         GET /a.xml -> 200
     """,
     "a later 429 that says nothing of time": """
@@ -15489,6 +15489,22 @@ TRANSCRIPTS = {
         GET /1.mp3 -> 200
         GET /2.mp3 | Range: bytes=99- -> 416 | Content-Range: bytes */6
         GET /2.mp3 | Range: bytes=99- -> 416 | Content-Range: bytes */6 !! too-often
+    """,
+    "what asks for the same request again": """
+        every 3600
+        GET /a.xml -> 408
+        GET /a.xml -> 200
+        GET https://a.example/ -> 421
+        GET https://a.example/ -> 200
+        GET /b.xml -> 425
+        GET /b.xml -> 200
+        GET /b.xml -> 200 !! too-often
+    """,
+    "another type of what there is": """
+        every 3600
+        GET /feed.xml | Accept: application/atom+xml -> 406
+        GET /feed.xml | Accept: */* -> 200
+        GET /feed.xml | Accept: */* -> 200 !! too-often
     """,
     "a condition that did not hold": """
         every 3600
@@ -15889,6 +15905,13 @@ TRANSCRIPTS = {
         3: GET /feed.xml -> 200
         3 comes
     """,
+    "two redirects to one feed at once": """
+        1: GET /a.xml -> 302 | Location: /feed.xml
+        2: GET /b.xml -> 302 | Location: /feed.xml
+        1-2 come
+        3-4: GET /feed.xml -> 200
+        3-4 come
+    """,
     "a stream of events beside a feed": """
         1: GET /events -> 200 | Pause: 3600 at 3
         GET /feed.xml -> 200
@@ -16062,6 +16085,19 @@ TRANSCRIPTS = {
     "a password for another port": """
         GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: http://a.example:8080/
         GET http://a.example:8080/ | Authorization: Basic dTpw -> 200 !! leaked-credentials
+    """,
+    "a password for another port, in TLS": """
+        GET https://a.example/ | Authorization: Basic dTpw
+            -> 302 | Location: https://a.example:8443/
+        GET https://a.example:8443/ | Authorization: Basic dTpw -> 200 !! leaked-credentials
+    """,
+    "a password that goes from plain text to TLS": """
+        GET http://a.example/ | Authorization: Basic dTpw -> 301 | Location: https://a.example/
+        GET https://a.example/ | Authorization: Basic dTpw -> 200
+    """,
+    "a password that goes from plain text to TLS at another host": """
+        GET http://a.example/ | Authorization: Basic dTpw -> 301 | Location: https://www.a.example/
+        GET https://www.a.example/ | Authorization: Basic dTpw -> 200 !! leaked-credentials
     """,
     "a password in plain text": """
         GET https://a.example/ | Authorization: Basic dTpw -> 302 | Location: http://a.example/
@@ -16373,11 +16409,11 @@ SENTENCES = [
         +60 GET http://example.com/b.xml -> 200
         """,
         """
-        GET /b.xml (1st request): asked again after 10 s, 110 s too early, as Retry-After was 120
-            for all of BASE, in a 429 to /a.xml (RFC 6585 4)
-        GET http://example.com/b.xml (1st request): asked again after 60 s, 3530 s too early, as
-            Retry-After was Sat, 07 Mar 2009 11:00:00 GMT for all of http://example.com, in a 429
-            to http://example.com/a.xml (RFC 6585 4)
+        GET /b.xml (1st request): asked after a 429 to /a.xml after 10 s, 110 s too early, as
+            Retry-After was 120 (RFC 6585 4)
+        GET http://example.com/b.xml (1st request): asked after a 429 to http://example.com/a.xml
+            after 60 s, 3530 s too early, as Retry-After was Sat, 07 Mar 2009 11:00:00 GMT
+            (RFC 6585 4)
         """,
     ),
     (
@@ -16404,10 +16440,10 @@ SENTENCES = [
         1-14 come
         """,
         """
-        GET /7.xml (1st request): 7 requests to BASE were in flight at once; 6 are enough
-            (RFC 9112 9.4)
-        HEAD http://example.com/a.xml: 7 requests to http://example.com were in flight at once; 6
-            are enough (RFC 9112 9.4)
+        GET /7.xml (1st request): this was the seventh request in flight at once to BASE; six are
+            enough (RFC 9112 9.4)
+        HEAD http://example.com/a.xml: this was the seventh request in flight at once to
+            http://example.com; six are enough (RFC 9112 9.4)
         """,
     ),
     (
