@@ -4150,6 +4150,10 @@ def _events(response: Response, content: _Content) -> list[_Event]:
     return [*(event for event in events if event[0] <= end), (end, fault)]
 
 
+def _has_status_line(response: Response) -> bool:
+    return _events(response, b"")[0][0] >= 0
+
+
 def _in_chunks(block: memoryview, position: int, size: int, whole: int) -> bytes:
     """A block of what is cut into chunks, with what belongs between its bytes (RFC 9112 7.1)."""
     parts: list[Union[bytes, memoryview]] = []
@@ -4217,7 +4221,7 @@ def audit(requests: Iterable[Request], *, every: Optional[float] = None) -> list
     for request in in_order:
         client.ask(request)
         client.end(request)
-    client.learn(math.inf)
+    client.catch_up(math.inf)
     places = {id(request): place for place, request in enumerate(in_order)}
     rules = list(_POLITENESS)
 
@@ -4341,6 +4345,11 @@ class _Exchange:
         has_length = not (response.chunked or _has_no_content(self.request.head, response))
         is_short = has_length and (_number(self.value("Content-Length")) or 0) > (size or 0)
         return ends_early or is_short or response.asis
+
+    @property
+    def has_come(self) -> bool:
+        """Whether the head of the response has come, to a client that waited for all of it."""
+        return self.request.is_answered and _has_status_line(self.response)
 
     @property
     def is_whole(self) -> bool:
@@ -4567,22 +4576,20 @@ class _Known:
         """
         found: dict[_Credential, str] = {}
         own, host = self.client.origins[exchange.origin], _host_and_port(exchange.origin)[0]
-        led_from = _host_and_port(self.led_from)[0]
+        there = _host_and_port(self.led_from)[0]
         for each in exchange.credentials if self.led_from else ():
-            origin, domains = self.carried.get(each, ""), self.client.cookies.get(each[1], set())
-            if each[0] != "Cookie":  # from http to https, it is the same site
-                is_upgrade = host == led_from and exchange.origin.startswith("https:")
-                is_shared = own.asks or is_upgrade
-            else:
-                if any(_is_within(led_from, domain) for domain in domains):
-                    origin = origin or self.led_from
-                is_shared = any(_is_within(host, each) for each in (led_from, *domains))
-            if (
-                origin not in ("", exchange.origin)
-                and not is_shared
-                and each not in own.credentials
-            ):
-                found[each] = origin
+            owner = self.carried.get(each)
+            if each[0] == "Cookie":
+                domains = self.client.cookies.get(each[1], set())
+                if not owner and any(_is_within(there, domain) for domain in domains):
+                    owner = self.led_from
+                is_shared = any(_is_within(host, domain) for domain in (there, *domains))
+            else:  # from http to https, it is the same site
+                is_secured = exchange.origin.startswith("https:") and "http://" in self.led_from
+                is_shared = own.asks or (host == there and is_secured)
+            is_shared = is_shared or each in own.credentials
+            if owner and owner != exchange.origin and not is_shared:
+                found[each] = owner
         return found
 
     @property
@@ -4667,7 +4674,7 @@ class _Client:
 
     def ask(self, request: Request) -> None:
         """Judge the next request, whose response the client knows later on."""
-        self.learn(request.heard_at)
+        self.catch_up(request.heard_at)
         if request.response is None or request.refused or request.method == "CONNECT":
             return
         exchange = _Exchange(request, request.response, next(self.numbers))
@@ -4680,7 +4687,9 @@ class _Client:
             self.alike.setdefault(exchange.alike, collections.deque()).append(exchange)
             known.copy.confirm(exchange)
         self.judge(exchange, _POLITENESS if exchange.is_get else _OF_ANY_METHOD)
-        self.hear(exchange, known)
+        self.note_credentials(exchange, known)
+        if request.method in ("GET", "HEAD"):
+            known.hear(exchange)
 
     def end(self, request: Request) -> None:
         """Note that the response to a request has ended, by the time of ``request.ended_at``."""
@@ -4691,12 +4700,14 @@ class _Client:
             ended_at = request.ended_at if is_done else request.heard_at
             heapq.heappush(self.ended, (ended_at, exchange.number, exchange))
 
-    def learn(self, now: float) -> None:
+    def catch_up(self, now: float) -> None:
         """Learn from what has ended by now, and judge what was asked for twice meanwhile."""
         while self.ended and self.ended[0][0] <= now:
             exchange = heapq.heappop(self.ended)[2]
             known, origin = self.urls[exchange.url], self.origins[exchange.origin]
             origin.end(exchange)
+            if exchange.leads_to and exchange.has_come:
+                self.follow(exchange, known)
             if not exchange.is_get:
                 continue
             self.judge_repeats(exchange)
@@ -4734,11 +4745,11 @@ class _Client:
                 self.findings[name].append(finding)
                 break
 
-    def hear(self, exchange: _Exchange, known: _Known) -> None:
-        """Note what the head of a response tells, even if its body is lost."""
+    def note_credentials(self, exchange: _Exchange, known: _Known) -> None:
+        """Note whose the credentials in it are, and those that the response sets or asks for."""
         origin, leaks = self.origins[exchange.origin], known.leaks(exchange)
         origin.asks = origin.asks or exchange.status == 401
-        mine = [each for each in exchange.credentials if each not in leaks]
+        origin.credentials.update(each for each in exchange.credentials if each not in leaks)
         for value in exchange.given.get("set-cookie", ()):
             pair, _, attributes = value.partition(";")
             host = _host_and_port(exchange.origin)[0]
@@ -4747,15 +4758,15 @@ class _Client:
                 host = domain
             for cookie in _cookies(pair):
                 self.cookies.setdefault(cookie, set()).add(host)
-                mine.append(("Cookie", cookie))
-        origin.credentials.update(mine)
-        if exchange.leads_to:
-            target = self.known(exchange.leads_to)
-            target.expected[exchange.url] = exchange
-            target.led_from = exchange.origin
-            target.carried = {**dict.fromkeys(mine, exchange.origin), **known.carried}
-        if exchange.request.method in ("GET", "HEAD"):
-            known.hear(exchange)
+                origin.credentials.add(("Cookie", cookie))
+
+    def follow(self, redirect: _Exchange, known: _Known) -> None:
+        """Expect one request for the target of a redirect, without what is not for it."""
+        target, leaks = self.known(redirect.leads_to), known.leaks(redirect)
+        target.expected[redirect.url] = redirect
+        target.led_from = redirect.origin
+        sent = [each for each in redirect.credentials if each not in leaks]
+        target.carried = {**dict.fromkeys(sent, redirect.origin), **known.carried}
 
 
 # The audit: the rules
@@ -6216,7 +6227,7 @@ class _Server(FeedTestServer):
             return "<h1>No requests so far</h1>"
         parts = ["<h1>Clients</h1>"]
         for name, client, _ in itertools.islice(self.clients.values(), _ROWS):
-            client.learn(time.perf_counter())
+            client.catch_up(time.perf_counter())
             first, *wrong = html.escape(_judgement(name, client.findings)).split("\n")
             items = "".join(f"<li>{each}" for each in wrong)
             parts.append(f"<h2>{first}</h2><ul class='wrong'>{items}</ul>")
@@ -6417,10 +6428,6 @@ def _index_row(site: _Site, fixture: Fixture, base: str) -> str:
     items = "".join(f"<li><{tag}>{html.escape(text)}</{tag}>" for tag, text in shown)
     description = html.escape(response.description)
     return f"<tr><td>{link}<td>{status}<td><ul>{items}</ul><td>{description}"
-
-
-def _has_status_line(response: Response) -> bool:
-    return _events(response, b"")[0][0] >= 0
 
 
 def _shown_status(response: Response) -> str:
