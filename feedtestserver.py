@@ -2939,6 +2939,7 @@ def _next_name(directory: str, name: str, following: _Next) -> str:
     return name
 
 
+@functools.lru_cache(maxsize=1024)
 def _media_type(name: str) -> str:
     """The media type that a name stands for, by the table above and not by the machine's."""
     return _CONTENT_TYPES.get(os.path.splitext(name)[1].lower(), _ANY_TYPE)
@@ -3753,6 +3754,7 @@ def _has_tag(tags: str, etag: Optional[str], weakly: bool) -> bool:
     return etag in named
 
 
+@functools.lru_cache(maxsize=256)
 def _seconds(http_date: str) -> Optional[float]:
     """Seconds since the epoch, from any of the three formats of RFC 9110 5.6.7."""
     parsed = email.utils.parsedate_tz(http_date) if re.fullmatch(_HTTP_DATE, http_date) else None
@@ -4223,12 +4225,9 @@ def audit(requests: Iterable[Request], *, every: Optional[float] = None) -> list
         client.end(request)
     client.catch_up(math.inf)
     places = {id(request): place for place, request in enumerate(in_order)}
-    rules = list(_POLITENESS)
-
-    def place(finding: Finding) -> tuple[int, int]:
-        return places[id(finding.request)], rules.index(finding.rule)
-
-    return sorted(itertools.chain(*client.findings.values()), key=place)
+    # Those about one request stay in the order of the rules.
+    in_rules = itertools.chain(*client.findings.values())
+    return sorted(in_rules, key=lambda finding: places[id(finding.request)])
 
 
 # The audit: what an exchange is
@@ -4487,8 +4486,8 @@ class _Copy:
 
     def media_type_of(self, exchange: _Exchange) -> str:
         """The type of what the URL is known to have, or may have by its name."""
-        by_name = _media_type(exchange.request.head.path)
-        return exchange.media_type or self.media_type or by_name
+        known = exchange.media_type or self.media_type
+        return known or _media_type(exchange.request.head.path)
 
     def confirm(self, get: _Exchange) -> None:
         """If the first response is a 304, take what it confirms as given before."""
@@ -4575,9 +4574,11 @@ class _Known:
         The two may share them: a cookie that is for both, or what this origin has asked for.
         """
         found: dict[_Credential, str] = {}
+        if not (self.led_from and exchange.credentials):
+            return found
         own, host = self.client.origins[exchange.origin], _host_and_port(exchange.origin)[0]
         there = _host_and_port(self.led_from)[0]
-        for each in exchange.credentials if self.led_from else ():
+        for each in exchange.credentials:
             owner = self.carried.get(each)
             if each[0] == "Cookie":
                 domains = self.client.cookies.get(each[1], set())
@@ -4736,11 +4737,13 @@ class _Client:
 
     def judge(self, exchange: _Exchange, rules: Iterable[str]) -> None:
         """Look what is wrong with a request, by these rules."""
-        request, known = exchange.request, self.urls[exchange.url]
+        request, known, about = exchange.request, self.urls[exchange.url], ""
         for name in rules:
             for wrong in _POLITENESS[name](exchange, known):
-                which = f" ({_ordinal(exchange.gets)} request)" if exchange.is_get else ""
-                finding = Finding(f"{request.method} {request.shown}{which}: {wrong}")
+                if not about:
+                    which = f" ({_ordinal(exchange.gets)} request)" if exchange.is_get else ""
+                    about = f"{request.method} {request.shown}{which}"
+                finding = Finding(f"{about}: {wrong}")
                 finding.rule, finding.request = name, request
                 self.findings[name].append(finding)
                 break
