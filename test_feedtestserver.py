@@ -16275,6 +16275,11 @@ TRANSCRIPTS = {
         GET http://a.example/ -> 302 | Location: http://b.example/ | Set-Cookie: id=1
         GET http://b.example/ | Cookie: b=2; id=1 -> 200 !! leaked-credentials
     """,
+    "a cookie of a host that has led nowhere": """
+        GET http://c.example/ -> 200 | Set-Cookie: id=1
+        GET http://a.example/ -> 302 | Location: http://b.example/
+        GET http://b.example/ | Cookie: id=1 -> 200
+    """,
     "a login at another host, and back": """
         GET http://a.example/ -> 302 | Location: https://login.example/?to=a | Set-Cookie: a=1
         GET https://login.example/?to=a -> 302 | Location: http://a.example/?ok | Set-Cookie: b=2
