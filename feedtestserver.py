@@ -906,25 +906,20 @@ class _Site:
         """
         if request is None or fixture.next is None:
             return fixture
-        key = request.host, request.head.normal_path, name
+        key, now = (request.host, request.head.normal_path, name), name
         with self._lock:
             before, count = self._lives.get(key, ("", 0))
-            now = self.next_of(before, self.fixture(before)) if before else name
+            if before:
+                now, _ = self.fixture(before).next or (before, 0)
             fixture = self.fixture(now)
-            following = self.next_of(now, fixture)
             if fixture.next and count >= fixture.next[1]:
-                before, now, count = now, following, 0
+                before, now, count = now, fixture.next[0], 0
                 fixture = self.fixture(now)
-                self.next_of(now, fixture)
             if request.method == "GET" and request.heard_at:  # else this only looks ahead
                 self._lives[key] = before, count + 1
         if now != name:
             request.step = ", ".join(filter(None, (request.step, f"Next has led to {now}")))
         return fixture
-
-    def next_of(self, name: str, fixture: Response) -> str:
-        """The name of the next fixture, or its own; DirectiveError if that one is not there."""
-        return _next_name(self.directory, name, fixture.next) if fixture.next else name
 
     def fixture_for(self, request: Request, turn: Optional[int]) -> Response:
         """What the fixture at the path of a request responds, or a 404.
@@ -2792,8 +2787,11 @@ def _path_of(directory: str, name: str) -> str:
     return f"{directory}{os.sep}{name.replace('/', os.sep)}"
 
 
-def _some_names(directory: str) -> dict[str, str]:
-    """Names of fixtures, and how they are shown: looking at all in a large directory takes long."""
+def _some_names(directory: str, is_deep: bool = True) -> dict[str, str]:
+    """Names of fixtures, and how they are shown: looking at all in a large directory takes long.
+
+    Those in the folders of the directory are among them if it ``is_deep``.
+    """
     names, left = {}, _SOME_NAMES
     folders = [directory] if directory else []
     for folder in folders:  # as those below are added
@@ -2804,7 +2802,7 @@ def _some_names(directory: str) -> dict[str, str]:
                 if entry.name.startswith(".") or _is_sidecar(entry.name):
                     continue
                 if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
+                    folders += [entry.path] if is_deep else []
                 elif entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path):
                     name = entry.path[len(directory) :].lstrip(os.sep).replace(os.sep, "/")
                     names[name] = repr(name)
@@ -2875,7 +2873,10 @@ def _load(directory: str, name: str) -> Optional[Response]:
     sidecar = _stamp(path + _SIDECAR) if os.access(path + _SIDECAR, os.F_OK) else None
     loaded = _loaded.get((directory, name))
     if loaded is not None and loaded[0] == stamp and loaded[1] == sidecar:
-        return loaded[2]
+        following = loaded[2] and loaded[2].next
+        # If the next one is not there any more, this one is read again, for the error.
+        if not following or _stamp(_path_of(directory, following[0])):
+            return loaded[2]
     response = _read_fixture(directory, name) if _may_be_served(_root(directory), name) else None
     # A file this new may change again within the resolution of its time stamp.
     if time.time() - max(*stamp[:2], *(sidecar or ())[:2]) / 1e9 > 2:
@@ -2890,10 +2891,9 @@ def _read_fixture(directory: str, name: str) -> Response:
     data, size = _read_beginning(path)
     content = data if len(data) == size <= _SMALL else _File(path, size)
     directives = _directives_of(directory, name, data).checked()
-    said = _DEFAULTS | directives.arguments
-    said.update(asis=name.lower().endswith(".asis"), next=directives.next)
+    said = {**directives.arguments, "asis": name.lower().endswith(".asis"), "next": directives.next}
     said["description"] = directives["Description"] or ""
-    return _set(Response.__new__(Response), content=content, media_type=_media_type(name), **said)
+    return _with(Response(), content=content, media_type=_media_type(name), **said)
 
 
 def _read_beginning(path: str) -> tuple[bytes, int]:
@@ -2908,35 +2908,23 @@ def _read_beginning(path: str) -> tuple[bytes, int]:
 
 def _directives_of(directory: str, name: str, data: bytes) -> Directives:
     """The directives of the sidecar where there is one, else those of the fixture's comments."""
-    path = _path_of(directory, name)
+    path = source = _path_of(directory, name)
     if os.path.isfile(path + _SIDECAR):
-        path += _SIDECAR
-        directives = Directives(path, _sidecar_lines(pathlib.Path(path).read_bytes()))
+        source += _SIDECAR
+        directives = Directives(source, _sidecar_lines(pathlib.Path(source).read_bytes()))
     else:
-        directives = Directives(path, _comment_lines(data), prose=True)
+        directives = Directives(source, _comment_lines(data), prose=True)
     if directives.next:
-        try:
-            _next_name(directory, name, directives.next)
-        except DirectiveError as error:
+        beside, count = directives.next
+        following = f"{name[: name.rfind('/') + 1]}{beside}"
+        directives.next = following, count
+        exists = _stamp(_path_of(directory, following)) is not None
+        if not exists or not _may_be_served(_root(directory), following):
+            nearest = _nearest(beside, _some_names(os.path.dirname(path), is_deep=False))
+            words = f"Next: found {beside!r:.80}; there is no such fixture in the same folder"
+            error = DirectiveError(source, directives.line_of_next, f"{words}{nearest}")
             directives.errors.append(error)
     return directives
-
-
-def _next_name(directory: str, name: str, following: _Next) -> str:
-    """The fixture that follows the one of that name; raises DirectiveError if it is not there."""
-    found, _, source, line = following
-    folder, slash, _ = name.rpartition("/")
-    name = f"{folder}{slash}{found}"
-    path = _path_of(directory, name)
-    if _stamp(path) is None or not _may_be_served(_root(directory), name):
-        names = {
-            each: shown
-            for each, shown in _some_names(os.path.dirname(path)).items()
-            if "/" not in each
-        }
-        missing = f"Next: found {found!r:.80}; there is no such fixture in the same folder"
-        raise DirectiveError(source, line, f"{missing}{_nearest(found, names)}")
-    return name
 
 
 @functools.lru_cache(maxsize=1024)
@@ -3106,10 +3094,6 @@ class DirectiveError(ValueError):
         return f"{where}: {self.sentence}"
 
 
-#: What Next says: the name of a fixture, after how many responses, and in which file and line.
-_Next = tuple[str, int, str, int]
-
-
 class Directives(Headers):
     """What the comments of a fixture say, read like wsgiref.headers.Headers: ``d["Expect"]``.
 
@@ -3118,7 +3102,9 @@ class Directives(Headers):
     wrong.
     """
 
-    next: Optional[_Next] = None
+    #: What Next says: the name of a fixture, and after how many responses; and in which line.
+    next: Optional[tuple[str, int]] = None
+    line_of_next = 0
 
     def __init__(self, source: str, lines: Iterable[tuple[int, str]], prose: bool = False) -> None:
         """Read numbered lines, among which there may be ``prose``, as in a comment."""
@@ -3133,7 +3119,7 @@ class Directives(Headers):
                 if match:
                     _apply(self.arguments, *match.groups())
                     if "next" in self.arguments and not self.next:
-                        self.next = (*self.arguments["next"], source, number)
+                        self.next, self.line_of_next = self.arguments["next"], number
                     self._lines.append((match.group(1).rstrip(" \t"), match.group(2)))
                 elif line and not prose:
                     right = "KEY: VALUE, such as 'Status: 404' or 'Header: Age: 60'"
@@ -3456,7 +3442,7 @@ class Response:
     content: _Content
     media_type: Optional[str] = None
     description = ""
-    next: Optional[_Next] = None
+    next: Optional[tuple[str, int]] = None
     unsaid: Optional[tuple[tuple[str, str], ...]] = None
     # Made from these: the names of the fields that are set, in lower case.
     given: frozenset[str]
@@ -3536,8 +3522,9 @@ class Response:
         """What happens to it on its way, for the reader of a transcript."""
         said = [("Delay", f"{self.delay:g}" if self.delay else ""), *_each("Pause", self.pause)]
         said += [("Rate", self.rate), ("Fault", self.fault), ("Early", "yes" if self.early else "")]
-        said += [("Next", "{} after {}".format(*self.next) if self.next else "")]
         notes = [f"{name}: {value}" for name, value in said if value]
+        if self.next:
+            notes.append(f"Next: {self.next[0].rpartition('/')[2]} after {self.next[1]}")
         return [*notes, "as it is"] if self.asis else notes
 
     def members(self, name: str) -> list[str]:
