@@ -6114,14 +6114,19 @@ class _Server(FeedTestServer):
     Each User-Agent is taken for one client. All signals go to the main thread.
     """
 
-    def __init__(self, options: Any, say: _Say) -> None:
+    def __init__(self, options: Any) -> None:
+        import queue  # for the command line only
+
         super().__init__(options.directory, host=options.bind, port=options.port, bind_timeout=0)
-        self.options, self.say = options, say
+        self.options = options
         self._site.listing = self.own_page
         self._record.log, self._record.log_end = self.note, self.note_end
-        self._record.log_error = self.note_error
-        self.count = 0
-        self.last: collections.deque[Request] = collections.deque(maxlen=_ROWS)
+        self._record.log_error = lambda words: self.tell(words, sys.stderr)
+        #: What is to be printed, in a thread, so that a slow reader does not delay the server.
+        self.texts: queue.SimpleQueue[Optional[_Text]] = queue.SimpleQueue()
+        self.printer = threading.Thread(target=self.print_texts, daemon=True)
+        #: The requests, but for those for its own pages.
+        self.judged: list[Request] = []
         #: What each client calls itself, what it knows, and its requests; by its User-Agent without
         #: digits, as some readers name the number of their subscribers.
         self.clients: dict[str, tuple[str, _Client, list[Request]]] = {}
@@ -6129,26 +6134,40 @@ class _Server(FeedTestServer):
     def run(self) -> None:
         """Serve until told to stop."""
         _block_signals()
+        self.printer.start()
         super().run()
 
-    def tell(self, text: object = None, **as_json: object) -> None:
-        """Print a text, or with --json an object, where there is one."""
+    def tell(self, text: object = None, stream: Optional[TextIO] = None, **as_json: object) -> None:
+        """Print a text, to stdout by default; with --json an object, where there is one."""
         if self.options.json:
             text = json.dumps(as_json) if as_json else None
         if text is not None:
-            self.say(text, sys.stdout)
+            self.texts.put((f"{text}", stream or sys.stdout))
+
+    def print_texts(self) -> None:
+        """Print what is told, until that is None."""
+        for text in iter(self.texts.get, None):
+            _say(*text)
+
+    def has_printed(self) -> bool:
+        """Wait until all is printed; False if nothing is read for _PATIENCE seconds."""
+        self.texts.put(None)
+        left = -1
+        while self.printer.is_alive() and left != (left := self.texts.qsize()):
+            self.printer.join(_PATIENCE)
+        return not self.printer.is_alive()
 
     def note(self, event: object) -> None:
         """Print a request, and judge it; or print how a handshake failed."""
         if not isinstance(event, Request):
             self.tell(event)
             return
-        if not (event.is_own and event.head.query in (_REFRESH, _RELOAD)):
+        # The page asks for what has come since, or without scripts for itself.
+        if not (event.is_own and event.head.query in ("refresh", "reload")):
             self.tell(event, request=_as_json(event))
         if event.is_own:
             return
-        self.count += 1
-        self.last.appendleft(event)
+        self.judged.append(event)
         if not event.refused:
             name, key = _client_name(event)
             if key not in self.clients:
@@ -6163,11 +6182,6 @@ class _Server(FeedTestServer):
         if key in self.clients:
             self.clients[key][1].end(request)
 
-    def note_error(self, words: object) -> None:
-        """Print an error, unless that is to be JSON, which has them at the end."""
-        if not self.options.json:
-            self.say(words, sys.stderr)
-
     def report(self) -> int:
         """Tell what the clients did wrong; returns how many findings and errors there were."""
         count = len(self.errors)
@@ -6175,9 +6189,8 @@ class _Server(FeedTestServer):
             # Again: while the server ran, not all of the responses before had ended.
             findings = audit(requests, every=self.options.every)
             count += len(findings)
-            if not self.options.json:
-                self.tell(f"\n{_judgement(name, _by_rule(findings))}")
-            for each in findings if self.options.json else ():
+            self.tell(f"\n{_judgement(name, _by_rule(findings))}")
+            for each in findings:
                 told = {"client": name, "rule": each.rule, "text": _readable(each)}
                 self.tell(finding={**told, "url": _readable(each.request.url)})
         for words in self.errors:
@@ -6197,7 +6210,7 @@ class _Server(FeedTestServer):
             response = _page("text/x-opml", _OPML.format(lines))
         elif not path.endswith("/") or not os.path.isdir(_path_of(self.directory, below)):
             return None
-        elif request.head.query == _REFRESH:
+        elif request.head.query == "refresh":
             response = _page("text/html", self.shown())
         else:
             listed = [each for each in self.fixtures() if each.name.startswith(below)]
@@ -6213,19 +6226,20 @@ class _Server(FeedTestServer):
 
     def shown(self) -> str:
         """The part of the page that tells what each client did wrong, and what came in."""
-        if not self.count:
-            return "<h1>No requests so far</h1>"
-        parts = ["<h1>Clients</h1>"]
+        if not self.judged:
+            return "<h2>No requests so far</h2>"
+        parts = ["<h2>Clients</h2>"]
         for name, client, _ in itertools.islice(self.clients.values(), _ROWS):
             client.catch_up(time.perf_counter())
-            first, *wrong = html.escape(_judgement(name, client.findings)).split("\n")
-            items = "".join(f"<li>{each}" for each in wrong)
-            parts.append(f"<h2>{first}</h2><ul class='wrong'>{items}</ul>")
+            judgement = html.escape(_judgement(name, client.findings))
+            first, _, wrong = judgement.partition("\n")
+            parts.append(f"<h3>{first}</h3><p class='wrong'>{wrong}")
         if len(self.clients) > _ROWS:
             parts.append(f"<p>and {len(self.clients) - _ROWS} more clients")
-        last = f": the last {_ROWS} of {self.count}" if self.count > _ROWS else ""
-        parts.append(f"<h1>Requests{last}</h1><table><tr><th>Request<th>Response<th>Client")
-        for request in self.last:
+        last, count = self.judged[: -_ROWS - 1 : -1], len(self.judged)
+        title = f"Requests: the last {_ROWS} of {count}" if count > _ROWS else "Requests"
+        parts.append(f"<h2>{title}</h2><table><tr><th>Request<th>Response<th>Client")
+        for request in last:
             asked, _, _ = f"{request}".rpartition(" -> ")
             response = _shown_status(request.response).strip() if request.response else ""
             response += f" ({request.step})" if request.step else ""
@@ -6275,52 +6289,21 @@ def _page(media_type: str, text: str) -> Response:
 
 def _printable(text: str) -> str:
     """Text in which characters that are not printable are shown by their numbers."""
-    return re.sub(
-        r"[^ -~\n\t\xa0\u3000]",
-        lambda each: each[0] if each[0].isprintable() else ascii(each[0])[1:-1],
-        text,
-    )
+
+    def shown(match: re.Match[str]) -> str:
+        return match[0] if match[0].isprintable() else ascii(match[0])[1:-1]
+
+    return re.sub(r"[^ -~\n\t\xa0\u3000]", shown, text)
 
 
 #: What the types of feeds begin with, but not those of pages, pictures and OPML.
 _FEED_TYPE = r"(?!image/|[^;]*(?:html|opml))[^;]*(?:atom|json|rdf|rss|xml)"
-#: The queries by which the page asks for what has come since, and without scripts for itself.
-_REFRESH, _RELOAD = "refresh", "reload"
 #: Requests, and clients, that the page shows.
 _ROWS = 100
 #: Seconds that the command line waits at its end for some of its output to be read.
 _PATIENCE = 5.0
-#: Prints a text to a stream, if there is one.
-_Say = Callable[[object, Optional[TextIO]], None]
-
-
-@contextlib.contextmanager
-def _printing(statuses: list[int]) -> Iterator[_Say]:
-    """A function that prints in a thread, so that a slow reader does not delay the server.
-
-    At the end all is printed, unless nothing is read for _PATIENCE seconds. If the process is ended
-    then, it is with the greatest of these exit statuses.
-    """
-    import queue  # for the command line only
-
-    texts: queue.SimpleQueue[Optional[tuple[str, Optional[TextIO]]]] = queue.SimpleQueue()
-
-    def work() -> None:
-        _block_signals()
-        for text in iter(texts.get, None):
-            _say(*text)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        yield lambda text, stream: texts.put((str(text), stream))
-    finally:
-        texts.put(None)
-        left = -1
-        while thread.is_alive() and left != (left := texts.qsize()):
-            thread.join(_PATIENCE)
-        if thread.is_alive() and __name__ == "__main__":
-            os._exit(max(statuses))  # at exit, the interpreter would wait for the output, or abort
+#: A text, and the stream to print it to, if there is one.
+_Text = tuple[str, Optional[TextIO]]
 
 
 def _say(text: object, stream: Optional[TextIO]) -> None:
@@ -6343,17 +6326,13 @@ def _say(text: object, stream: Optional[TextIO]) -> None:
 
 _OPML = """\
 <?xml version="1.0" encoding="utf-8"?>
-<opml version="2.0">
-<head><title>Fixtures</title></head>
-<body>
+<opml version="2.0"><head><title>Fixtures</title></head><body>
 {}
-</body>
-</opml>
+</body></opml>
 """
 _INDEX_PAGE = """\
 <!DOCTYPE html>
 <html lang="en">
-<meta charset="utf-8">
 <meta name="color-scheme" content="light dark">
 <meta name="referrer" content="no-referrer">
 <meta name="viewport" content="width=device-width">
@@ -6362,31 +6341,26 @@ _INDEX_PAGE = """\
 <style>
 body {{ font: 1rem/1.5 system-ui; margin: 2rem auto; max-width: 72rem; padding: 0 1rem }}
 table {{ border-collapse: collapse; text-align: left; width: 100% }}
-th, td {{ border-bottom: 1px solid #8884; padding: .4rem .8rem .4rem 0; vertical-align: top }}
-h1, h2, td, li {{ overflow-wrap: anywhere }}
+tr {{ border-bottom: 1px solid #8884 }}
+th, td {{ padding: .2rem .8rem .2rem 0; vertical-align: top }}
+h3, p, td {{ overflow-wrap: anywhere }}
 td:first-child {{ min-width: 16rem }}
-h1 {{ font-size: 1.5rem }}
-h2 {{ font-size: 1.2rem }}
 ul {{ list-style: none; margin: 0; padding: 0 }}
-.wrong {{ color: light-dark(#b00020, #ff8a80) }}
+.wrong {{ color: light-dark(#b00020, #ff8a80); white-space: pre-line }}
 @media (max-width: 40rem) {{
   th {{ display: none }}
-  td {{ border: 0; display: block; padding: 0 }}
-  tr {{ border-bottom: 1px solid #8884; display: block; padding: .4rem 0 }}
+  td, tr {{ display: block }}
 }}
 </style>
 <noscript><meta http-equiv="refresh" content="2; url=?reload"></noscript>
-<div id="shown">
-{shown}
-</div>
+<div id="shown">{shown}</div>
 <script>
-let last = ""
-const show = text => {{
-  if (text !== last) document.getElementById("shown").innerHTML = last = text
-}}
-setInterval(() => fetch("?refresh").then(found => found.text()).then(show, () => {{}}), 2000)
+setInterval(async () => {{
+  const text = await (await fetch("?refresh")).text()
+  if (text !== shown.last) shown.innerHTML = shown.last = text
+}}, 2000)
 </script>
-<h1>{title}</h1>
+<h2>{title}</h2>
 <p>All feeds, to subscribe to at once: <a href="/fixtures.opml">fixtures.opml</a>
 <table>
 <tr><th>Fixture<th>Status<th>Fields<th>Description
@@ -6446,35 +6420,34 @@ def _options(arguments: Optional[Sequence[str]]) -> Any:
     import argparse  # for the command line only
 
     def interval(text: str) -> Optional[float]:
-        try:
+        with contextlib.suppress(ValueError):
             return _checked_every(float(text))
-        except ValueError:
-            right = "it takes a positive number of seconds"
-            raise argparse.ArgumentTypeError(f"found {text!r:.80}; {right}") from None
+        raise argparse.ArgumentTypeError(
+            f"found {text!r:.80}; it takes a positive number of seconds"
+        )
 
     words = "Serve a directory of fixtures, each as the directives in its comments say."
     parser = argparse.ArgumentParser("feedtestserver", description=words)
-    parser.add_argument("directory", nargs="?", default="data", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=8000, help="default: %(default)s; 0: any")
-    parser.add_argument("--bind", default="127.0.0.1", help="address; default: %(default)s")
-    parser.add_argument("--check", action="store_true", help="read every directive, report errors")
-    json_too = "print JSON, one object a line"
-    parser.add_argument("--json", action="store_true", help=json_too)
+    add = parser.add_argument
+    add("directory", nargs="?", default="data", help="default: %(default)s")
+    add("--port", type=int, default=8000, help="default: %(default)s; 0: any")
+    add("--bind", default="127.0.0.1", help="address; default: %(default)s")
+    add("--check", action="store_true", help="read every directive, report errors")
+    add("--json", action="store_true", help="print JSON, one object a line")
     strict = "exit with status 1 if a client was not polite, or there was an error"
-    parser.add_argument("--strict", action="store_true", help=strict)
+    add("--strict", action="store_true", help=strict)
     every = "report a client that asks for a URL again sooner than this"
-    parser.add_argument("--every", metavar="SECONDS", type=interval, help=every)
+    add("--every", metavar="SECONDS", type=interval, help=every)
     record = "fetch a live feed into FILE, its status and headers into FILE.headers"
-    parser.add_argument("--record", nargs=2, metavar=("URL", "FILE"), help=record)
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    add("--record", nargs=2, metavar=("URL", "FILE"), help=record)
+    add("--version", action="version", version=f"%(prog)s {__version__}")
     return parser.parse_args(arguments)
 
 
 def _serve(options: Any) -> int:
     """Serve until Ctrl-C, SIGTERM or QUIT; then say what the clients did wrong."""
-    statuses = [0]
-    with _noted_signals() as signals, _printing(statuses) as say:
-        server = _Server(options, say)
+    with _noted_signals() as signals:
+        server = _Server(options)
         server.start()
         try:
             url = f"{server.base_url}/"
@@ -6483,9 +6456,10 @@ def _serve(options: Any) -> int:
                 server.join(0.1)
         finally:
             server.stop()
-        if server.report() and options.strict:
-            statuses.append(1)
-    return max(statuses)
+        status = 1 if server.report() and options.strict else 0
+        if not server.has_printed() and __name__ == "__main__":
+            os._exit(status)  # at exit, the interpreter would wait for the output, or abort
+    return status
 
 
 @contextlib.contextmanager
