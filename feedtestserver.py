@@ -781,8 +781,7 @@ class _Site:
     """The fixtures and the scripted steps, and the address by which the server itself is meant."""
 
     def __init__(self) -> None:
-        self.directory = ""
-        self.host, self.port = "", 0
+        self.directory, self.host, self.port = "", "", 0
         self._lock = threading.Lock()
         #: Responds, if it can, where neither a step nor a fixture does; called with the folder.
         self.listing: Callable[[Request, str], Optional[Response]] = lambda request, folder: None
@@ -824,16 +823,9 @@ class _Site:
             scripts = [*self._exact.values(), *self._patterns.values()]
         return sorted(scripts, key=lambda script: script.number)
 
-    def unused(self) -> list[str]:
-        """A sentence for each step that no request has taken."""
-        return [sentence for script in self.scripts() for sentence in script.unused()]
-
-    def take_unused(self) -> list[str]:
-        """Return them, and report each only to the test that left it."""
-        found = self.unused()
-        for script in self.scripts():
-            script.expected = 0
-        return found
+    def unused(self, once: bool = False) -> list[str]:
+        """A sentence for each step that no request has taken; with ``once``, not again later."""
+        return [sentence for script in self.scripts() for sentence in script.unused(once)]
 
     def steps_for(self, request: Request) -> Iterable[Step]:
         """The steps that may respond to a request, the best match first.
@@ -910,7 +902,7 @@ class _Site:
         with self._lock:
             before, count = self._lives.get(key, ("", 0))
             if before:
-                now, _ = self.fixture(before).next or (before, 0)
+                now, *_ = self.fixture(before).next or (before,)
             fixture = self.fixture(now)
             if fixture.next and count >= fixture.next[1]:
                 before, now, count = now, fixture.next[0], 0
@@ -927,10 +919,9 @@ class _Site:
         The file is looked at once in a turn of the server, before which its requests were sent.
         """
         folder = f"{request.host}/" if request.origin else ""
-        last, seen = self._seen
-        if turn is None or turn != last:
-            seen = {}
-            self._seen = turn, seen
+        if turn is None or turn != self._seen[0]:
+            self._seen = turn, {}
+        seen = self._seen[1]
         for name in _file_names(request.head.path):
             name = folder + name
             if name not in seen:
@@ -993,8 +984,7 @@ class _Site:
         if re.match(r"(?i)(?!https?:)[a-z*][a-z0-9*+.-]*://", given):
             raise ValueError(f"found the URL {given!r:.80}; its scheme must be http or https")
         origin, rest = _parted(given)
-        if self._is_own(origin):
-            origin = ""
+        origin = "" if self._is_own(origin) else origin
         return _Address(given, *(("*", "") if given == "*" else (origin, rest)), method)
 
     def origin_of(self, head: _Head, scheme: str, tunnel: Optional[Request]) -> str:
@@ -1025,9 +1015,8 @@ class _Site:
         on all addresses has any of them.
         """
         host, port = _host_and_port(origin)
-        if self.host in _ANY_ADDRESS and port == self.port and _packed(host):
-            return True
-        return host in (self.host, *_LOOPBACK, "")
+        is_any = self.host in _ANY_ADDRESS and port == self.port and bool(_packed(host))
+        return is_any or host in (self.host, *_LOOPBACK, "")
 
 
 class _Script:
@@ -1051,10 +1040,11 @@ class _Script:
         request.step = self._called(self.taken, of)
         return step
 
-    def unused(self) -> Iterator[str]:
-        """A sentence for each step that no request has taken."""
+    def unused(self, once: bool) -> Iterator[str]:
+        """A sentence for each step that no request has taken; with ``once``, not again later."""
         for number in range(self.taken + 1, self.expected + 1):
             yield f"no request took {self._called(number, f' of respond({self.address})')}"
+        self.expected = 0 if once else self.expected
 
     def _called(self, number: int, of: str) -> str:
         step = self.steps[number - 1]
@@ -2908,22 +2898,21 @@ def _read_beginning(path: str) -> tuple[bytes, int]:
 
 def _directives_of(directory: str, name: str, data: bytes) -> Directives:
     """The directives of the sidecar where there is one, else those of the fixture's comments."""
-    path = source = _path_of(directory, name)
+    path = _path_of(directory, name)
     if os.path.isfile(path + _SIDECAR):
-        source += _SIDECAR
-        directives = Directives(source, _sidecar_lines(pathlib.Path(source).read_bytes()))
+        path += _SIDECAR
+        directives = Directives(path, _sidecar_lines(pathlib.Path(path).read_bytes()))
     else:
-        directives = Directives(source, _comment_lines(data), prose=True)
+        directives = Directives(path, _comment_lines(data), prose=True)
     if directives.next:
-        beside, count = directives.next
+        beside, count, line = directives.next
         following = f"{name[: name.rfind('/') + 1]}{beside}"
-        directives.next = following, count
+        directives.next = following, count, line
         exists = _stamp(_path_of(directory, following)) is not None
         if not exists or not _may_be_served(_root(directory), following):
             nearest = _nearest(beside, _some_names(os.path.dirname(path), is_deep=False))
             words = f"Next: found {beside!r:.80}; there is no such fixture in the same folder"
-            error = DirectiveError(source, directives.line_of_next, f"{words}{nearest}")
-            directives.errors.append(error)
+            directives.errors.append(DirectiveError(path, line, f"{words}{nearest}"))
     return directives
 
 
@@ -3005,14 +2994,14 @@ class _Stream:
     """
 
     def __init__(self, content: _Items, is_chunked: bool, report: Callable[..., object]) -> None:
-        self._items, self._size = content.items, None if is_chunked else content.size
         self._report = report
         #: Whether the client can tell that something is missing.
         self.is_framed = is_chunked or content.size is not None
-        self._iterator: Any = None
+        self._blocks = self._read(content.items, None if is_chunked else content.size)
+        #: The iterable, and its iterator, if there is one; both may have to be closed.
+        self._sources: list[Any] = [content.items]
         #: The item being sent; None at the end.
         self.item: Optional[memoryview] = None
-        self._count = 0  # bytes so far
         self._lock = threading.Lock()  # held while the iterator is at work
         self.closed = self.has_failed = False
 
@@ -3020,7 +3009,7 @@ class _Stream:
         """Set ``item`` to the next one, maybe an empty one, or ``has_failed``."""
         with self._lock:
             try:
-                self.item = None if self.closed else self._next()
+                self.item = None if self.closed else next(self._blocks, None)
             except BaseException as error:
                 self.fail(error)
         if self.item is None or self.closed:
@@ -3031,22 +3020,19 @@ class _Stream:
         self.item, self.has_failed = None, True
         self._report(error)
 
-    def _next(self) -> Optional[memoryview]:
-        if self._iterator is None:
-            self._iterator = iter(self._items)
-        count, size = self._count, self._count if self._size is None else self._size
-        if count > size:
-            raise ValueError(f"the body is longer than its Content-Length of {size} bytes")
-        item = next(self._iterator, self)
-        if item is self:
-            if count < size:
-                raise ValueError(f"the body ended after {count} of the {size} bytes promised")
-            return None
-        if not isinstance(item, (bytes, bytearray, memoryview)):
-            raise TypeError(f"found {item!r:.80} in a body; it takes bytes")
-        data = memoryview(bytes(item))
-        self._count += len(data)
-        return data if self._size is None else data[: size - count]
+    def _read(self, items: Iterable[bytes], size: Optional[int]) -> Iterator[memoryview]:
+        iterator, left = iter(items), math.inf if size is None else size
+        self._sources.append(iterator)
+        for item in iterator:
+            if not isinstance(item, (bytes, bytearray, memoryview)):
+                raise TypeError(f"found {item!r:.80} in a body; it takes bytes")
+            block = memoryview(bytes(item))
+            yield block[: int(min(left, len(block)))]
+            left -= len(block)
+            if left < 0:
+                raise ValueError(f"the body is longer than its Content-Length of {size} bytes")
+        if size is not None and left:
+            raise ValueError(f"the body ended after {size - left} of the {size} bytes promised")
 
     def close(self) -> None:
         """Close the iterator, and the iterable itself (as PEP 3333 does).
@@ -3055,8 +3041,8 @@ class _Stream:
         """
         self.closed = True
         if self._lock.acquire(blocking=False):
-            both = {id(each): each for each in (self._items, self._iterator)}
-            self._items, self._iterator = (), None  # so that each is closed once
+            both = {id(each): each for each in self._sources}
+            self._sources = []  # so that each is closed once
             self._lock.release()
             try:
                 with contextlib.ExitStack() as stack:
@@ -3094,6 +3080,10 @@ class DirectiveError(ValueError):
         return f"{where}: {self.sentence}"
 
 
+#: What Next says: the name of a fixture, and after how many responses; and in which line.
+_Next = tuple[str, int, int]
+
+
 class Directives(Headers):
     """What the comments of a fixture say, read like wsgiref.headers.Headers: ``d["Expect"]``.
 
@@ -3102,9 +3092,7 @@ class Directives(Headers):
     wrong.
     """
 
-    #: What Next says: the name of a fixture, and after how many responses; and in which line.
-    next: Optional[tuple[str, int]] = None
-    line_of_next = 0
+    next: Optional[_Next] = None
 
     def __init__(self, source: str, lines: Iterable[tuple[int, str]], prose: bool = False) -> None:
         """Read numbered lines, among which there may be ``prose``, as in a comment."""
@@ -3119,7 +3107,7 @@ class Directives(Headers):
                 if match:
                     _apply(self.arguments, *match.groups())
                     if "next" in self.arguments and not self.next:
-                        self.next, self.line_of_next = self.arguments["next"], number
+                        self.next = (*self.arguments["next"], number)
                     self._lines.append((match.group(1).rstrip(" \t"), match.group(2)))
                 elif line and not prose:
                     right = "KEY: VALUE, such as 'Status: 404' or 'Header: Age: 60'"
@@ -3246,6 +3234,8 @@ _SECONDS = r"(?:[0-9]{1,9}(?:\.[0-9]+)?|\.[0-9]+)"
 _PAUSE = f"{_SECONDS} at (?:{_PLACE})"
 _FAULT = f"(?:close|reset|stall)(?: at (?:start|{_PLACE}|end))?"
 _PLACES = "at headers, at a number of bytes, at 0% to 100%"
+_FIELD = "a field name, a colon, and a value without control characters (RFC 9110 5.1, 5.5)"
+_CODE = "three digits from 200 to 599, and a reason phrase if it is not the usual one"
 _FROM_1 = "a whole number from 1 to 999999999999"
 
 # Each of these reads the text of a directive, or a value given to ``Response``. It returns the
@@ -3299,14 +3289,8 @@ def _next(text: str) -> Optional[tuple[str, int]]:
 
 #: What reads each directive, or the pattern of its words; and what it takes, for errors.
 _RULES: dict[str, tuple[Union[str, Callable[[Any], Any]], str]] = {
-    "Header": (
-        _header,
-        "a field name, a colon, and a value without control characters (RFC 9110 5.1, 5.5)",
-    ),
-    "Status": (
-        _status,
-        "three digits from 200 to 599, and a reason phrase if it is not the usual one",
-    ),
+    "Header": (_header, _FIELD),
+    "Status": (_status, _CODE),
     "Without": (_name, "one field name, of a field that the server would add"),
     "Ignore": (_name, "one field name, of a field that a client may send"),
     "Compress": ("gzip|deflate", "gzip or deflate"),
@@ -3442,7 +3426,7 @@ class Response:
     content: _Content
     media_type: Optional[str] = None
     description = ""
-    next: Optional[tuple[str, int]] = None
+    next: Optional[_Next] = None
     unsaid: Optional[tuple[tuple[str, str], ...]] = None
     # Made from these: the names of the fields that are set, in lower case.
     given: frozenset[str]
@@ -6042,7 +6026,7 @@ class FeedTestServerMixin(_TestCase):
         self._contexts.close()
 
     def _look_for_errors(self) -> None:
-        unused = self.server._site.take_unused() if self.strict else []
+        unused = self.server._site.unused(once=True) if self.strict else []
         if words := _told(self.server._record.take_errors(), unused):
             self.fail(words)
 
@@ -6426,20 +6410,16 @@ def _options(arguments: Optional[Sequence[str]]) -> Any:
             f"found {text!r:.80}; it takes a positive number of seconds"
         )
 
-    words = "Serve a directory of fixtures, each as the directives in its comments say."
-    parser = argparse.ArgumentParser("feedtestserver", description=words)
+    parser = argparse.ArgumentParser("feedtestserver", description="Serve a directory of fixtures.")
     add = parser.add_argument
     add("directory", nargs="?", default="data", help="default: %(default)s")
     add("--port", type=int, default=8000, help="default: %(default)s; 0: any")
     add("--bind", default="127.0.0.1", help="address; default: %(default)s")
     add("--check", action="store_true", help="read every directive, report errors")
     add("--json", action="store_true", help="print JSON, one object a line")
-    strict = "exit with status 1 if a client was not polite, or there was an error"
-    add("--strict", action="store_true", help=strict)
-    every = "report a client that asks for a URL again sooner than this"
-    add("--every", metavar="SECONDS", type=interval, help=every)
-    record = "fetch a live feed into FILE, its status and headers into FILE.headers"
-    add("--record", nargs=2, metavar=("URL", "FILE"), help=record)
+    add("--strict", action="store_true", help="status 1 if there were findings or errors")
+    add("--every", metavar="SECONDS", type=interval, help="how soon a URL may be asked for again")
+    add("--record", nargs=2, metavar=("URL", "FILE"), help="keep a live feed in FILE, FILE.headers")
     add("--version", action="version", version=f"%(prog)s {__version__}")
     return parser.parse_args(arguments)
 
