@@ -902,7 +902,8 @@ class _Site:
         with self._lock:
             before, count = self._lives.get(key, ("", 0))
             if before:
-                now, *_ = self.fixture(before).next or (before,)
+                following = self.fixture(before).next
+                now = following[0] if following else before
             fixture = self.fixture(now)
             if fixture.next and count >= fixture.next[1]:
                 before, now, count = now, fixture.next[0], 0
@@ -6186,43 +6187,41 @@ class _Server(FeedTestServer):
     def own_page(self, request: Request, folder: str) -> Optional[Response]:
         """The page of a folder without an index, and what belongs to it; else None."""
         path, below = request.path, folder + request.path[1:]
+        base, status, media_type = self.base_url if request.origin else "", 200, "text/html"
         if path == "/favicon.ico":
-            response = Response(status=404)
+            text, status = "", 404
         elif path == "/fixtures.opml":
-            origin = self.base_url if request.origin else request.origins[0]
-            lines = "\n".join(self.outlines(origin))
-            response = _page("text/x-opml", _OPML.format(lines))
+            lines = "\n".join(self.outlines(base or request.origins[0]))
+            text, media_type = _OPML.format(lines), "text/x-opml"
         elif not path.endswith("/") or not os.path.isdir(_path_of(self.directory, below)):
             return None
         elif request.head.query == "refresh":
-            response = _page("text/html", self.shown())
+            text = self.shown()
         else:
             listed = [each for each in self.fixtures() if each.name.startswith(below)]
             if not listed and path != "/":
                 return None
-            base = self.base_url if request.origin else ""
             rows = "\n".join(_index_row(self._site, fixture, base) for fixture in listed)
             title = html.escape(f"Fixtures in {path}")
-            page = _INDEX_PAGE.format(title=title, shown=self.shown(), rows=rows)
-            response = _page("text/html", page)
+            text = _INDEX_PAGE.format(title=title, shown=self.shown(), rows=rows)
         request.is_own = True
-        return response
+        content_type = ("Content-Type", f"{media_type}; charset=utf-8")
+        return Response(_printable(_readable(text)).encode(), status, headers=[content_type])
 
     def shown(self) -> str:
         """The part of the page that tells what each client did wrong, and what came in."""
         if not self.judged:
             return "<h2>No requests so far</h2>"
-        parts = ["<h2>Clients</h2>"]
-        for name, client, _ in itertools.islice(self.clients.values(), _ROWS):
+        clients = [*itertools.islice(self.clients.values(), _ROWS)]
+        parts = [f"<h2>The first {len(clients)} of {len(self.clients)} clients</h2>"]
+        for name, client, _ in clients:
             client.catch_up(time.perf_counter())
             judgement = html.escape(_judgement(name, client.findings))
             first, _, wrong = judgement.partition("\n")
             parts.append(f"<h3>{first}</h3><p class='wrong'>{wrong}")
-        if len(self.clients) > _ROWS:
-            parts.append(f"<p>and {len(self.clients) - _ROWS} more clients")
-        last, count = self.judged[: -_ROWS - 1 : -1], len(self.judged)
-        title = f"Requests: the last {_ROWS} of {count}" if count > _ROWS else "Requests"
-        parts.append(f"<h2>{title}</h2><table><tr><th>Request<th>Response<th>Client")
+        last = self.judged[: -_ROWS - 1 : -1]
+        parts.append(f"<h2>The last {len(last)} of {len(self.judged)} requests</h2>")
+        parts.append("<table><tr><th>Request<th>Response<th>Client")
         for request in last:
             asked, _, _ = f"{request}".rpartition(" -> ")
             response = _shown_status(request.response).strip() if request.response else ""
@@ -6254,21 +6253,15 @@ def _client_name(request: Request) -> tuple[str, str]:
 def _as_json(request: Request) -> dict[str, object]:
     """What another program may want to know of a request, with its body as text."""
     response = request.response
-    assert response is not None
     return {
         "method": request.method,
         "url": _readable(request.url),
         "headers": [[name, _as_utf_8(value)] for name, value in request.head.fields],
         "body": request.body.decode("utf-8", "backslashreplace"),
-        "status": response.status if _has_status_line(response) else None,
+        "status": response.status if response and _has_status_line(response) else None,
         "time": request.time,
         "connection": request.connection,
     }
-
-
-def _page(media_type: str, text: str) -> Response:
-    content_type = ("Content-Type", f"{media_type}; charset=utf-8")
-    return Response(_printable(_readable(text)).encode(), headers=[content_type])
 
 
 def _printable(text: str) -> str:
