@@ -1025,9 +1025,8 @@ class _Script:
 
     def __init__(self, number: int, address: _Address, steps: Sequence[Step]) -> None:
         self.number, self.address, self.steps = number, address, steps
-        self.taken = 0
-        #: How many of the steps unused() looks at.
-        self.expected = len(steps)
+        #: How many of the steps were taken, and how many unused() looks at.
+        self.taken, self.expected = 0, len(steps)
 
     @property
     def next_step(self) -> Step:
@@ -3266,8 +3265,7 @@ def _words(pattern: str, found: object) -> Optional[str]:
 
 
 def _whole_number(found: Any) -> Optional[int]:
-    is_number = isinstance(found, int) and not isinstance(found, bool)
-    text = f"{int(found)}" if is_number else found
+    text = f"{found}" if isinstance(found, int) else found  # a bool is no number then
     return int(text) if isinstance(text, str) and re.fullmatch("[1-9][0-9]{0,11}", text) else None
 
 
@@ -6107,8 +6105,8 @@ class _Server(FeedTestServer):
         self._site.listing = self.own_page
         self._record.log, self._record.log_end = self.note, self.note_end
         self._record.log_error = lambda words: self.tell(words, sys.stderr)
-        #: What is to be printed, in a thread, so that a slow reader does not delay the server.
-        self.texts: queue.SimpleQueue[Optional[_Text]] = queue.SimpleQueue()
+        #: Texts and streams to print them to, in a thread: a slow reader must not delay the server.
+        self.texts: queue.SimpleQueue[Optional[tuple[str, Optional[TextIO]]]] = queue.SimpleQueue()
         self.printer = threading.Thread(target=self.print_texts, daemon=True)
         #: The requests, but for those for its own pages.
         self.judged: list[Request] = []
@@ -6279,8 +6277,6 @@ _FEED_TYPE = r"(?!image/|[^;]*(?:html|opml))[^;]*(?:atom|json|rdf|rss|xml)"
 _ROWS = 100
 #: Seconds that the command line waits at its end for some of its output to be read.
 _PATIENCE = 5.0
-#: A text, and the stream to print it to, if there is one.
-_Text = tuple[str, Optional[TextIO]]
 
 
 def _say(text: object, stream: Optional[TextIO]) -> None:
