@@ -6173,7 +6173,7 @@ class _Server(FeedTestServer):
             findings = audit(requests, every=self.options.every)
             count += len(findings)
             self.tell(f"\n{_judgement(name, _by_rule(findings))}")
-            for each in findings:
+            for each in findings if self.options.json else ():
                 told = {"client": name, "rule": each.rule, "text": _readable(each)}
                 self.tell(finding={**told, "url": _readable(each.request.url)})
         for words in self.errors:
