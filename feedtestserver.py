@@ -6211,14 +6211,16 @@ class _Server(FeedTestServer):
         if not self.judged:
             return "<h2>No requests so far</h2>"
         clients = [*itertools.islice(self.clients.values(), _ROWS)]
-        parts = [f"<h2>The first {len(clients)} of {len(self.clients)} clients</h2>"]
+        more = f": the first {_ROWS} of {len(self.clients)}"
+        parts = [f"<h2>Clients{more if len(self.clients) > _ROWS else ''}</h2>"]
         for name, client, _ in clients:
             client.catch_up(time.perf_counter())
             judgement = html.escape(_judgement(name, client.findings))
             first, _, wrong = judgement.partition("\n")
             parts.append(f"<h3>{first}</h3><p class='wrong'>{wrong}")
         last = self.judged[: -_ROWS - 1 : -1]
-        parts.append(f"<h2>The last {len(last)} of {len(self.judged)} requests</h2>")
+        more = f": the last {_ROWS} of {len(self.judged)}"
+        parts.append(f"<h2>Requests{more if len(self.judged) > _ROWS else ''}</h2>")
         parts.append("<table><tr><th>Request<th>Response<th>Client")
         for request in last:
             asked, _, _ = f"{request}".rpartition(" -> ")
