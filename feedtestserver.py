@@ -4169,8 +4169,8 @@ def audit(requests: Iterable[Request], *, every: Optional[float] = None) -> list
         no-validator     it asked again without the validators that it had
         wrong-etag       it sent an If-None-Match that is not the last ETag
         wrong-date       it sent an If-Modified-Since that is not the last Last-Modified
-        too-early        it asked again before Retry-After or max-age had passed; the Retry-After of
-                         a 429 counts for the whole origin
+        too-early        it asked again before Retry-After or max-age had passed; the Retry-After
+                         of a 429 counts for the whole origin
         too-often        it asked again before ``every`` seconds had passed; None: whenever it likes
         repeated         it asked the same again while the response was on its way
         burst            it had more than six requests to one origin in flight at once
@@ -4180,7 +4180,8 @@ def audit(requests: Iterable[Request], *, every: Optional[float] = None) -> list
         no-compression   it does not accept gzip
         no-feed-type     its Accept names no type of feeds
         referer, cookie  it sent a Referer, or a cookie that no response had set
-        leaked-credentials  it sent the Authorization or a Cookie of one origin to another one that
+        leaked-credentials
+                         it sent the Authorization or a Cookie of one origin to another one that
                          a redirect had led it to
 
     Each GET is judged by what the client could know: the responses that had come whole before it
@@ -4189,15 +4190,13 @@ def audit(requests: Iterable[Request], *, every: Optional[float] = None) -> list
     audited. Raises ValueError if ``every`` is no positive number.
     """
     client = _Client(_checked_every(every))
-    in_order = sorted(requests, key=lambda request: request.heard_at)
-    for request in in_order:
+    for request in sorted(requests, key=lambda request: request.heard_at):
         client.ask(request)
         client.end(request)
     client.catch_up(math.inf)
-    places = {id(request): place for place, request in enumerate(in_order)}
     # Those about one request stay in the order of the rules.
     in_rules = itertools.chain(*client.findings.values())
-    return sorted(in_rules, key=lambda finding: places[id(finding.request)])
+    return sorted(in_rules, key=lambda finding: finding.request.heard_at)
 
 
 # The audit: what an exchange is
@@ -4207,9 +4206,6 @@ _VALIDATORS = {
     "ETag": ("If-None-Match", "RFC 9110 13.1.2"),
     "Last-Modified": ("If-Modified-Since", "RFC 9110 13.1.3"),
 }
-#: The values of each validator.
-_Values = dict[str, tuple[str, ...]]
-_NO_VALIDATORS: _Values = dict.fromkeys(_VALIDATORS, ())
 #: "Authorization" and its value, or "Cookie" and a pair of name and value.
 _Credential = tuple[str, str]
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -4222,13 +4218,12 @@ _CHOOSING = {"accept", "accept-language", "authorization", "cookie"}
 
 
 class _Exchange:
-    """A request and its response, and what can be read from them alone."""
+    """A request and its response: what can be read from them, and what was known before."""
 
-    # What the client learns about it: how many GETs of its URL there were, with this one; which
-    # response had asked for it; whether its own has ended; and an earlier one like it, of which the
-    # response was on its way and did come whole.
+    # How many GETs of its URL there were, with this one, and which response had asked for it.
     gets = 0
     expected_by: Optional[_Exchange] = None
+    # Known later: whether it is over; an earlier one like it that was on its way and came whole.
     is_over = False
     repeats: Optional[_Exchange] = None
 
@@ -4248,6 +4243,12 @@ class _Exchange:
         self.is_cut = self.looks_cut()
 
     # The request
+
+    @functools.cached_property
+    def about(self) -> str:
+        """The beginning of what is said about it."""
+        which = f" ({_ordinal(self.gets)} request)" if self.is_get else ""
+        return f"{self.request.method} {self.request.shown}{which}"
 
     def said(self, name: str) -> str:
         """The beginning of a sentence: what was sent in a field, if anything."""
@@ -4281,6 +4282,7 @@ class _Exchange:
         return ", ".join(self.given.get(name.lower(), ()))
 
     def members(self, name: str) -> list[str]:
+        """The members of a field that is a list, in lower case."""
         return _members(self.value(name)) if name.lower() in self.given else []
 
     def spellings(self, name: str) -> tuple[str, ...]:
@@ -4288,20 +4290,14 @@ class _Exchange:
         values = tuple(filter(None, self.given.get(name.lower(), ())))
         return (*values, ", ".join(values)) if len(values) > 1 else values
 
-    @functools.cached_property
-    def media_type(self) -> str:
-        """The type that it gives; empty if it gives none."""
-        is_said = 200 <= self.status < 300
-        return self.value("Content-Type").partition(";")[0].strip(" \t").lower() if is_said else ""
-
     def find_location(self) -> str:
         """The URL in Location; empty where no client can follow."""
         location = self.given.get("location", [""])[0]
-        if location:
-            as_text = location.encode("latin-1").decode("utf-8", "surrogateescape")
-            with contextlib.suppress(ValueError):  # from urljoin(), or there is no host in it
-                url = urllib.parse.urljoin(self.request.url, as_text)
-                return url if _parted(url)[0] else ""
+        as_text = location.encode("latin-1").decode("utf-8", "surrogateescape")
+        with contextlib.suppress(ValueError):  # from urljoin(), or there is no host in it
+            url = urllib.parse.urljoin(self.request.url, as_text)
+            if location and _parted(url)[0]:
+                return url
         return ""
 
     def looks_cut(self) -> bool:
@@ -4316,20 +4312,9 @@ class _Exchange:
         return ends_early or is_short or response.asis
 
     @property
-    def has_come(self) -> bool:
-        """Whether the head of the response has come, to a client that waited for all of it."""
-        return self.request.is_answered and _has_status_line(self.response)
-
-    @property
     def is_whole(self) -> bool:
         """Whether the response has come whole, to a client that waited for it."""
         return self.request.is_answered and not self.is_cut
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether it is known that the client met an error, or not the whole response."""
-        is_over = self.is_cut or self.request.ended_at < math.inf
-        return self.status >= 400 or (is_over and not self.is_whole)
 
     def retry_after(self) -> Optional[tuple[float, str]]:
         """Until when it asks to wait, and in which words, if it does (RFC 9110 10.2.3)."""
@@ -4343,26 +4328,24 @@ class _Exchange:
 
     def freshness(self) -> Optional[tuple[float, str]]:
         """Until when it is fresh, and by which words, if it tells (RFC 9111 4.2)."""
-        if self.given.keys().isdisjoint(("cache-control", "expires")):
-            return None
         directives = self.members("Cache-Control")
+        max_ages = [each[len("max-age=") :] for each in directives if each.startswith("max-age=")]
+        name = "Cache-Control" if max_ages else "Expires"
         # Also no-cache with the names of fields, which clients may read as without (5.2.2.4).
         is_stale = any(directive.startswith(("no-cache", "no-store")) for directive in directives)
-        if is_stale or self.status in _ASK_FOR_MORE or "*" in self.members("Vary"):
+        is_for_all = self.status not in _ASK_FOR_MORE and "*" not in self.members("Vary")
+        if name.lower() not in self.given or is_stale or not is_for_all:
             return None
-        max_ages = [each[len("max-age=") :] for each in directives if each.startswith("max-age=")]
         came, said_date = self.request.time, _seconds(self.value("Date"))
         date = came if said_date is None else said_date
         if max_ages:
+            value = self.value(name)
             # The least of several (4.2.1).
             lifetime: float = min(_number(max_age.strip('"')) or 0 for max_age in max_ages)
-            said = f"Cache-Control was {_legible(self.value('Cache-Control'))}"
-        elif "expires" in self.given:
-            expires = self.given["expires"][0]
-            said = f"Expires was {_legible(expires)}"
-            lifetime = (_seconds(expires) or 0) - date  # what is no date has passed (5.3)
         else:
-            return None
+            value = self.given["expires"][0]
+            lifetime = (_seconds(value) or 0) - date  # what is no date has passed (5.3)
+        said = f"{name} was {_legible(value)}"
         # A 304 changes only the fields that it carries (3.2): an Age before it may still hold.
         unsaid = _by_name(self.response.unsaid or ()).get("age", ("",))
         age = _number([*self.members("Age"), *_members(unsaid[0]), "0"][0]) or 0
@@ -4383,7 +4366,8 @@ def _comparable(url: str) -> str:
     return f"{origin}/{_unquote(path.partition('#')[0].removeprefix('/'))}"
 
 
-def _by_name(fields: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+@functools.lru_cache(maxsize=256)
+def _by_name(fields: _Fields) -> dict[str, list[str]]:
     """The values of fields by their names in lower case."""
     found: dict[str, list[str]] = {}
     for name, value in fields:
@@ -4391,14 +4375,25 @@ def _by_name(fields: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return found
 
 
-def _is_within(host: str, domain: str) -> bool:
-    """Whether a cookie of that host, or of a domain such as ".example.com", is for the host."""
-    return f".{host}".endswith(domain) if domain.startswith(".") else host == domain
+def _cookies(value: str) -> list[str]:
+    """The pairs of a Cookie field, without quotes, as some clients drop them (RFC 6265 4.1.1)."""
+    pairs = ([part.strip().strip('"') for part in pair.split("=", 1)] for pair in value.split(";"))
+    return [pair for pair in ("=".join(parts).strip("=") for parts in pairs) if pair]
 
 
-def _joined(some: _Values, others: _Values) -> _Values:
-    """Both without repeats; the last hundred will do."""
-    return {name: tuple(dict.fromkeys(some[name] + others[name]))[-100:] for name in _VALIDATORS}
+def _as_utf_8(value: str) -> str:
+    """A field's value, which is in Latin-1, as it was most likely meant."""
+    return value.encode("latin-1").decode("utf-8", "backslashreplace")
+
+
+def _legible(value: str) -> str:
+    """What a sentence shows of a field's value."""
+    return _as_utf_8(value)[:200] or "blank"
+
+
+def _ordinal(number: int) -> str:
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{'th' if number % 100 in (11, 12, 13) else ending}"
 
 
 # The audit: what the client knows
@@ -4434,29 +4429,56 @@ class _Origin:
             self.seventh = None
 
 
+class _Validator:
+    """The ETag or the Last-Modified of one URL, and what the client may send back of it."""
+
+    def __init__(self) -> None:
+        #: The values in the last 200 or 304.
+        self.last: tuple[str, ...] = ()
+        #: Those given since without a copy, as by HEAD or with half a body; and those of other
+        #: URLs, from or to which redirects have led.
+        self.others: tuple[str, ...] = ()
+        self.from_redirects: tuple[str, ...] = ()
+        #: All that were ever given.
+        self.ever_given: set[str] = set()
+
+    @property
+    def may_be_sent(self) -> tuple[str, ...]:
+        return self.last + self.others + self.from_redirects
+
+    def hear(self, values: tuple[str, ...]) -> None:
+        """Note the values in the head of a response, which the client may have kept."""
+        self.others = _joined(self.others, values)
+        self.ever_given.update(values)
+
+    def replace(self, values: tuple[str, ...], is_kept: bool) -> None:
+        """Note the values of a new copy; the client may keep the one before as well."""
+        self.others = _joined(self.others, self.last) if is_kept else ()
+        self.from_redirects = self.from_redirects if is_kept else ()
+        self.last = values
+
+
+def _joined(some: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
+    """Both without repeats; the last hundred will do."""
+    return tuple(dict.fromkeys(some + others))[-100:]
+
+
 class _Copy:
-    """What the client keeps of one URL, and which validators it may send back."""
+    """What the client keeps of one URL."""
 
     def __init__(self) -> None:
         #: The last 200 or 304, its type and its validators; whether these should be sent back.
         self.exchange: Optional[_Exchange] = None
         self.media_type = ""
-        self.validators = _NO_VALIDATORS
+        self.validators = {name: _Validator() for name in _VALIDATORS}
         self.must_validate = False
-        #: Validators that may be sent back as well: given since without a copy, as by HEAD or with
-        #: half a body; and those of other URLs, from or to which redirects have led.
-        self.others = _NO_VALIDATORS
-        self.from_redirects = _NO_VALIDATORS
-        #: All validators, and the types of all bodies, that this URL ever gave.
-        self.ever_given: set[str] = set()
+        #: The types of all bodies that this URL ever gave.
         self.media_types: set[str] = set()
-
-    def may_send(self, name: str) -> tuple[str, ...]:
-        return self.validators[name] + self.others[name] + self.from_redirects[name]
 
     def media_type_of(self, exchange: _Exchange) -> str:
         """The type of what the URL is known to have, or may have by its name."""
-        known = exchange.media_type or self.media_type
+        given = exchange.value("Content-Type") if 200 <= exchange.status < 300 else ""
+        known = given.partition(";")[0].strip(" \t").lower() or self.media_type
         return known or _media_type(exchange.request.head.path)
 
     def confirm(self, get: _Exchange) -> None:
@@ -4468,32 +4490,23 @@ class _Copy:
             said = given or tuple(unsaid.get(name.lower(), ()))
             if not said and get.response.unsaid is None:  # a 304 of the test's own
                 said = tuple(sent for sent in get.sends_back(name) if sent != "*")
-            self.validators = {**self.validators, name: said}
-
-    def hear(self, exchange: _Exchange) -> None:
-        """Note the validators in the head of a response, which the client may have kept."""
-        if exchange.status < 400:
-            self.others = _joined(self.others, exchange.validators)
-            self.ever_given.update(*exchange.validators.values())
+            self.validators[name].last = said
 
     def replace(self, exchange: _Exchange) -> None:
         """Take the validators of a 200, or those that a 304 carries (RFC 9111 4.3.4)."""
         is_new, media_type = exchange.status == 200, self.media_type_of(exchange)
+        # A page instead of a feed, of which the client may keep its copy.
         is_page = media_type == _PAGE and self.media_type not in ("", _PAGE)
-        given = {name: values for name, values in exchange.validators.items() if is_new or values}
-        if is_page:  # instead of a feed, of which the client may keep its copy
-            self.others = _joined(self.others, self.validators)
-        else:
-            replaced: _Values = dict.fromkeys(given, ())
-            self.others = self.others | replaced
-            self.from_redirects = self.from_redirects | replaced
-            self.media_type = media_type
+        for name, values in exchange.validators.items():
+            if is_new or values:
+                self.validators[name].replace(values, is_kept=is_page)
+                is_stored = "no-store" not in exchange.members("Cache-Control")
+                self.must_validate = is_stored and not is_page
         if is_new:
             self.media_types.add(media_type)
-        if given:
-            self.must_validate = not (is_page or "no-store" in exchange.members("Cache-Control"))
+        if not is_page:
+            self.media_type = media_type
         self.exchange = exchange
-        self.validators = self.validators | given
 
 
 class _Known:
@@ -4523,7 +4536,7 @@ class _Known:
         return any(
             before.sent.get(name) != get.sent.get(name)
             for before in (self.copy.exchange, self.last)
-            if before and before.chosen_by
+            if before
             for name in before.chosen_by
         )
 
@@ -4543,38 +4556,36 @@ class _Known:
 
         The two may share them: a cookie that is for both, or what this origin has asked for.
         """
-        found: dict[_Credential, str] = {}
-        if not (self.led_from and exchange.credentials):
-            return found
-        own, host = self.client.origins[exchange.origin], _host_and_port(exchange.origin)[0]
-        there = _host_and_port(self.led_from)[0]
-        for each in exchange.credentials:
-            owner = self.carried.get(each)
-            if each[0] == "Cookie":
-                domains = self.client.cookies.get(each[1], set())
+        leaks: dict[_Credential, str] = {}
+        if not self.led_from:
+            return leaks
+        origin = self.client.origins[exchange.origin]
+        host, there = _host_and_port(exchange.origin)[0], _host_and_port(self.led_from)[0]
+        is_secured = exchange.origin.startswith("https:") and self.led_from.startswith("http:")
+        for credential in exchange.credentials:
+            owner = self.carried.get(credential)
+            # From http to https, it is the same site.
+            is_shared = origin.asks or (host == there and is_secured)
+            if credential[0] == "Cookie":
+                domains = self.client.cookies.get(credential[1], set())
                 if not owner and any(_is_within(there, domain) for domain in domains):
                     owner = self.led_from
                 is_shared = any(_is_within(host, domain) for domain in (there, *domains))
-            else:  # from http to https, it is the same site
-                is_secured = exchange.origin.startswith("https:") and "http://" in self.led_from
-                is_shared = own.asks or (host == there and is_secured)
-            is_shared = is_shared or each in own.credentials
-            if owner and owner != exchange.origin and not is_shared:
-                found[each] = owner
-        return found
+            is_own = is_shared or owner == exchange.origin or credential in origin.credentials
+            if owner and not is_own:
+                leaks[credential] = owner
+        return leaks
 
-    @property
-    def leads_nowhere(self) -> bool:
+    def leads_nowhere(self, redirect: _Exchange) -> bool:
         """Whether a client that follows the redirect meets an error, or goes round in circles."""
         passed: set[str] = set()
-        redirect = last = self.permanent
+        last: Optional[_Exchange] = redirect
         while last and last.leads_to:
             known = self.client.urls[last.leads_to]
-            if last.leads_to in passed:
-                return True
             worked = known.copy.exchange.number if known.copy.exchange else 0
             # It has failed after this redirect, and not worked since the first of its kind.
-            if redirect and known.failed > redirect.number and worked < self.since:
+            is_broken = known.failed > redirect.number and worked < self.since
+            if is_broken or last.leads_to in passed:
                 return True
             passed.add(last.leads_to)
             last = known.last
@@ -4582,15 +4593,17 @@ class _Known:
 
     def hear(self, exchange: _Exchange) -> None:
         """Note what the head of a response to a GET or HEAD tells."""
-        self.copy.hear(exchange)
+        validators = self.copy.validators
+        for name, values in exchange.validators.items():
+            if values and exchange.status < 400:
+                validators[name].hear(values)
         if exchange.leads_to:
-            target = self.client.known(exchange.leads_to)
+            target = self.client.urls[exchange.leads_to]
             sources, self.sources = {exchange.url, *self.sources}, set()
             target.sources |= sources
-            mine = {name: self.copy.may_send(name) for name in _VALIDATORS}
-            target.copy.from_redirects = _joined(target.copy.from_redirects, mine)
-        if exchange.is_get and exchange.has_failed:
-            self.failed = exchange.number
+            for name, validator in target.copy.validators.items():
+                sent = validators[name].may_be_sent
+                validator.from_redirects = _joined(validator.from_redirects, sent)
 
     def learn(self, exchange: _Exchange) -> None:
         """Learn from a response that has come whole."""
@@ -4610,10 +4623,16 @@ class _Known:
         if status in (200, 304):
             self.copy.replace(exchange)
             for source in (self.client.urls[url].copy for url in self.sources):
-                source.from_redirects = self.copy.validators
+                for name, validator in source.validators.items():
+                    validator.from_redirects = self.copy.validators[name].last
                 # A new copy has replaced the source's own.
                 source.must_validate = source.must_validate and status == 304
             self.sources = set()
+
+
+def _is_within(host: str, domain: str) -> bool:
+    """Whether a cookie of that host, or of a domain such as ".example.com", is for the host."""
+    return f".{host}".endswith(domain) if domain.startswith(".") else host == domain
 
 
 class _Client:
@@ -4625,7 +4644,7 @@ class _Client:
     def __init__(self, every: Optional[float]) -> None:
         #: Seconds after which a URL may be asked for again, if anybody has said so.
         self.every = every
-        self.urls: dict[str, _Known] = {}
+        self.urls: dict[str, _Known] = collections.defaultdict(lambda: _Known(self))
         self.origins: dict[str, _Origin] = collections.defaultdict(_Origin)
         #: Each cookie that was set, with the hosts that it is for; ".a.example" are all below.
         self.cookies: dict[str, set[str]] = {}
@@ -4635,13 +4654,9 @@ class _Client:
         #: By the ids of their requests: the exchanges in flight; a heap of those that have ended.
         self.in_flight: dict[int, _Exchange] = {}
         #: GETs that are the same, from the first one on that is still in flight.
-        self.alike: dict[object, collections.deque[_Exchange]] = {}
+        self.alike: dict[object, collections.deque[_Exchange]]
+        self.alike = collections.defaultdict(collections.deque)
         self.ended: list[tuple[float, int, _Exchange]] = []
-
-    def known(self, url: str) -> _Known:
-        if url not in self.urls:
-            self.urls[url] = _Known(self)
-        return self.urls[url]
 
     def ask(self, request: Request) -> None:
         """Judge the next request, whose response the client knows later on."""
@@ -4650,14 +4665,14 @@ class _Client:
             return
         exchange = _Exchange(request, request.response, next(self.numbers))
         self.in_flight[id(request)] = exchange
-        known = self.known(exchange.url)
+        known = self.urls[exchange.url]
         self.origins[exchange.origin].begin(exchange)
         if exchange.is_get:
             known.gets += 1
             exchange.gets, exchange.expected_by = known.gets, known.expecting(exchange)
-            self.alike.setdefault(exchange.alike, collections.deque()).append(exchange)
+            self.alike[exchange.alike].append(exchange)
             known.copy.confirm(exchange)
-        self.judge(exchange, _POLITENESS if exchange.is_get else _OF_ANY_METHOD)
+        self.judge(exchange, _OF_GETS if exchange.is_get else _OF_ANY_METHOD)
         self.note_credentials(exchange, known)
         if request.method in ("GET", "HEAD"):
             known.hear(exchange)
@@ -4677,22 +4692,22 @@ class _Client:
             exchange = heapq.heappop(self.ended)[2]
             known, origin = self.urls[exchange.url], self.origins[exchange.origin]
             origin.end(exchange)
-            if exchange.leads_to and exchange.has_come:
+            is_answered = exchange.request.is_answered
+            if exchange.leads_to and is_answered and _has_status_line(exchange.response):
                 self.follow(exchange, known)
             if not exchange.is_get:
                 continue
             self.judge_repeats(exchange)
-            if exchange.has_failed:
-                known.failed = max(known.failed, exchange.number)
             if exchange.is_whole:
                 known.learn(exchange)
                 if exchange.status == 429 and exchange.retry_after():
                     origin.too_many = exchange
+            if exchange.status >= 400 or not exchange.is_whole:
+                known.failed = max(known.failed, exchange.number)
 
     def judge_repeats(self, before: _Exchange) -> None:
         """Judge those that were the same as one that has ended, and asked before it came whole."""
-        before.is_over = True
-        alike = self.alike.get(before.alike, collections.deque())
+        alike, before.is_over = self.alike[before.alike], True
         while before.is_whole and alike and alike[-1].number > before.number:
             later = alike.pop()
             is_pipelined = later.request.connection == before.request.connection
@@ -4703,20 +4718,17 @@ class _Client:
         while alike and alike[0].is_over:
             alike.popleft()
         if not alike:
-            self.alike.pop(before.alike, None)
+            del self.alike[before.alike]
 
     def judge(self, exchange: _Exchange, rules: Iterable[str]) -> None:
         """Look what is wrong with a request, by these rules."""
-        request, known, about = exchange.request, self.urls[exchange.url], ""
-        for name in rules:
-            for wrong in _POLITENESS[name](exchange, known):
-                if not about:
-                    which = f" ({_ordinal(exchange.gets)} request)" if exchange.is_get else ""
-                    about = f"{request.method} {request.shown}{which}"
-                finding = Finding(f"{about}: {wrong}")
-                finding.rule, finding.request = name, request
-                self.findings[name].append(finding)
-                break
+        known = self.urls[exchange.url]
+        for rule in rules:
+            wrong = next(_POLITENESS[rule](exchange, known), None)
+            if wrong is not None:
+                finding = Finding(f"{exchange.about}: {wrong}")
+                finding.rule, finding.request = rule, exchange.request
+                self.findings[rule].append(finding)
 
     def note_credentials(self, exchange: _Exchange, known: _Known) -> None:
         """Note whose the credentials in it are, and those that the response sets or asks for."""
@@ -4735,7 +4747,7 @@ class _Client:
 
     def follow(self, redirect: _Exchange, known: _Known) -> None:
         """Expect one request for the target of a redirect, without what is not for it."""
-        target, leaks = self.known(redirect.leads_to), known.leaks(redirect)
+        target, leaks = self.urls[redirect.leads_to], known.leaks(redirect)
         target.expected[redirect.url] = redirect
         target.led_from = redirect.origin
         sent = [each for each in redirect.credentials if each not in leaks]
@@ -4757,13 +4769,12 @@ def _no_validator(get: _Exchange, known: _Known) -> Iterator[str]:
         return
     if "range" in get.sent and "if-range" in get.sent:  # the rest of a part (RFC 9110 13.1.5)
         return
-    sources = map(known.client.known, known.sources)
-    copies = [source.copy.may_send(name) for source in sources for name in _VALIDATORS]
-    if copies and not any(copies):
+    sources = [known.client.urls[url].copy.validators.values() for url in known.sources]
+    if sources and not any(each.may_be_sent for each in itertools.chain(*sources)):
         return  # it came for another URL, of which it has no copy
     is_quoted = re.compile('(?:W/)?"[^"]*"').fullmatch  # blanks occur, though they may not
     for name, is_sound in (("ETag", is_quoted), ("Last-Modified", email.utils.parsedate_tz)):
-        for value in filter(is_sound, known.copy.validators[name]):
+        for value in filter(is_sound, known.copy.validators[name].last):
             last = f"the last {name} given was {_legible(value)} ({_VALIDATORS[name][1]})"
             yield f"neither If-None-Match nor If-Modified-Since was sent, but {last}"
 
@@ -4776,14 +4787,13 @@ def _wrong_validator(name: str, get: _Exchange, known: _Known) -> Iterator[str]:
     if not sent or is_unknown or get.status in _REDIRECTS:
         return
     # Byte for byte, and W/ as well, which is more than the comparison of RFC 9110 8.8.3.2 asks for.
-    right = {
-        *known.copy.may_send(name),
-        *(known.copy.ever_given if known.is_other_variant(get) else ()),
-    }
-    if not right.isdisjoint(sent):
+    validator = known.copy.validators[name]
+    if not set(sent).isdisjoint(validator.may_be_sent):
+        return
+    if known.is_other_variant(get) and not validator.ever_given.isdisjoint(sent):
         return
     given = f"no {name} was given" + (" with the last 200" if known.copy.media_types else "")
-    if last := known.copy.validators[name] or known.copy.others[name]:
+    if last := validator.last or validator.others:
         given = f"the last {name} given was {_legible(last[-1])}"
     condition, source = _VALIDATORS[name]
     yield f"{get.said(condition)}, but {given} ({source})"
@@ -4794,18 +4804,18 @@ def _too_early(get: _Exchange, known: _Known) -> Iterator[str]:
     waits = []
     if last:
         waits.append((last, last.retry_after(), "RFC 9110 10.2.3"))
-        is_other = known.is_other_variant(get)
-        waits.append((last, None if is_other else last.freshness(), "RFC 9111 4.2"))
+        if not known.is_other_variant(get):
+            waits.append((last, last.freshness(), "RFC 9111 4.2"))
     # Within a second, it may have asked for both URLs at once.
     if limit and (last is None or last.number < limit.number) and now >= limit.request.time + 1:
         waits.append((limit, limit.retry_after(), "RFC 6585 4"))
     for before, said, source in waits:
         if said and before.request.time <= now < said[0]:  # else the clock was set back
             passed, left = math.floor(now - before.request.time), math.ceil(said[0] - now)
-            asked = "asked again"
+            asked = f"again after {passed} s"
             if before is not last:
-                asked = f"asked after a 429 to {before.request.shown:.200}"
-            yield f"{asked} after {passed} s, {left} s too early, as {said[1]} ({source})"
+                asked = f"{passed} s after the 429 to {before.request.shown:.200}"
+            yield f"asked {asked}, {left} s too early, as {said[1]} ({source})"
 
 
 def _too_often(get: _Exchange, known: _Known) -> Iterator[str]:
@@ -4831,8 +4841,8 @@ def _burst(request: _Exchange, known: _Known) -> Iterator[str]:
 
 
 def _moved(get: _Exchange, known: _Known) -> Iterator[str]:
-    redirect, came_by_redirect = known.permanent, known.sources
-    if not redirect or redirect.status == 410 or came_by_redirect or known.leads_nowhere:
+    redirect = known.permanent
+    if not redirect or redirect.status == 410 or known.sources or known.leads_nowhere(redirect):
         return
     section = {301: "15.4.2", 308: "15.4.9"}[redirect.status]
     where = f"{_quote(redirect.location):.200} (RFC 9110 {section})"
@@ -4913,8 +4923,9 @@ _POLITENESS: dict[str, Callable[[_Exchange, _Known], Iterator[str]]] = {
     "cookie": _cookie,
     "leaked-credentials": _leaked_credentials,
 }
-#: Those that are not about GETs alone.
-_OF_ANY_METHOD = ("burst", "leaked-credentials")
+#: Those that a GET, and any request, is judged by once it is made; "repeated" shows later.
+_OF_GETS = [rule for rule in _POLITENESS if rule != "repeated"]
+_OF_ANY_METHOD = ["burst", "leaked-credentials"]
 
 
 @functools.lru_cache(maxsize=256)
@@ -4923,27 +4934,6 @@ def _accepted(value: str) -> dict[str, bool]:
     is_refused = re.compile(r";[ \t]*q[ \t]*=[ \t]*0(?:\.0*)?[ \t]*(?:;|\Z)").search
     members = _members(value)
     return {member.partition(";")[0].strip(" \t"): not is_refused(member) for member in members}
-
-
-def _cookies(value: str) -> list[str]:
-    """The pairs of a Cookie field, without quotes, as some clients drop them (RFC 6265 4.1.1)."""
-    pairs = ([part.strip().strip('"') for part in pair.split("=", 1)] for pair in value.split(";"))
-    return [pair for pair in ("=".join(parts).strip("=") for parts in pairs) if pair]
-
-
-def _as_utf_8(value: str) -> str:
-    """A field's value, which is in Latin-1, as it was most likely meant."""
-    return value.encode("latin-1").decode("utf-8", "backslashreplace")
-
-
-def _legible(value: str) -> str:
-    """What a sentence shows of a field's value."""
-    return _as_utf_8(value)[:200] or "blank"
-
-
-def _ordinal(number: int) -> str:
-    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{'th' if number % 100 in (11, 12, 13) else ending}"
 
 
 # The audit: as it is told to a person

@@ -16414,11 +16414,11 @@ SENTENCES = [
         +60 GET http://example.com/b.xml -> 200
         """,
         """
-        GET /b.xml (1st request): asked after a 429 to /a.xml after 10 s, 110 s too early, as
+        GET /b.xml (1st request): asked 10 s after the 429 to /a.xml, 110 s too early, as
             Retry-After was 120 (RFC 6585 4)
-        GET http://example.com/b.xml (1st request): asked after a 429 to http://example.com/a.xml
-            after 60 s, 3530 s too early, as Retry-After was Sat, 07 Mar 2009 11:00:00 GMT
-            (RFC 6585 4)
+        GET http://example.com/b.xml (1st request): asked 60 s after the 429 to
+            http://example.com/a.xml, 3530 s too early, as Retry-After was
+            Sat, 07 Mar 2009 11:00:00 GMT (RFC 6585 4)
         """,
     ),
     (
