@@ -3977,7 +3977,7 @@ class Request:
             return self._asked_origin if self.target else ""
         return f"{self._asked_origin}{self.head.path}{self.head.has_query}{self.head.query}"
 
-    @property
+    @functools.cached_property
     def _asked_origin(self) -> str:
         """The origin of the URL: what the target says, the tunnel, or the Host field."""
         origin, host = self.origin or self.head.origin, self.head.values.get("host")
@@ -4260,9 +4260,7 @@ class _Exchange:
         value = self.sent.get(_VALIDATORS[name][0].lower())
         if value is None:
             return []
-        # Commas separate the members, unless they are in an entity tag.
-        members = re.findall('(?:[^",]|"[^"]*")+', value) if name == "ETag" else []
-        return [value, *(member.strip(" \t") for member in members)]
+        return [value, *(_entity_tags(value) if name == "ETag" else [])]
 
     @property
     def credentials(self) -> list[_Credential]:
@@ -4304,9 +4302,9 @@ class _Exchange:
         """Whether the response ends too early, or clients may read it in one of several ways."""
         response, content = self.response, self.response.coded()
         size = _size(content)
-        place, end = _events(response, content)[-1]
         whole = math.inf if response.chunked or size is None else size
-        ends_early = isinstance(end, str) and place < whole
+        # The fault is the last event.
+        ends_early = bool(response.fault) and _events(response, content)[-1][0] < whole
         has_length = not (response.chunked or _has_no_content(self.request.head, response))
         is_short = has_length and (_number(self.value("Content-Length")) or 0) > (size or 0)
         return ends_early or is_short or response.asis
@@ -4375,6 +4373,12 @@ def _by_name(fields: _Fields) -> dict[str, list[str]]:
     return found
 
 
+@functools.lru_cache(maxsize=256)
+def _entity_tags(value: str) -> list[str]:
+    """The members of an If-None-Match field. Commas separate them, and may be inside of one."""
+    return [member.strip(" \t") for member in re.findall('(?:[^",]|"[^"]*")+', value)]
+
+
 def _cookies(value: str) -> list[str]:
     """The pairs of a Cookie field, without quotes, as some clients drop them (RFC 6265 4.1.1)."""
     pairs = ([part.strip().strip('"') for part in pair.split("=", 1)] for pair in value.split(";"))
@@ -4414,19 +4418,15 @@ class _Origin:
         self.credentials: set[_Credential] = set()
         self.asks = False
 
-    def begin(self, exchange: _Exchange) -> None:
-        """Count a request that is in flight from now on."""
-        self.in_flight[exchange.request.connection] += 1
-        if len(self.in_flight) > 6 and not self.seventh:  # more than browsers have
-            self.seventh = exchange
-
-    def end(self, exchange: _Exchange) -> None:
-        """Count one that is no longer in flight."""
-        self.in_flight[exchange.request.connection] -= 1
+    def count(self, exchange: _Exchange, change: int) -> None:
+        """Count a request that is in flight from now on, or with -1, one that is so no longer."""
+        self.in_flight[exchange.request.connection] += change
         if not self.in_flight[exchange.request.connection]:
             del self.in_flight[exchange.request.connection]
         if not self.in_flight:
             self.seventh = None
+        elif len(self.in_flight) > 6 and not self.seventh:  # more than browsers have
+            self.seventh = exchange
 
 
 class _Validator:
@@ -4446,13 +4446,13 @@ class _Validator:
     def may_be_sent(self) -> tuple[str, ...]:
         return self.last + self.others + self.from_redirects
 
-    def hear(self, values: tuple[str, ...]) -> None:
-        """Note the values in the head of a response, which the client may have kept."""
+    def add(self, values: tuple[str, ...]) -> None:
+        """Note values that the client may send back, though they came without a copy."""
         self.others = _joined(self.others, values)
         self.ever_given.update(values)
 
-    def replace(self, values: tuple[str, ...], is_kept: bool) -> None:
-        """Note the values of a new copy; the client may keep the one before as well."""
+    def renew(self, values: tuple[str, ...], is_kept: bool) -> None:
+        """Note the values of a new copy, and whether the client may keep the one before it."""
         self.others = _joined(self.others, self.last) if is_kept else ()
         self.from_redirects = self.from_redirects if is_kept else ()
         self.last = values
@@ -4499,7 +4499,7 @@ class _Copy:
         is_page = media_type == _PAGE and self.media_type not in ("", _PAGE)
         for name, values in exchange.validators.items():
             if is_new or values:
-                self.validators[name].replace(values, is_kept=is_page)
+                self.validators[name].renew(values, is_kept=is_page)
                 is_stored = "no-store" not in exchange.members("Cache-Control")
                 self.must_validate = is_stored and not is_page
         if is_new:
@@ -4596,7 +4596,7 @@ class _Known:
         validators = self.copy.validators
         for name, values in exchange.validators.items():
             if values and exchange.status < 400:
-                validators[name].hear(values)
+                validators[name].add(values)
         if exchange.leads_to:
             target = self.client.urls[exchange.leads_to]
             sources, self.sources = {exchange.url, *self.sources}, set()
@@ -4666,7 +4666,7 @@ class _Client:
         exchange = _Exchange(request, request.response, next(self.numbers))
         self.in_flight[id(request)] = exchange
         known = self.urls[exchange.url]
-        self.origins[exchange.origin].begin(exchange)
+        self.origins[exchange.origin].count(exchange, 1)
         if exchange.is_get:
             known.gets += 1
             exchange.gets, exchange.expected_by = known.gets, known.expecting(exchange)
@@ -4691,7 +4691,7 @@ class _Client:
         while self.ended and self.ended[0][0] <= now:
             exchange = heapq.heappop(self.ended)[2]
             known, origin = self.urls[exchange.url], self.origins[exchange.origin]
-            origin.end(exchange)
+            origin.count(exchange, -1)
             is_answered = exchange.request.is_answered
             if exchange.leads_to and is_answered and _has_status_line(exchange.response):
                 self.follow(exchange, known)
@@ -4765,9 +4765,9 @@ _FEED = r".*(?:atom|json|opml|rdf|rss|xml).*|(?:\*|application|text)/\*|\*"
 
 def _no_validator(get: _Exchange, known: _Known) -> Iterator[str]:
     sends_one = "if-none-match" in get.sent or "if-modified-since" in get.sent
-    if not known.copy.must_validate or sends_one or known.is_other_variant(get):
-        return
-    if "range" in get.sent and "if-range" in get.sent:  # the rest of a part (RFC 9110 13.1.5)
+    asks_for_rest = "range" in get.sent and "if-range" in get.sent  # RFC 9110 13.1.5
+    is_excused = sends_one or asks_for_rest or known.is_other_variant(get)
+    if is_excused or not known.copy.must_validate:
         return
     sources = [known.client.urls[url].copy.validators.values() for url in known.sources]
     if sources and not any(each.may_be_sent for each in itertools.chain(*sources)):
@@ -4881,6 +4881,14 @@ def _no_feed_type(get: _Exchange, known: _Known) -> Iterator[str]:
         yield f"{get.said('Accept')}; {right} (RFC 9110 12.5.1)"
 
 
+@functools.lru_cache(maxsize=256)
+def _accepted(value: str) -> dict[str, bool]:
+    """The members of an Accept field, and whether they are accepted (RFC 9110 12.4.2)."""
+    is_refused = re.compile(r";[ \t]*q[ \t]*=[ \t]*0(?:\.0*)?[ \t]*(?:;|\Z)").search
+    members = _members(value)
+    return {member.partition(";")[0].strip(" \t"): not is_refused(member) for member in members}
+
+
 def _referer(get: _Exchange, known: _Known) -> Iterator[str]:
     if "referer" in get.sent:
         yield f"{get.said('Referer')}, but nobody has followed a link (RFC 9110 10.1.3)"
@@ -4926,14 +4934,6 @@ _POLITENESS: dict[str, Callable[[_Exchange, _Known], Iterator[str]]] = {
 #: Those that a GET, and any request, is judged by once it is made; "repeated" shows later.
 _OF_GETS = [rule for rule in _POLITENESS if rule != "repeated"]
 _OF_ANY_METHOD = ["burst", "leaked-credentials"]
-
-
-@functools.lru_cache(maxsize=256)
-def _accepted(value: str) -> dict[str, bool]:
-    """The members of an Accept field, and whether they are accepted (RFC 9110 12.4.2)."""
-    is_refused = re.compile(r";[ \t]*q[ \t]*=[ \t]*0(?:\.0*)?[ \t]*(?:;|\Z)").search
-    members = _members(value)
-    return {member.partition(";")[0].strip(" \t"): not is_refused(member) for member in members}
 
 
 # The audit: as it is told to a person
