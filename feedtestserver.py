@@ -4653,10 +4653,10 @@ class _Client:
         self.findings = _by_rule(())
         #: By the ids of their requests: the exchanges in flight; a heap of those that have ended.
         self.in_flight: dict[int, _Exchange] = {}
+        self.ended: list[tuple[float, int, _Exchange]] = []
         #: GETs that are the same, from the first one on that is still in flight.
         self.alike: dict[object, collections.deque[_Exchange]]
         self.alike = collections.defaultdict(collections.deque)
-        self.ended: list[tuple[float, int, _Exchange]] = []
 
     def ask(self, request: Request) -> None:
         """Judge the next request, whose response the client knows later on."""
