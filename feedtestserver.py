@@ -4604,6 +4604,8 @@ class _Known:
             for name, validator in target.copy.validators.items():
                 sent = validators[name].may_be_sent
                 validator.from_redirects = _joined(validator.from_redirects, sent)
+        if exchange.is_get and (exchange.status >= 400 or exchange.is_cut):
+            self.failed = exchange.number
 
     def learn(self, exchange: _Exchange) -> None:
         """Learn from a response that has come whole."""
@@ -4702,7 +4704,7 @@ class _Client:
                 known.learn(exchange)
                 if exchange.status == 429 and exchange.retry_after():
                     origin.too_many = exchange
-            if exchange.status >= 400 or not exchange.is_whole:
+            else:  # it was cut, or the client has left
                 known.failed = max(known.failed, exchange.number)
 
     def judge_repeats(self, before: _Exchange) -> None:
