@@ -4189,14 +4189,15 @@ def audit(requests: Iterable[Request], *, every: Optional[float] = None) -> list
     ``request.time``; what was in flight is by real time. Requests that were refused are not
     audited. Raises ValueError if ``every`` is no positive number.
     """
-    client = _Client(_checked_every(every))
+    client, places = _Client(_checked_every(every)), {}
     for request in sorted(requests, key=lambda request: request.heard_at):
+        places[id(request)] = len(places)
         client.ask(request)
         client.end(request)
     client.catch_up(math.inf)
     # Those about one request stay in the order of the rules.
     in_rules = itertools.chain(*client.findings.values())
-    return sorted(in_rules, key=lambda finding: finding.request.heard_at)
+    return sorted(in_rules, key=lambda finding: places[id(finding.request)])
 
 
 # The audit: what an exchange is
@@ -4933,7 +4934,7 @@ _POLITENESS: dict[str, Callable[[_Exchange, _Known], Iterator[str]]] = {
     "cookie": _cookie,
     "leaked-credentials": _leaked_credentials,
 }
-#: Those that a GET, and any request, is judged by once it is made; "repeated" shows later.
+#: Those by which a GET, and any request, is judged when it comes; "repeated" shows later.
 _OF_GETS = [rule for rule in _POLITENESS if rule != "repeated"]
 _OF_ANY_METHOD = ["burst", "leaked-credentials"]
 
