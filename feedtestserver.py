@@ -4189,7 +4189,8 @@ def audit(requests: Iterable[Request], *, every: Optional[float] = None) -> list
     ``request.time``; what was in flight is by real time. Requests that were refused are not
     audited. Raises ValueError if ``every`` is no positive number.
     """
-    client, places = _Client(_checked_every(every)), {}
+    client = _Client(_checked_every(every))
+    places: dict[int, int] = {}
     for request in sorted(requests, key=lambda request: request.heard_at):
         places[id(request)] = len(places)
         client.ask(request)
