@@ -2184,6 +2184,7 @@ class FeedTestRequestHandler:
         for part in _timeline(plan, self.stream):
             now = time.perf_counter()
             if isinstance(part, str):
+                self.sent_at = now  # nothing more is sent
                 is_whole = f"{plan.response.fault}".endswith("at end")
                 self.cuts_upload = self.is_early and not is_whole
                 yield from self.break_off(part)

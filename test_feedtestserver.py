@@ -16928,6 +16928,27 @@ class AuditTest(ServerTestCase):
             [finding] = audit(server.requests, every=60)
             self.assertEqual((finding.rule, finding.request), ("burst", server.requests[6]))
 
+    def test_requests_that_all_end_in_a_reset_were_in_flight(self):
+        server = self.serve()
+        begun, released = threading.Semaphore(0), threading.Event()
+
+        def respond(request):
+            begun.release()
+            released.wait(PATIENCE)
+            return Response(fault="reset")
+
+        server.respond("*", respond)
+        fields = "".join(f"{name}: {value}\r\n" for name, value in POLITE.items())
+        with contextlib.ExitStack() as stack:
+            connections = [stack.enter_context(connect(server)) for _ in range(7)]
+            for number, connection in enumerate(connections):
+                connection.sendall(f"GET /{number} HTTP/1.1\r\nHost: a\r\n{fields}\r\n".encode())
+                self.assertTrue(begun.acquire(timeout=PATIENCE))
+            released.set()
+            for connection in connections:
+                self.assertRaises(ConnectionResetError, connection.recv, 1)
+        self.assertEqual([finding.rule for finding in audit(server.requests)], ["burst"])
+
     def live(self, seed, breaks=""):
         """The rules that a client breaks with a server that may do anything."""
 
