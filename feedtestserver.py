@@ -47,7 +47,7 @@ What cannot hold a comment (JSON, gzip, pictures) has the same lines in a file b
 
 Every other key (``Description``, ``Expect``, ...) is kept for the test to read. What is malformed
 on purpose goes into a file ``NAME.asis``, a whole response that is sent as it is. What a fixture
-can say, ``Response`` can say, in the same words, and a test can say when::
+can say, but for Next, ``Response`` can say in the same words, and a test can say when::
 
     self.server.respond("/feed.xml", "v1.xml", 503, Response(delay=2, fault="reset at 50%"))
 
@@ -590,7 +590,7 @@ class FeedTestServer(threading.Thread):
         return self._record.errors
 
     def clear(self) -> None:
-        """Forget requests, errors, scripted steps, and what ``resolve()`` was told."""
+        """Forget requests, errors, steps, what ``resolve()`` was told, and where Next has led."""
         self._record.clear()
         self._site.clear()
 
@@ -675,7 +675,8 @@ class FeedTestServer(threading.Thread):
         """Raise AssertionError if ``audit()`` finds that the client has broken a rule.
 
         ``ignore`` names rules that may be broken; ``every`` is how many seconds the client should
-        wait before it asks for a URL again. Raises ValueError if they are not that.
+        wait before it asks for a URL again. Raises ValueError for an unknown rule, and for an
+        interval that is no positive number.
         """
         ignored, requests = _rules_to_ignore(ignore), self.requests
         found = audit(requests, every=every)
@@ -894,7 +895,7 @@ class _Site:
     def following(self, request: Optional[Request], name: str, fixture: Response) -> Response:
         """The fixture that Next has led to by now. A response to a GET counts.
 
-        Raises DirectiveError if the next one is not there.
+        Raises DirectiveError, or FileNotFoundError, if one is not there.
         """
         if request is None or fixture.next is None:
             return fixture
@@ -1278,7 +1279,7 @@ class StoppableHttpServer(http.server.HTTPServer):
                     timeout = min(self._timers[0][0] - time.perf_counter(), _LONGEST_WAIT)
                 ready = self.selector.select(timeout)
                 self.turn += 1
-                # New connections come last, as clients may have left others for them.
+                # New connections come last: a client may have closed another one before.
                 ready.sort(key=lambda each: each[0].fileobj is self.socket)
                 for key, _ in ready:
                     key.data()
@@ -1800,10 +1801,10 @@ class FeedTestRequestHandler:
             yield from (
                 self.send_parts(request, plan) if plan.whole is None else self.send(plan.whole)
             )
-            request.is_answered = not self.client_left
+            request.is_delivered = not self.client_left
         finally:
-            # A pause or a stall at the end does not count, if the client had all before.
-            is_sent = request.is_answered and plan.whole is None
+            # A pause at the end does not count, if the client stays for it.
+            is_sent = request.is_delivered and plan.whole is None
             request.ended_at = self.sent_at if is_sent else time.perf_counter()
             self.record.log_end(request)
             if self.stream:
@@ -2781,7 +2782,7 @@ def _path_of(directory: str, name: str) -> str:
 def _some_names(directory: str, is_deep: bool = True) -> dict[str, str]:
     """Names of fixtures, and how they are shown: looking at all in a large directory takes long.
 
-    Those in the folders of the directory are among them if it ``is_deep``.
+    With ``is_deep``, those in its folders as well.
     """
     names, left = {}, _SOME_NAMES
     folders = [directory] if directory else []
@@ -3089,8 +3090,8 @@ class Directives(Headers):
     """What the comments of a fixture say, read like wsgiref.headers.Headers: ``d["Expect"]``.
 
     Known and free keys are all there, in order, as they are spelled. ``arguments`` are the keyword
-    arguments for ``Response`` that the known ones amount to, but for Next. ``errors`` tell what is
-    wrong.
+    arguments for ``Response`` that the known ones amount to, but for Next, which is ``next``: name,
+    number and line, or None. ``errors`` tell what is wrong.
     """
 
     next: Optional[_Next] = None
@@ -3385,7 +3386,7 @@ HeaderFields = Union[Mapping[str, Union[str, int]], Iterable[tuple[str, Union[st
 
 
 class Response:
-    """A response: everything that a fixture can say, in the same words. It is immutable.
+    """A response: all that a fixture can say but Next, in the same words. It is immutable.
 
     ``body`` is bytes, before any coding. ``reason`` None is the usual phrase. ``headers`` is a
     sequence of (name, value) pairs or a mapping, ``without`` and ``ignore`` are sequences of names.
@@ -3951,7 +3952,7 @@ class Request:
     # when its response ended; and whether that was sent whole, to a client that stayed.
     heard_at = 0.0
     ended_at = math.inf
-    is_answered = False
+    is_delivered = False
 
     def __init__(self, head: _Head, base_url: str, origin: str) -> None:
         self.head = head
@@ -4172,7 +4173,7 @@ def audit(requests: Iterable[Request], *, every: Optional[float] = None) -> list
         wrong-date       it sent an If-Modified-Since that is not the last Last-Modified
         too-early        it asked again before Retry-After or max-age had passed; the Retry-After
                          of a 429 counts for the whole origin
-        too-often        it asked again before ``every`` seconds had passed; None: whenever it likes
+        too-often        with ``every`` only: it asked again sooner than so many seconds later
         repeated         it asked the same again while the response was on its way
         burst            it had more than six requests to one origin in flight at once
         moved            it asked for the old URL again after a 301 or 308
@@ -4315,7 +4316,7 @@ class _Exchange:
     @property
     def is_whole(self) -> bool:
         """Whether the response has come whole, to a client that waited for it."""
-        return self.request.is_answered and not self.is_cut
+        return self.request.is_delivered and not self.is_cut
 
     def retry_after(self) -> Optional[tuple[float, str]]:
         """Until when it asks to wait, and in which words, if it does (RFC 9110 10.2.3)."""
@@ -4500,10 +4501,10 @@ class _Copy:
         is_new, media_type = exchange.status == 200, self.media_type_of(exchange)
         # A page instead of a feed, of which the client may keep its copy.
         is_page = media_type == _PAGE and self.media_type not in ("", _PAGE)
+        is_stored = "no-store" not in exchange.members("Cache-Control")
         for name, values in exchange.validators.items():
             if is_new or values:
                 self.validators[name].renew(values, is_kept=is_page)
-                is_stored = "no-store" not in exchange.members("Cache-Control")
                 self.must_validate = is_stored and not is_page
         if is_new:
             self.media_types.add(media_type)
@@ -4555,7 +4556,7 @@ class _Known:
         return None
 
     def leaks(self, exchange: _Exchange) -> dict[_Credential, str]:
-        """The credentials in it that are for another origin, which has led here, and which origin.
+        """The credentials in it that belong to an origin that redirected here, and to which.
 
         The two may share them: a cookie that is for both, or what this origin has asked for.
         """
@@ -4564,16 +4565,17 @@ class _Known:
             return leaks
         origin = self.client.origins[exchange.origin]
         host, there = _host_and_port(exchange.origin)[0], _host_and_port(self.led_from)[0]
-        is_secured = exchange.origin.startswith("https:") and self.led_from.startswith("http:")
         for credential in exchange.credentials:
-            owner = self.carried.get(credential)
-            # From http to https, it is the same site.
-            is_shared = origin.asks or (host == there and is_secured)
+            owner = self.carried.get(credential, "")
+            domains = self.client.cookies.get(credential[1], set())
+            if not owner and any(_is_within(there, domain) for domain in domains):
+                owner = self.led_from
+            is_same_host = host == _host_and_port(owner)[0]
             if credential[0] == "Cookie":
-                domains = self.client.cookies.get(credential[1], set())
-                if not owner and any(_is_within(there, domain) for domain in domains):
-                    owner = self.led_from
-                is_shared = any(_is_within(host, domain) for domain in (there, *domains))
+                is_shared = is_same_host or any(_is_within(host, domain) for domain in domains)
+            else:  # from http to https, it is the same site
+                is_secured = exchange.origin.startswith("https:") and owner.startswith("http:")
+                is_shared = origin.asks or (is_same_host and is_secured)
             is_own = is_shared or owner == exchange.origin or credential in origin.credentials
             if owner and not is_own:
                 leaks[credential] = owner
@@ -4641,17 +4643,14 @@ def _is_within(host: str, domain: str) -> bool:
 
 
 class _Client:
-    """The client, as it goes from one request to the next and learns from the responses.
-
-    What it knows refers to URLs and origins by their texts.
-    """
+    """The client, as it goes from one request to the next and learns from the responses."""
 
     def __init__(self, every: Optional[float]) -> None:
         #: Seconds after which a URL may be asked for again, if anybody has said so.
         self.every = every
         self.urls: dict[str, _Known] = collections.defaultdict(lambda: _Known(self))
         self.origins: dict[str, _Origin] = collections.defaultdict(_Origin)
-        #: Each cookie that was set, with the hosts that it is for; ".a.example" are all below.
+        #: Each cookie that was set, with the hosts that it is for; ".a.example" and below.
         self.cookies: dict[str, set[str]] = {}
         self.numbers = itertools.count(1)
         #: What is wrong with the requests so far, by the rules.
@@ -4687,7 +4686,7 @@ class _Client:
         exchange = self.in_flight.pop(id(request), None)
         if exchange:
             # When a client leaves is not seen at once, so from then on nothing is held against it.
-            is_done = request.is_answered or exchange.is_cut or request.ended_at == math.inf
+            is_done = request.is_delivered or exchange.is_cut or request.ended_at == math.inf
             ended_at = request.ended_at if is_done else request.heard_at
             heapq.heappush(self.ended, (ended_at, exchange.number, exchange))
 
@@ -4697,8 +4696,8 @@ class _Client:
             exchange = heapq.heappop(self.ended)[2]
             known, origin = self.urls[exchange.url], self.origins[exchange.origin]
             origin.count(exchange, -1)
-            is_answered = exchange.request.is_answered
-            if exchange.leads_to and is_answered and _has_status_line(exchange.response):
+            is_delivered = exchange.request.is_delivered
+            if exchange.leads_to and is_delivered and _has_status_line(exchange.response):
                 self.follow(exchange, known)
             if not exchange.is_get:
                 continue
@@ -4712,7 +4711,8 @@ class _Client:
 
     def judge_repeats(self, before: _Exchange) -> None:
         """Judge those that were the same as one that has ended, and asked before it came whole."""
-        alike, before.is_over = self.alike[before.alike], True
+        before.is_over = True
+        alike = self.alike[before.alike]
         while before.is_whole and alike and alike[-1].number > before.number:
             later = alike.pop()
             is_pipelined = later.request.connection == before.request.connection
@@ -4726,7 +4726,7 @@ class _Client:
             del self.alike[before.alike]
 
     def judge(self, exchange: _Exchange, rules: Iterable[str]) -> None:
-        """Look what is wrong with a request, by these rules."""
+        """Judge a request by these rules."""
         known = self.urls[exchange.url]
         for rule in rules:
             wrong = next(_POLITENESS[rule](exchange, known), None)
@@ -4751,7 +4751,7 @@ class _Client:
                 origin.credentials.add(("Cookie", cookie))
 
     def follow(self, redirect: _Exchange, known: _Known) -> None:
-        """Expect one request for the target of a redirect, without what is not for it."""
+        """Expect one request for the target of a redirect, and note whose credentials came here."""
         target, leaks = self.urls[redirect.leads_to], known.leaks(redirect)
         target.expected[redirect.url] = redirect
         target.led_from = redirect.origin
@@ -4936,7 +4936,8 @@ _POLITENESS: dict[str, Callable[[_Exchange, _Known], Iterator[str]]] = {
     "cookie": _cookie,
     "leaked-credentials": _leaked_credentials,
 }
-#: Those by which a GET, and any request, is judged when it comes; "repeated" shows later.
+#: The rules for a GET, and for any method, when the request comes; "repeated" is judged when the
+#: first response has ended.
 _OF_GETS = [rule for rule in _POLITENESS if rule != "repeated"]
 _OF_ANY_METHOD = ["burst", "leaked-credentials"]
 
@@ -6113,6 +6114,8 @@ class _Server(FeedTestServer):
         """Serve until told to stop."""
         _block_signals()
         self.printer.start()
+        url = f"{self.base_url}/"
+        self.tell(url, url=url)
         super().run()
 
     def tell(self, text: object = None, stream: Optional[TextIO] = None, **as_json: object) -> None:
@@ -6130,8 +6133,9 @@ class _Server(FeedTestServer):
     def has_printed(self) -> bool:
         """Wait until all is printed; False if nothing is read for _PATIENCE seconds."""
         self.texts.put(None)
-        left = -1
-        while self.printer.is_alive() and left != (left := self.texts.qsize()):
+        before = None
+        while self.printer.is_alive() and self.texts.qsize() != before:
+            before = self.texts.qsize()
             self.printer.join(_PATIENCE)
         return not self.printer.is_alive()
 
@@ -6140,9 +6144,9 @@ class _Server(FeedTestServer):
         if not isinstance(event, Request):
             self.tell(event)
             return
-        # The page asks for what has come since, or without scripts for itself.
+        # The refreshes of the page are not printed.
         if not (event.is_own and event.head.query in ("refresh", "reload")):
-            self.tell(event, request=_as_json(event))
+            self.tell(event, request=_as_json(event) if self.options.json else None)
         if event.is_own:
             return
         self.judged.append(event)
@@ -6181,12 +6185,13 @@ class _Server(FeedTestServer):
         """The page of a folder without an index, and what belongs to it; else None."""
         path, below = request.path, folder + request.path[1:]
         base, status, media_type = self.base_url if request.origin else "", 200, "text/html"
+        is_inside = path.endswith("/") and _file_names(request.head.path)
         if path == "/favicon.ico":
             text, status = "", 404
         elif path == "/fixtures.opml":
             lines = "\n".join(self.outlines(base or request.origins[0]))
             text, media_type = _OPML.format(lines), "text/x-opml"
-        elif not path.endswith("/") or not os.path.isdir(_path_of(self.directory, below)):
+        elif not (is_inside and os.path.isdir(_path_of(self.directory, below))):
             return None
         elif request.head.query == "refresh":
             text = self.shown()
@@ -6268,7 +6273,7 @@ def _printable(text: str) -> str:
     return re.sub(r"[^ -~\n\t\xa0\u3000]", shown, text)
 
 
-#: What the types of feeds begin with, but not those of pages, pictures and OPML.
+#: The types of feeds; those of pages, pictures and OPML are none.
 _FEED_TYPE = r"(?!image/|[^;]*(?:html|opml))[^;]*(?:atom|json|rdf|rss|xml)"
 #: Requests, and clients, that the page shows.
 _ROWS = 100
@@ -6340,7 +6345,7 @@ setInterval(async () => {{
 
 
 def _response_of(site: _Site, fixture: Fixture) -> Response:
-    """What a GET of a fixture is responded; raises DirectiveError, or OSError."""
+    """The response that a GET of a fixture would get; raises DirectiveError, or OSError."""
     base_url = site.root_url()
     request = Request(_Head("GET", fixture.url[len(base_url) :], "1.1"), base_url, "")
     response = site.following(request, fixture.name, site.fixture(fixture.name))
@@ -6416,8 +6421,6 @@ def _serve(options: Any) -> int:
         server = _Server(options)
         server.start()
         try:
-            url = f"{server.base_url}/"
-            server.tell(url, url=url)
             while server.is_alive() and not signals:
                 server.join(0.1)
         finally:

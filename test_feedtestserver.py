@@ -16095,6 +16095,11 @@ TRANSCRIPTS = {
         GET http://a.example/ | Authorization: Basic dTpw -> 301 | Location: https://a.example/
         GET https://a.example/ | Authorization: Basic dTpw -> 200
     """,
+    "a password that comes home, to TLS": """
+        GET http://a.example/ | Authorization: Basic dTpw -> 302 | Location: https://b.example/
+        GET https://b.example/ -> 302 | Location: https://a.example/feed.xml
+        GET https://a.example/feed.xml | Authorization: Basic dTpw -> 200
+    """,
     "a password that goes from plain text to TLS at another host": """
         GET http://a.example/ | Authorization: Basic dTpw -> 301 | Location: https://www.a.example/
         GET https://www.a.example/ | Authorization: Basic dTpw -> 200 !! leaked-credentials
@@ -19133,6 +19138,20 @@ class PageTest(CommandLineTestCase):
 
         directory = self.make_directory({"index.html": b"mine", "sub/feed.xml": b"<rss/>"})
         self.assertEqual(len(self.serve_json(client, directory)[1]), 2)
+
+    def test_has_no_page_for_what_is_outside(self):
+        """Whatever is there: these are requests like any other that is not found."""
+        targets = ("/../", "/%2e%2e/", "/sub/../", "//", "/none/", "/sub%00/")
+
+        def client(url):
+            for target in targets:
+                for query in ("", "?refresh", "?reload"):
+                    with self.subTest(target + query):
+                        self.assertEqual(self.get(at(url), target + query).status, 404)
+
+        _, printed = self.serve_json(client, self.make_directory({"sub/feed.xml": b"<rss/>"}))
+        kinds = [kind for kind, value in printed if kind == "request"]
+        self.assertEqual(len(kinds), 3 * len(targets))
 
     def test_tests_have_no_page(self):
         server = self.serve({"feed.xml": b"<rss/>"})
