@@ -1,4 +1,4 @@
-"""Sends and parses 36,000 things that are hardly right, and looks for what is not documented.
+"""Sends and parses 24,000 things that are hardly right, and looks for what is not documented.
 
 Connections that begin with anything; whole requests of odd parts, to which there must be
 well-formed answers; fixtures, of which there are directives or a DirectiveError; and inputs of up
@@ -35,7 +35,7 @@ from feedtestserver import (  # noqa: E402
 )
 from test_feedtestserver import Answer, hello_for, run_at_once  # noqa: E402
 
-CONNECTIONS, REQUESTS, FIXTURES = 6_000, 10_000, 20_000
+CONNECTIONS, REQUESTS, FIXTURES = 4_000, 6_000, 14_000
 CLIENTS = 8
 PATIENCE = 30.0  # seconds; only a broken server makes a client wait for it
 
