@@ -283,6 +283,7 @@ class FeedTestServer(threading.Thread):
             self._pid = os.getpid()
             self._site.port = self._httpd.server_port
             try:
+                self._httpd.started = True
                 super().start()
             except BaseException:
                 self._httpd.shutdown()
@@ -1213,6 +1214,7 @@ class StoppableHttpServer(http.server.HTTPServer):
         # whether the port is closed and all connections have ended but the one that is spared.
         self._make_lock()
         self._thread: Optional[threading.Thread] = None
+        self.started = False  # whether a thread serves, or is about to
         self._calls: collections.deque[Callable[[], object]] = collections.deque()
         self._running: dict[threading.Thread, tuple[Optional[_Connection], str]] = {}
         self._joining: set[threading.Thread] = set()
@@ -1271,7 +1273,7 @@ class StoppableHttpServer(http.server.HTTPServer):
         if not (self._opened or self.stopping):
             raise RuntimeError("server_activate() must be called before serve_forever()")
         with self._lock:
-            self._thread = threading.current_thread()
+            self._thread, self.started = threading.current_thread(), True
         try:
             while self.connections or not self.stopping:
                 timeout = None
@@ -1534,7 +1536,7 @@ class StoppableHttpServer(http.server.HTTPServer):
         epoll set is the parent's as well, so nothing is unregistered. A server that does not serve
         yet may do so in the child, with a selector of its own.
         """
-        if self._thread or self.stopping:
+        if self.started or self.stopping:
             self._make_lock()  # nobody here would release the other one
             self.stopping = self.closed = True
             self._thread = None

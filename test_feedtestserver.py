@@ -12599,6 +12599,29 @@ class LifeCycleTest(ServerTestCase):
         self.assertEqual(lines, ["False", f"down{needs}", f"intercept{needs}", "0 True"])
 
     @unittest.skipUnless(hasattr(os, "fork"), "there is no fork() here")
+    def test_a_child_forked_before_the_thread_serves_leaves_the_server_alone(self):
+        script = """
+        import os, threading, urllib.request, feedtestserver
+        may_serve = threading.Event()
+        class Late(feedtestserver.FeedTestServer):
+            def run(self):
+                may_serve.wait()
+                super().run()
+        with Late("") as server:
+            server.respond("/", b"from the parent")
+            child = os.fork()
+            if not child:
+                print(server.ready)
+                server.stop()
+                os._exit(0)
+            print(os.waitpid(child, 0)[1], server.ready)
+            may_serve.set()
+            print(urllib.request.urlopen(server.base_url, timeout=20).read())
+        """
+        done = run_script(script)
+        self.assertEqual((done.stdout, done.stderr), ("False\n0 True\nb'from the parent'\n", ""))
+
+    @unittest.skipUnless(hasattr(os, "fork"), "there is no fork() here")
     def test_a_child_forked_in_a_callable_serves_nobody(self):
         script = """
         import os, sys
