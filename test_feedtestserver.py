@@ -12943,6 +12943,7 @@ class StoppableHttpServerTest(unittest.TestCase):
                 thread.submit(server.post, post_another).result(PATIENCE)
 
         server, _ = self.start(socketserver.BaseRequestHandler)
+        read_all(self.connect(server))  # it serves from now on
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
             server.post(post_another)
             while len(called) < 2000:
