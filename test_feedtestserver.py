@@ -11749,11 +11749,11 @@ class LifeCycleTest(ServerTestCase):
             release.wait(PATIENCE)
             return 204
 
-        server.stop_timeout = 0.01
         server.respond("/x", step)
         with connect(server) as connection:
             connection.sendall(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
             self.assertTrue(entered.wait(PATIENCE))
+            server.stop_timeout = 0.01
             with self.assertRaisesRegex(RuntimeError, "GET /x; it has to return by itself"):
                 server.stop()
         release.set()
@@ -12006,7 +12006,7 @@ class LifeCycleTest(ServerTestCase):
                     r" GET /slow\?x=1, POST /x; it has to return by itself$",
                 ):
                     server.stop()
-                self.assert_refused(server)
+                self.connect_until_refused(server)
                 self.assertEqual((read_all(first), read_all(second)), (b"", b""))
             release.set()
             server.stop_timeout = PATIENCE
