@@ -906,7 +906,7 @@ class _Site:
             if before:
                 following = self.fixture(before).next
                 now = following[0] if following else before
-            fixture = self.fixture(now)
+                fixture = self.fixture(now)
             if fixture.next and count >= fixture.next[1]:
                 before, now, count = now, fixture.next[0], 0
                 fixture = self.fixture(now)
@@ -930,7 +930,7 @@ class _Site:
             if name not in seen:
                 seen[name] = _load(self.directory, name)
             if fixture := seen[name]:
-                return self.following(request, name, fixture) if fixture.next else fixture
+                return self.following(request, name, fixture)
         return self.listing(request, folder) or self.not_found(request, folder)
 
     def not_found(self, request: Request, folder: str) -> Response:
@@ -4229,6 +4229,8 @@ class _Exchange:
     # How many GETs of its URL there were, with this one, and which response had asked for it.
     gets = 0
     expected_by: Optional[_Exchange] = None
+    # The credentials in it that belong to an origin that redirected to it, and to which.
+    leaks: Mapping[_Credential, str] = {}
     # Known later: whether it is over; an earlier one like it that was on its way and came whole.
     is_over = False
     repeats: Optional[_Exchange] = None
@@ -4678,8 +4680,9 @@ class _Client:
             exchange.gets, exchange.expected_by = known.gets, known.expecting(exchange)
             self.alike[exchange.alike].append(exchange)
             known.copy.confirm(exchange)
+        exchange.leaks = known.leaks(exchange)
         self.judge(exchange, _OF_GETS if exchange.is_get else _OF_ANY_METHOD)
-        self.note_credentials(exchange, known)
+        self.note_credentials(exchange)
         if request.method in ("GET", "HEAD"):
             known.hear(exchange)
 
@@ -4737,11 +4740,11 @@ class _Client:
                 finding.rule, finding.request = rule, exchange.request
                 self.findings[rule].append(finding)
 
-    def note_credentials(self, exchange: _Exchange, known: _Known) -> None:
+    def note_credentials(self, exchange: _Exchange) -> None:
         """Note whose the credentials in it are, and those that the response sets or asks for."""
-        origin, leaks = self.origins[exchange.origin], known.leaks(exchange)
+        origin = self.origins[exchange.origin]
         origin.asks = origin.asks or exchange.status == 401
-        origin.credentials.update(each for each in exchange.credentials if each not in leaks)
+        origin.credentials.update(set(exchange.credentials).difference(exchange.leaks))
         for value in exchange.given.get("set-cookie", ()):
             pair, _, attributes = value.partition(";")
             host = _host_and_port(exchange.origin)[0]
@@ -4754,10 +4757,10 @@ class _Client:
 
     def follow(self, redirect: _Exchange, known: _Known) -> None:
         """Expect one request for the target of a redirect, and note whose credentials came here."""
-        target, leaks = self.urls[redirect.leads_to], known.leaks(redirect)
+        target = self.urls[redirect.leads_to]
         target.expected[redirect.url] = redirect
         target.led_from = redirect.origin
-        sent = [each for each in redirect.credentials if each not in leaks]
+        sent = set(redirect.credentials).difference(redirect.leaks)
         target.carried = {**dict.fromkeys(sent, redirect.origin), **known.carried}
 
 
@@ -4911,7 +4914,7 @@ def _cookie(get: _Exchange, known: _Known) -> Iterator[str]:
 
 
 def _leaked_credentials(request: _Exchange, known: _Known) -> Iterator[str]:
-    for (field, value), origin in known.leaks(request).items():
+    for (field, value), origin in request.leaks.items():
         name = _legible(value.partition("=")[0])
         what = field if field == "Authorization" else f"the cookie {name}"
         led = f"sent to {request.origin}, to which a redirect had led"
