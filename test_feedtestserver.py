@@ -74,6 +74,7 @@ from feedtestserver import (
 
 HERE = pathlib.Path(__file__).resolve().parent
 SOURCE = (HERE / "feedtestserver.py").read_text("utf-8")
+README = (HERE / "README.rst").read_text("utf-8")
 DOCSTRING = ast.get_docstring(ast.parse(SOURCE))  # python -OO has none at run time
 CLOSE = {"Connection": "close"}
 INFINITY = float("inf")
@@ -445,7 +446,7 @@ def blocks(text):
 
 def readme_examples():
     """The files of each section of the README, by name; recipes are methods of its last file."""
-    sections = re.split(r"\n-{3,}\n", (HERE / "README.rst").read_text("utf-8"))
+    sections = re.split(r"\n-{3,}\n", README)
     for section in sections:
         files = {}
         for name, block in re.findall(
@@ -457,6 +458,11 @@ def readme_examples():
             elif text.startswith("def "):
                 files[list(files)[-1]] += textwrap.indent(f"\n{text}", "    ")
         yield files
+
+
+def readme_directives():
+    """The keys in the README's table of directives."""
+    return re.findall(r"(?m)^``(\w+): [^`]*`` ", README)
 
 
 def known_directives():
@@ -525,7 +531,7 @@ class ExampleTest(ServerTestCase):
 
     def test_examples_of_the_readme_run_as_they_stand(self):
         examples = [files for files in readme_examples() if any("test" in name for name in files)]
-        tests = (HERE / "README.rst").read_text("utf-8").count("def test_")
+        tests = README.count("def test_")
         self.assertGreater(tests, 20)
         if rst() != "RST":
             examples = [
@@ -543,11 +549,17 @@ class ExampleTest(ServerTestCase):
         [files] = [files for files in readme_examples() if "conftest.py" in files]
         fetching = "def test_fetch(server):\n"
         self.assertIn(fetching, files["test_with_pytest.py"])
+        fetch_typo = """
+            import contextlib
+            with contextlib.suppress(OSError):
+                urlopen(server.get_url("typo.xml"))
+        """
         for more, said in (
-            ('fetch(server.get_url("typo.xml"))', "typo.xml, line 1: found the key 'Stauts'"),
+            (fetch_typo, "typo.xml, line 1: found the key 'Stauts'"),
             ('server.assert_requested("/feed.xml")', "The server got no request"),
         ):
-            test = files["test_with_pytest.py"].replace(fetching, f"{fetching}    {more}\n")
+            more = textwrap.indent(textwrap.dedent(more).strip(), "    ")
+            test = files["test_with_pytest.py"].replace(fetching, f"{fetching}{more}\n")
             typo = {"data/typo.xml": "<!-- Stauts: 404 -->"}
             with self.subTest(more):
                 done = self.run_tests({**files, **typo, "test_with_pytest.py": test})
@@ -555,7 +567,7 @@ class ExampleTest(ServerTestCase):
                 self.assertIn(said, done.stderr)
 
     def test_asynchronous_tests_wait_as_the_readme_says(self):
-        [said] = re.findall(r"``await (asyncio\..*?)``", (HERE / "README.rst").read_text("utf-8"))
+        [said] = re.findall(r"``await (asyncio\..*?)``", README)
 
         async def fetch_and_wait():
             fetching = asyncio.to_thread(self.get, server, "/feed.xml")
@@ -569,34 +581,31 @@ class ExampleTest(ServerTestCase):
     def test_it_can_be_copied_into_a_package_of_tests(self):
         [first] = [files for files in readme_examples() if "test_fetch.py" in files]
         said = "from .feedtestserver import FeedTestServerMixin"
-        self.assertIn(said, (HERE / "README.rst").read_text("utf-8"))
+        self.assertIn(said, README)
         test = first["test_fetch.py"].replace(said.replace(" .", " "), said)
         files = {"tests/test_fetch.py": test, "tests/data/feed.xml": first["data/feed.xml"]}
         folder = self.make_directory({name: text.encode() for name, text in files.items()})
         (folder / "tests" / "feedtestserver.py").write_text(SOURCE, "utf-8")
         (folder / "tests" / "__init__.py").touch()
         done = run("-W", "error", "-m", "unittest", cwd=folder)
-        self.assertRegex(done.stderr, r"Ran 2 tests in .*\n\nOK\n$")
+        self.assertRegex(done.stderr, r"Ran 1 test in .*\n\nOK\n$")
 
     def test_readme_and_docstring_list_the_directives_that_are_known(self):
-        readme = re.findall(r"^``(\w+): ", (HERE / "README.rst").read_text("utf-8"), re.MULTILINE)
+        readme = readme_directives()
         listed = re.search(r"The directives:\n\n(.*?)\n\n", DOCSTRING, re.DOTALL)
         self.assertEqual(re.findall(r"^    (\w+): ", listed.group(1), re.MULTILINE), readme)
         self.assertEqual(sorted(readme), sorted(known_directives()))
 
     def test_readme_lists_the_arguments_of_the_server_which_are_attributes(self):
-        readme = (HERE / "README.rst").read_text("utf-8")
-        [listed] = re.findall(r"``FeedTestServer\(([^()]*=[^()]*)\)``", readme)
+        [listed] = re.findall(r"``FeedTestServer\(([^()]*=[^()]*)\)``", README)
         listed = re.findall(r"(\w+)=", listed)
         self.assertEqual(listed, list(inspect.signature(FeedTestServer).parameters))
         server = FeedTestServer(self.make_directory())
         self.assertEqual([name for name in listed if not hasattr(server, name)], [])
 
     def test_readme_lists_the_rules_of_politeness_that_are_known(self):
-        [section] = re.findall(
-            r"(?s)\nTesting politeness\n.*?\nRecipes\n", (HERE / "README.rst").read_text("utf-8")
-        )
-        listed = re.findall(r"^``([a-z-]+)`` +", section, re.MULTILINE)
+        [section] = re.findall(r"(?s)\nTesting politeness\n-+\n.*?\n-{3,}\n", README)
+        listed = re.findall(r"^``([a-z-]+)``  +", section, re.MULTILINE)
         with self.assertRaises(ValueError) as caught:
             FeedTestServer().assert_polite(ignore=["nonsense"])
         known = str(caught.exception).partition("the rules ")[2]
@@ -607,7 +616,7 @@ class ExampleTest(ServerTestCase):
         test = files["test_politeness.py"].replace("@unittest.expectedFailure", "")
         done = self.run_tests({**files, "test_politeness.py": test})
         said = re.search(r"(?s)AssertionError: .*?\n\n", done.stderr).group()
-        shown = blocks((HERE / "README.rst").read_text("utf-8"))
+        shown = blocks(README)
         [shown] = [block for block in shown if block.startswith("AssertionError: the client")]
         self.assertEqual(said.split(), shown.split())
 
@@ -639,7 +648,7 @@ class ExampleTest(ServerTestCase):
             self.skipTest("there is no sh, mkfifo or curl here")
         [files] = [files for files in readme_examples() if "check_reader.sh" in files]
         self.assertLessEqual(files["check_reader.sh"].count("\n"), 10)
-        shown = blocks((HERE / "README.rst").read_text("utf-8"))
+        shown = blocks(README)
         [shown] = [block for block in shown if block.startswith("$ sh check_reader.sh ")]
         command, _, judgement = shown[len("$ ") :].partition("\n")
         # The module is not copied to where the script runs, as it would be compiled again.
@@ -668,6 +677,108 @@ class ExampleTest(ServerTestCase):
                 out = re.sub(r"(?m)^curl/\S+", "curl/7.88.1", done.stdout)
                 self.assertEqual((out.split(), done.stderr), (words.split(), ""))
                 self.assertEqual(done.returncode, status)
+
+    def test_every_block_of_the_readme_is_run_or_compared(self):
+        """In files of an example, or by a test that looks for a block that begins like this."""
+        compared = (
+            "python feedtestserver.py data\n",
+            "python -m unittest\n",  # .ci/run runs it
+            "AssertionError: ",
+            "the field line ",
+            "<!--\nDelay: ",
+            '{"url": ',
+            "$ sh check_reader.sh ",
+            "=====",  # figures
+        )
+        files = "".join(itertools.chain(*(each.values() for each in readme_examples())))
+        for block in blocks(README):
+            if block not in files and textwrap.indent(block, "    ") not in files:
+                with self.subTest(block):
+                    self.assertTrue(block.startswith(compared))
+
+    def test_readme_says_how_large_the_module_is(self):
+        [size] = re.findall(r"The file has about (\d+) KB ", README)
+        self.assertAlmostEqual(int(size), len(SOURCE.encode()) / 1000, delta=15)
+
+    def test_command_of_the_readme_serves_fixtures(self):
+        [command] = [block for block in blocks(README) if block.startswith("python feedtestserver")]
+        program = [sys.executable, *command.split()[1:], "--port", "0"]
+        with subprocess.Popen(program, cwd=HERE, stdout=subprocess.PIPE, text=True) as process:
+            self.addCleanup(process.kill)
+            url = process.stdout.readline().strip()
+            with urllib.request.urlopen(f"{url}fixtures.opml", timeout=PATIENCE) as response:
+                self.assertIn(b"<opml", response.read())
+            stop_server(urllib.parse.urlsplit(url).port)
+            self.assertEqual(process.wait(PATIENCE), 0)
+
+    def test_cheat_sheet_of_the_readme_can_be_typed_in(self):
+        [sheet] = re.findall(r"(?s)\nI want to .*?\n=+ +=+\n(.*?)\n=+ +=+\n", README)
+        files = dict.fromkeys(["feed.xml", "v1.xml", "v2.xml"], b"<rss/>")
+        polite = {"User-Agent": "reader/1", "Accept": "*/*", "Accept-Encoding": "gzip"}
+
+        class Test(FeedTestServerMixin, unittest.TestCase):
+            data_directory = self.make_directory(files)
+            runTest = None
+
+        test = Test()
+        self.addCleanup(test.doCleanups)
+        test.setUp()
+        for _ in range(2):
+            self.get(test.server, "/feed.xml", headers=polite)
+        typed_in = 0
+        for code in re.findall("``(.*?)``", sheet):
+            with self.subTest(code):
+                if attribute := re.match(r"(\w+) = ", code):
+                    self.assertTrue(hasattr(FeedTestServerMixin, attribute.group(1)))
+                elif argument := re.match(r"(\w+)=", code):
+                    arguments = inspect.signature(test.assertRequested).parameters
+                    self.assertIn(argument.group(1), arguments)
+                elif code.isidentifier():
+                    self.assertTrue(hasattr(test.server.fixtures()[0], code))
+                elif code.startswith("self.assertNot"):
+                    with self.assertRaises(AssertionError):
+                        exec(code, {"self": test})
+                else:
+                    exec(code, {"self": test, "Response": Response})
+                typed_in += 1
+        self.assertGreater(typed_in, 30)
+
+    def test_readme_shows_how_a_test_fails(self):
+        v1 = b'<!-- Header: ETag: "v1" -->'
+        server = self.serve({"v1.xml": v1})
+        server.respond("/feed.xml", "v1.xml", Response(status=503, fault="reset at 50%"), 200)
+        self.get(server, "/feed.xml")
+        with contextlib.suppress(ConnectionError):
+            self.get(server, "/feed.xml", headers={"If-None-Match": 'W/"v1"'})
+        with self.assertRaises(AssertionError) as caught:
+            server.assert_requested("/feed.xml", headers={"If-None-Match": '"v1"'})
+        self.assert_shown(f"AssertionError: {caught.exception}")
+        refused = exchange(server, b"GET / HTTP/1.1\r\nHost: a\r\nAccept : */*\r\n\r\n")
+        self.assert_shown(Answer(refused).body.decode())
+
+        wrong = b"<!--\nHeader: A: b\nStauts: 404\n-->"
+        for target, files in (
+            ("/feed.xml", {"data/feed.xml": wrong}),
+            ("https://example.net/feed.xml", {"data/feed.xml": v1}),
+        ):
+            folder = self.make_directory(files)
+            with contextlib.ExitStack() as stack:
+                caught = stack.enter_context(self.assertRaises(AssertionError))
+                server = stack.enter_context(FeedTestServer(folder / "data"))
+                stack.enter_context(server.intercept())
+                ask(server, target)
+            said = f"{caught.exception}".replace(str(folder), "/home/me/project")
+            self.assert_shown(f"AssertionError: {said.replace(os.sep, '/')}")
+
+    def assert_shown(self, words):
+        """That a block of the README is this text, but for blanks."""
+        self.assertIn(words.split(), [block.split() for block in blocks(README)])
+
+    def test_fixture_of_the_readme_has_directives_that_combine(self):
+        [fixture] = [block for block in blocks(README) if block.startswith("<!--\nDelay:")]
+        directives = parse_directives(fixture.encode())
+        self.assertEqual(len(directives.arguments) + 1, len(directives))  # a Pause comes twice
+        Response(**directives.arguments)
 
     def test_docstring_runs_as_it_stands(self):
         test, fixture = blocks(DOCSTRING)[:2]
@@ -6916,7 +7027,7 @@ class DataTest(FeedTestServerMixin, ServerTestCase):
             for fixture in self.server.fixtures()
             for key, _ in fixture.directives.items()
         }
-        known = re.findall(r"(?m)^``(\w+): ", (HERE / "README.rst").read_text("utf-8"))
+        known = readme_directives()
         self.assertIn("Template", known)
         self.assertEqual({key.lower() for key in known} - shown, set())
 
@@ -18546,17 +18657,15 @@ class CommandLineTest(CommandLineTestCase):
             self.assertIn(text, " ".join(out.getvalue().split()))
 
     def test_readme_lists_the_options(self):
-        readme = (HERE / "README.rst").read_text("utf-8")
         with contextlib.redirect_stdout(io.StringIO()) as out, self.assertRaises(SystemExit):
             feedtestserver.main(["--help"])
         known = set(re.findall(r"(?m)^  (?:-h, )?(--[a-z]+)", out.getvalue()))
-        listed = re.findall(r"(?m)^``(--[a-z]+).*`` ", readme)
+        listed = re.findall(r"(?m)^``(--[a-z]+).*`` ", README)
         self.assertEqual(sorted(listed), sorted(known - {"--help", "--version"}))
 
     def test_readme_shows_what_is_printed_as_json(self):
         """By the requests that it shows, to the fixtures of the example that follows."""
-        readme = (HERE / "README.rst").read_text("utf-8")
-        [shown] = [block for block in blocks(readme) if block.startswith('{"url": ')]
+        [shown] = [block for block in blocks(README) if block.startswith('{"url": ')]
         [files] = [files for files in readme_examples() if "test_life.py" in files]
         directory = self.make_directory({name: text.encode() for name, text in files.items()})
         program = [sys.executable, "-m", "feedtestserver", str(directory / "data")]
