@@ -611,6 +611,13 @@ class ExampleTest(ServerTestCase):
         known = str(caught.exception).partition("the rules ")[2]
         self.assertEqual(known, ", ".join(map(repr, listed)))
 
+    def test_readme_lists_the_kinds_of_certificates_that_are_known(self):
+        [table] = re.findall(r"(?s)\n(``valid``  .*?)\n===", README)
+        with self.assertRaises(ValueError) as caught:
+            FeedTestServer().certificate = "nonsense"
+        known = re.findall("'([a-z-]+)'", str(caught.exception).partition("takes ")[2])
+        self.assertEqual(sorted(re.findall(r"(?m)^``([a-z-]+)``  +", table)), sorted(known))
+
     def test_readme_shows_what_assert_polite_says(self):
         [files] = [files for files in readme_examples() if "test_politeness.py" in files]
         test = files["test_politeness.py"].replace("@unittest.expectedFailure", "")
@@ -18666,7 +18673,7 @@ class CommandLineTest(CommandLineTestCase):
     def test_readme_shows_what_is_printed_as_json(self):
         """By the requests that it shows, to the fixtures of the example that follows."""
         [shown] = [block for block in blocks(README) if block.startswith('{"url": ')]
-        [files] = [files for files in readme_examples() if "test_life.py" in files]
+        [files] = [files for files in readme_examples() if "check_reader.sh" in files]
         directory = self.make_directory({name: text.encode() for name, text in files.items()})
         program = [sys.executable, "-m", "feedtestserver", str(directory / "data")]
         program += ["--port", "0", "--json"]
