@@ -61,7 +61,8 @@ setup(
     keywords=["http", "https", "server", "testing", "unittest", "feed", "rss", "atom"],
     classifiers=[
         "Intended Audience :: Developers",
-        "Operating System :: OS Independent",
+        "Operating System :: Microsoft :: Windows",
+        "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3 :: Only",
         "Programming Language :: Python :: 3.9",
@@ -71,11 +72,13 @@ setup(
         "Programming Language :: Python :: 3.13",
         "Programming Language :: Python :: 3.14",
         "Programming Language :: Python :: 3.15",
+        "Programming Language :: Python :: Free Threading",
         "Programming Language :: Python :: Implementation :: CPython",
         "Programming Language :: Python :: Implementation :: PyPy",
         "Topic :: Internet :: WWW/HTTP :: HTTP Servers",
         "Topic :: Software Development :: Testing",
         "Topic :: Text Processing :: Markup :: XML",
+        "Typing :: Typed",
     ],
     cmdclass={"build_py": BuildWithTypes, "sdist": SdistWithTests},
 )
