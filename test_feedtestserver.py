@@ -149,13 +149,53 @@ def run(*arguments, cwd=HERE):
     )
 
 
-def run_script(script, *arguments):
-    """Run a script, which may fork: no child has output of its parent's in its buffers then.
+#: Runs each script that it reads in a fork of itself, which has imported the module already.
+RUN_SCRIPTS = """
+import os, signal, sys, feedtestserver
+for line in sys.stdin:
+    script, sys.argv[1:], files = eval(line)
+    if not os.fork():
+        break
+    print(os.waitstatus_to_exitcode(os.wait()[1]))
+else:
+    sys.exit()
+signal.alarm(60)
+for descriptor, path in enumerate([os.devnull, *files]):
+    opened = os.open(path, os.O_RDWR)
+    os.dup2(opened, descriptor)
+    os.close(opened)
+exec(script)
+"""
+#: A parent that forks has no output of its own in its buffers, which its children would print too.
+#: From 3.12 on, Python warns of a fork beside threads.
+SCRIPT_OPTIONS = ("-u", "-W", "ignore::DeprecationWarning", "-c")
+#: On macOS, libraries of the system may crash in a fork.
+SCRIPTS_MAY_BE_FORKED = hasattr(os, "fork") and sys.platform != "darwin"
 
-    From 3.12 on, Python warns of a fork beside threads.
-    """
-    options = ("-u", "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(script))
-    return run(*options, *map(str, arguments))
+
+@functools.cache
+def script_runner():
+    """The process that runs scripts; it ends with the tests of this module."""
+    pipe, program = subprocess.PIPE, [sys.executable, *SCRIPT_OPTIONS, RUN_SCRIPTS]
+    process = subprocess.Popen(program, cwd=HERE, stdin=pipe, stdout=pipe, text=True)
+    changes[0].callback(script_runner.cache_clear)
+    return changes[0].enter_context(process)
+
+
+def run_script(script, *arguments):
+    """Run a script, which may fork, to its end in a process that has just imported the module."""
+    script, arguments = textwrap.dedent(script), [str(argument) for argument in arguments]
+    if not SCRIPTS_MAY_BE_FORKED:
+        return run(*SCRIPT_OPTIONS, script, *arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [pathlib.Path(folder, name) for name in ("stdout", "stderr")]
+        for file in files:
+            file.touch()
+        runner = script_runner()
+        print(ascii((script, arguments, [*map(str, files)])), file=runner.stdin, flush=True)
+        status = int(runner.stdout.readline())
+        output = [file.read_text(sys.getfilesystemencoding(), "surrogateescape") for file in files]
+        return subprocess.CompletedProcess(arguments, status, *output)
 
 
 def run_at_once(functions):
