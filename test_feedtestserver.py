@@ -11252,52 +11252,6 @@ class InjectionTest(ServerTestCase):
             "it takes a field name, a colon, and a value without control", server.errors[0]
         )
 
-    def test_names_and_values_are_text_in_the_listing(self):
-        markup = "<script>x</script><b onclick='x' id=\"x\">&lt;"
-        odd = (markup, f"'>{markup}", f'">{markup}', "--></table>", "]]></td>", "{title}")
-        files = {"plain/a.xml": b"", "plain/b.xml": comment("Status:")}
-        for number, text in enumerate(odd):
-            name = text.replace("/", "\\") if os.name != "nt" else "plain"
-            lines = comment(f"Description: {text}", f"Header: X: {text}", f"Status: 200 {text}")
-            files[f"{number}/{name}.xml"] = lines
-            files[f"{number}/wrong{name}.xml"] = comment(f"Status: {text}")
-        with self.listing(self.make_directory(files)) as url:
-            plain = self.tags(url + "plain/")
-            self.assertIn("table", plain)
-            for number, text in enumerate(odd):
-                with self.subTest(text):
-                    self.assertEqual(self.tags(f"{url}{number}/"), plain)
-
-    @contextlib.contextmanager
-    def listing(self, directory):
-        """The command line, which lists the fixtures of a folder; its URL."""
-        with subprocess.Popen(
-            [sys.executable, "-m", "feedtestserver", str(directory), "--port", "0"],
-            cwd=HERE,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        ) as process:
-            try:
-                yield process.stdout.readline().strip()
-            finally:
-                process.kill()
-
-    def tags(self, url):
-        """The elements of a page, with the names of their attributes."""
-        found = set()
-
-        class Parser(html.parser.HTMLParser):
-            def handle_starttag(self, tag, attributes):
-                found.add(" ".join([tag, *sorted(name for name, _ in attributes)]))
-
-        parser = Parser()
-        with urllib.request.urlopen(url, timeout=PATIENCE) as page:
-            parser.feed(page.read().decode())
-        parser.close()
-        return found
-
 
 # Life cycle
 
@@ -19267,6 +19221,29 @@ class PageTest(CommandLineTestCase):
         _, printed = self.serve_json(client, self.make_directory())
         seen = [(each["method"], each["status"]) for kind, each in printed if kind == "request"]
         self.assertEqual(seen, [("POST", 405), ("GET", 400), ("GET", 404)])
+
+    def test_names_and_values_of_fixtures_are_text(self):
+        markup = "<script>x</script><b onclick='x' id=\"x\">&lt;"
+        odd = (markup, f"'>{markup}", f'">{markup}', "--></table>", "]]></td>", "{title}")
+        files = {"plain/a.xml": b"", "plain/b.xml": comment("Status:")}
+        for number, text in enumerate(odd):
+            name = text.replace("/", "\\") if os.name != "nt" else "plain"
+            lines = comment(f"Description: {text}", f"Header: X: {text}", f"Status: 200 {text}")
+            files[f"{number}/{name}.xml"] = lines
+            files[f"{number}/wrong{name}.xml"] = comment(f"Status: {text}")
+
+        def client(url):
+            for folder in ("plain", *range(len(odd))):
+                page = self.page(url, f"{folder}/")
+                markups.append((set(page.elements), {name for name, _ in page.attributes}))
+
+        markups = []
+        self.serve_main(client, self.make_directory(files))
+        plain, *others = markups
+        self.assertIn("table", plain[0])
+        for text, found in zip(odd, others):
+            with self.subTest(text):
+                self.assertEqual(found, plain)
 
     def test_an_index_comes_before_the_page(self):
         """So do an icon and a list of feeds, and they are judged like all fixtures."""
