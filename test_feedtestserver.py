@@ -14129,14 +14129,14 @@ class AddressTest(ServerTestCase):
 
     def test_many_patterns_of_hosts(self):
         server = self.serve()
-        for number in range(1000):
+        for number in range(600):  # more than re keeps
             server.respond(f"http://*.a{number}.example/*", 200 + number % 300)
-        for number in (0, 1, 599, 999):
+        for number in (0, 1, 300, 599):
             with self.subTest(number):
                 status = ask(server, f"http://www.a{number}.example/x").status
                 self.assertEqual(status, 200 + number % 300)
-        self.assertEqual(ask(server, "http://www.a1000.example/x").status, 502)
-        self.assertEqual(len(server.unused), 996)
+        self.assertEqual(ask(server, "http://www.a600.example/x").status, 502)
+        self.assertEqual(len(server.unused), 596)
 
     def test_a_host_alone_is_its_root(self):
         self.check(
@@ -14192,8 +14192,9 @@ class AddressTest(ServerTestCase):
 
     def test_patterns_of_many_equal_parameters(self):
         server = self.serve()
-        server.respond("/x?" + "&".join(["id=*"] * 1100), 299)
-        for number, status in ((1099, 404), (1100, 299), (1101, 404)):
+        many = sys.getrecursionlimit() + 1  # so that no function may call itself for each
+        server.respond("/x?" + "&".join(["id=*"] * many), 299)
+        for number, status in ((many - 1, 404), (many, 299), (many + 1, 404)):
             target = "/x?" + "&".join(["id=1"] * number)
             self.assertEqual(ask(server, target).status, status)
         self.assertEqual(server.errors, [])
