@@ -10585,11 +10585,12 @@ class ResolveTest(AnyHostTestCase):
                 self.assertIn(connection.connect_ex(address), (*pending, errno.EALREADY))
         self.assertEqual((len(server.requests), server.errors), (3, []))
 
-    def connect_until(self, end, server):
-        """Connect to a silent host, without a timeout, until something ends; what is raised."""
+    def start_to_connect(self, server):
+        """A thread that connects to a silent host, without a timeout; and what that raises."""
         server.resolve("a.example", "silent")
         [(family, *_, address)] = socket.getaddrinfo("a.example", 80, type=STREAM)
-        raised = []
+        connection, raised = socket.socket(family), []
+        self.addCleanup(connection.close)
 
         def connect_silently():
             try:
@@ -10597,16 +10598,12 @@ class ResolveTest(AnyHostTestCase):
             except OSError as error:
                 raised.append(error)
 
-        with socket.socket(family) as connection:
-            thread = threading.Thread(target=connect_silently, daemon=True)
-            thread.start()
-            while not self.is_inside(thread, "connect_silently"):
-                self.get(server, "/")
-            self.assertEqual(raised, [])
-            end()
-            thread.join(PATIENCE)
-            self.assertFalse(thread.is_alive())
-        return raised
+        thread = threading.Thread(target=connect_silently, daemon=True)
+        thread.start()
+        while not self.is_inside(thread, "connect_silently"):
+            self.get(server, "/")
+        self.assertEqual(raised, [])
+        return thread, raised
 
     def is_inside(self, thread, name):
         """Whether a thread has come to something that a function of that name calls."""
@@ -10626,20 +10623,20 @@ class ResolveTest(AnyHostTestCase):
                 pass
             self.assertEqual(open_descriptors(), descriptors)
 
-    def test_the_end_of_a_context_ends_the_wait_for_a_silent_host(self):
-        server = self.serve()
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(server.intercept(proxy=False))
-            [error] = self.connect_until(stack.close, server)
-        self.assertIsInstance(error, OSError)
-        self.assertEqual(server.errors, [])
-
-    def test_the_end_of_a_server_ends_the_wait_for_a_silent_host(self):
-        server = self.serve()
-        with server.intercept(proxy=False):
-            [error] = self.connect_until(server.stop, server)
-        self.assertIsInstance(error, OSError)
-        self.assertEqual(server.errors, [])
+    def test_the_end_of_a_context_and_of_a_server_ends_the_wait_for_a_silent_host(self):
+        """Both at once, as TCP itself waits for a second before it tries again."""
+        first, second, context = self.serve(), self.serve(), contextlib.ExitStack()
+        context.enter_context(first.intercept(proxy=False))
+        connecting = [self.start_to_connect(first)]
+        with second.intercept(proxy=False):
+            connecting.append(self.start_to_connect(second))
+            context.close()
+            second.stop()
+            for thread, raised in connecting:
+                thread.join(PATIENCE)
+                self.assertFalse(thread.is_alive())
+                self.assertEqual(len(raised), 1)
+        self.assertEqual(first.errors + second.errors, [])
 
     def test_neither_a_socket_nor_a_thread_is_left(self):
         descriptors, threads = open_descriptors(), set(threading.enumerate())
