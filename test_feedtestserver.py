@@ -12149,15 +12149,24 @@ class LifeCycleTest(ServerTestCase):
             self.skipTest("only the main thread is interrupted by signals")
         if not hasattr(signal, "pthread_kill"):
             self.skipTest("a signal wakes no waiting thread here")
-        handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-        self.addCleanup(signal.signal, signal.SIGINT, handler)
-        main, entered, caught = threading.get_ident(), threading.Event(), threading.Event()
+
+        def interrupt(*_):
+            if not interrupted.is_set():
+                interrupted.set()
+                raise KeyboardInterrupt
+
+        self.addCleanup(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, interrupt))
+        main, entered, interrupted = threading.get_ident(), threading.Event(), threading.Event()
+        caught = threading.Event()
         self.addCleanup(caught.set)
+        self.addCleanup(interrupted.set)
 
         def step(request):
             entered.set()
             self.connect_until_refused(server)
-            signal.pthread_kill(main, signal.SIGINT)
+            # A signal is lost on a thread that is just about to wait.
+            while not interrupted.wait(0.05):
+                signal.pthread_kill(main, signal.SIGINT)
             caught.wait(PATIENCE)
             return 200
 
@@ -12246,16 +12255,20 @@ class LifeCycleTest(ServerTestCase):
         script = """
         import os, signal, socket, threading
         from feedtestserver import FeedTestServer
-        server, begun = FeedTestServer(), threading.Event()
+        server, begun, signalled = FeedTestServer(), threading.Event(), threading.Event()
         def respond(request):
             begun.set()
             while server.ready:
                 pass
-            os.kill(os.getpid(), signal.SIGUSR1)
+            # The first stop() waits for this function until the second one has begun.
+            while not signalled.wait(0.05):
+                os.kill(os.getpid(), signal.SIGUSR1)
             return 204
         def stop(*arguments):
-            server.stop()
-            print("stopped")
+            if not signalled.is_set():
+                signalled.set()
+                server.stop()
+                print("stopped")
         signal.signal(signal.SIGUSR1, stop)
         server.directory = "."
         server.start()
