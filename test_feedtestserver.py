@@ -4003,11 +4003,11 @@ class CertificateTest(ServerTestCase):
             self.assertLess(serial[0], 128)
 
     def test_each_process_has_a_ca_of_its_own(self):
-        done = run(
-            "-c",
-            "from feedtestserver import FeedTestServer\n"
-            "with FeedTestServer('data') as server: print(open(server.ca_file).read())",
-        )
+        done = run_script("""
+        from feedtestserver import FeedTestServer
+        with FeedTestServer("") as server, open(server.ca_file) as file:
+            print(file.read())
+        """)
         theirs = self.parsed(ssl.PEM_cert_to_DER_cert(done.stdout.strip()))
         for part in ("serial", "subject", "key"):
             self.assertNotEqual(theirs[part], self.authority()[part])
@@ -7495,7 +7495,7 @@ class TlsTest(TlsTestCase):
         hello = hello_for("a.example")
         threads, descriptors = set(threading.enumerate()), open_descriptors()
         server = self.serve()
-        for number in range(500):
+        for number in range(200):
             sent = bytearray(hello if number % 2 else chance.randbytes(40))
             for _ in range(chance.randrange(4)):
                 sent[chance.randrange(len(sent))] = chance.randrange(256)
@@ -7655,7 +7655,7 @@ class TlsTest(TlsTestCase):
             "    server.ca_file\n"
             "print('certificate' in made, 'tempfile.mkstemp' in made)\n"
         )
-        done = run("-B", "-c", code)
+        done = run_script(code)
         self.assertEqual((done.stdout, done.stderr), ("True True\n", ""))
 
 
@@ -9145,10 +9145,8 @@ class InterceptionTest(AnyHostTestCase):
         server = self.serve(self.FILES)
         code = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1]).read())"
         with server.intercept():
-            for url, body in ((self.URL, "<rss/>"), ("https://example.com/moved.xml", "<new/>")):
-                with self.subTest(url):
-                    done = run("-c", code, url)
-                    self.assertIn(body, done.stdout, done.stderr)
+            done = run("-c", code, "https://example.com/moved.xml")
+            self.assertIn("<new/>", done.stdout, done.stderr)
 
     def test_the_innermost_counts(self):
         before = self.places()
@@ -9433,6 +9431,7 @@ class InterceptionTest(AnyHostTestCase):
         folder = self.make_directory(self.FILES)
         code = (
             "import ipaddress, socket, sys, urllib.request, http.client, asyncio, feedtestserver\n"
+            "import warnings; warnings.simplefilter('error')\n"
             "def hook(event, arguments):\n"
             "    if event in ('socket.connect', 'socket.sendto', 'socket.bind'):\n"
             "        events.append((event, arguments[1][0]))\n"
@@ -9471,7 +9470,7 @@ class InterceptionTest(AnyHostTestCase):
             "for event, host in events:\n"
             "    assert ipaddress.ip_address(host).is_loopback, (event, host)\n"
         )
-        done = run("-W", "error", "-c", code, str(folder))
+        done = run_script(code, folder)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
 
 
@@ -10817,7 +10816,8 @@ class ResolveTest(AnyHostTestCase):
     def test_nothing_leaves_the_machine_whatever_is_found(self):
         code = """
         import asyncio, contextlib, ipaddress, socket, sys, urllib.request, http.client
-        import feedtestserver
+        import feedtestserver, warnings
+        warnings.simplefilter("error")
         events = []
         def hook(event, arguments):
             if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
@@ -10883,7 +10883,7 @@ class ResolveTest(AnyHostTestCase):
                 ipaddress.ip_address(host.partition("%")[0])
         print(len(events) > 20)
         """
-        done = run("-W", "error", "-c", textwrap.dedent(code))
+        done = run_script(code)
         self.assertEqual((done.stderr, done.stdout), ("", "[]\nTrue\nTrue\n"))
 
 
