@@ -6,16 +6,19 @@ Trials are chosen by their names; without any, all are run, and after --but all 
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import gc
 import http.client
 import itertools
+import json
 import math
 import multiprocessing
 import os
 import pathlib
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -37,6 +40,8 @@ PYTHON = [sys.executable, "-X", "dev", "-W", "error"]
 PATIENCE = 60.0  # seconds; only a broken server makes anybody wait so long
 GROWTH = 2048  # KiB by which a process may grow whatever it does
 os.environ["no_proxy"] = "*"  # a proxy for the outer world is not for these fetches
+
+GET = b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n"
 
 TRIALS: dict[str, Callable[[], None]] = {}
 
@@ -97,16 +102,85 @@ def one_after_the_other() -> None:
 
 
 @trial
-def with_https_for_every_host() -> None:
+def with_https_and_look_ups() -> None:
     def run(servers: int) -> None:
-        for _ in range(servers):
-            with FeedTestServer(DATA) as server, server.intercept():
-                server.respond("https://example.com/feed.xml", b"<rss/>")
-                urllib.request.urlopen("https://example.com/feed.xml").close()
+        for number in range(servers):
+            with FeedTestServer(DATA) as server, server.intercept(proxy=number % 2 == 0):
+                meet_everything(server)
+
+    run(50)
+    with leaving_nothing("100 that were the whole Web: good and bad handshakes and look-ups"):
+        run(100)
+
+
+def meet_everything(server: FeedTestServer) -> None:
+    """Fetch with and without a client certificate; then fail in each way that there is."""
+    plain, showing = (ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) for _ in range(2))
+    showing.load_cert_chain(server.client_certificate())
+    url = "https://example.com/feed.xml"
+    server.respond(url, b"<rss/>")
+
+    def fail() -> None:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(url, timeout=0.05, context=plain).close()
+            raise AssertionError("it was fetched")
+
+    urllib.request.urlopen(url, timeout=PATIENCE, context=plain).close()
+    server.client_certificates = "required"
+    urllib.request.urlopen(url, timeout=PATIENCE, context=showing).close()
+    fail()
+    server.client_certificates, server.certificate = "none", "expired"
+    fail()
+    server.certificate = "valid"
+    for server.handshake in ("reset", "close", "stall"):
+        fail()
+    server.handshake = "complete"
+    for answer in ("unknown", "refused", "silent"):
+        server.resolve("example.com", answer)
+        fail()
+
+
+@trial
+def down_and_back() -> None:
+    def run(times: int) -> None:
+        with FeedTestServer(DATA) as server:
+            server.respond("/x", Response(bytes(1000), pause=["9999 at 50%"]))
+            for _ in range(times):
+                address = "127.0.0.1", server.port
+                with (
+                    socket.create_connection(address, PATIENCE),
+                    socket.create_connection(address, PATIENCE) as paused,
+                ):
+                    paused.sendall(GET % b"x")
+                    assert paused.recv(1000)
+                    with server.down(), socket.socket() as refused:
+                        assert refused.connect_ex(address)
+                fetch(server.port)
+            server.clear()  # or the record would grow
 
     run(100)
-    with leaving_nothing("500 that were the whole Web, in HTTPS"):
+    with leaving_nothing("a server that was down 500 times"):
         run(500)
+
+
+@trial
+def on_the_command_line() -> None:
+    """Each line is an object, whoever asks at once, and none is missing."""
+    command = [*PYTHON, "-m", "feedtestserver", str(DATA), "--port", "0", "--json"]
+    requests = 16 * 100
+    with subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        port = int(json.loads(process.stdout.readline())["url"].rstrip("/").rpartition(":")[2])
+        lines: list[str] = []
+        reading = threading.Thread(target=lines.extend, args=[process.stdout])
+        reading.start()
+        run_at_once([lambda: [fetch(port) for _ in range(requests // 16)]] * 16)
+        process.terminate()
+        reading.join(PATIENCE)
+        assert process.wait(PATIENCE) == 0
+    kinds = collections.Counter(kind for line in lines for kind in json.loads(line))
+    print(f"--json: {dict(kinds)}")
+    assert kinds["request"] == requests
 
 
 @trial
@@ -283,7 +357,6 @@ def never_stopped() -> None:
 
 # How long stop() takes
 
-GET = b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n"
 HELLO = hello_for("example.com")
 ANSWERS: dict[str, Step] = {
     "/large": Response(bytes(20_000_000)),
@@ -305,17 +378,26 @@ CONNECTIONS = {
     "streaming": (20, GET % b"streaming"),
     "half a handshake": (25, HELLO[:100]),
     "hello, and no more": (25, HELLO),
+    "stalled handshake": (25, HELLO),
+    "tunnel": (25, b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n"),
 }
 LIMIT = 50  # milliseconds that stop() may take, but for one in a hundred
 TIMES_FLOOR = 3  # or so many times what bare threads take, where the machine is busy
 
 
-def connections_to(port: int, kinds: Iterable[str]) -> list[socket.socket]:
+def connections_to(server: FeedTestServer, kinds: Iterable[str]) -> list[socket.socket]:
+    """Open them, and return once the server has read what they have sent."""
     connections = []
-    for number, sent in map(CONNECTIONS.__getitem__, kinds):
+    for kind in kinds:
+        number, sent = CONNECTIONS[kind]
+        server.handshake = "stall" if kind == "stalled handshake" else "complete"
         for _ in range(number):
-            connections.append(socket.create_connection(("127.0.0.1", port), PATIENCE))
+            address = "127.0.0.1", server.port
+            connections.append(socket.create_connection(address, PATIENCE))
             connections[-1].sendall(sent)
+        if sent.startswith(b"GET /") and sent.endswith(b"\r\n\r\n"):
+            server.wait_for_request(sent.split()[1].decode(), times=number, timeout=PATIENCE)
+        fetch(server.port)  # its connection is accepted and read after the others
     return connections
 
 
@@ -354,16 +436,10 @@ def time_of_stop(kinds: Iterable[str], way: Way, arrivals: Arrivals) -> float:
     server.stop()  # which does nothing yet
     for path, answer in ANSWERS.items():
         server.respond(path, answer)
+    server.respond("https://a.example/", b"")  # opens a tunnel
     server.start()
     stop = way(server)
-    connections = connections_to(server.port, kinds)
-    asked = [kind for kind in kinds if CONNECTIONS[kind][1].endswith(b"\r\n\r\n")]
-    requests = sum(CONNECTIONS[kind][0] for kind in asked)
-    assert server._httpd
-    deadline = time.monotonic() + PATIENCE
-    while len(server._httpd.connections) < len(connections) or len(server.requests) < requests:
-        assert time.monotonic() < deadline, f"of {len(connections)} connections some are not served"
-        time.sleep(0.001)
+    connections = connections_to(server, kinds)
     arrivals.at(server.port)
     begin = time.perf_counter()
     stop()
@@ -431,12 +507,23 @@ def by_quit(server: FeedTestServer) -> Callable[[], None]:
     return by_request(server, b"QUIT / HTTP/1.0\r\n\r\n")
 
 
+def by_down(server: FeedTestServer) -> Callable[[], None]:
+    """Not for good, but the connections have ended then, too."""
+
+    def down() -> None:
+        with server.down():
+            pass
+
+    return down
+
+
 Way = Callable[[FeedTestServer], Callable[[], None]]
 WAYS: dict[str, Way] = {
     "stop()": by_itself,
     "ten threads": by_ten_threads,
     "a callable": by_a_callable,
     "QUIT": by_quit,
+    "down()": by_down,
 }
 
 
