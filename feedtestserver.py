@@ -2905,9 +2905,9 @@ def _directives_of(directory: str, name: str, data: bytes) -> Directives:
     path = _path_of(directory, name)
     if os.path.isfile(path + _SIDECAR):
         path += _SIDECAR
-        directives = Directives(path, _sidecar_lines(pathlib.Path(path).read_bytes()))
+        directives = Directives(path, pathlib.Path(path).read_bytes(), is_sidecar=True)
     else:
-        directives = Directives(path, _comment_lines(data), prose=True)
+        directives = Directives(path, data)
     if directives.next:
         beside, count, line = directives.next
         following = f"{name[: name.rfind('/') + 1]}{beside}"
@@ -3098,14 +3098,14 @@ class Directives(Headers):
 
     next: Optional[_Next] = None
 
-    def __init__(self, source: str, lines: Iterable[tuple[int, str]], prose: bool = False) -> None:
-        """Read numbered lines, among which there may be ``prose``, as in a comment."""
+    def __init__(self, source: str, data: bytes, is_sidecar: bool = False) -> None:
+        """Read a sidecar, or the comments of a fixture, in which there may be prose."""
         self.source = source
         self.arguments: dict[str, Any] = {}
         self.errors: list[DirectiveError] = []
         self._lines: list[tuple[str, str]] = []
         super().__init__(self._lines)
-        for number, line in lines:
+        for number, line in _numbered_lines(data, is_sidecar):
             match = _DIRECTIVE.fullmatch(line)
             try:
                 if match:
@@ -3113,7 +3113,7 @@ class Directives(Headers):
                     if "next" in self.arguments and not self.next:
                         self.next = (*self.arguments["next"], number)
                     self._lines.append((match.group(1).rstrip(" \t"), match.group(2)))
-                elif line and not prose:
+                elif line and is_sidecar:
                     right = "KEY: VALUE, such as 'Status: 404' or 'Header: Age: 60'"
                     raise ValueError(f"found {_shown_text(line)}; a line of a sidecar is {right}")
             except ValueError as error:
@@ -3134,35 +3134,26 @@ def parse_directives(data: bytes, source: str = "") -> Directives:
     value for what can have one only, a key that looks like a typo of a known one, and a key that is
     the name of a common response field.
     """
-    return Directives(source, _comment_lines(data), prose=True).checked()
+    return Directives(source, data).checked()
 
 
 # Directives: the grammar
 
 _COMMENTS_BEGIN_WITHIN = 4096  # bytes of a fixture in which a comment with directives begins
-_MARKUP = re.compile(rb"<!--|<!\[CDATA\[")
+#: A comment or a CDATA section, to the end of the file where it has none.
+_MARKUP = re.compile(rb"(?s)<!--(.*?)(-->|\Z)|<!\[CDATA\[.*?(\]\]>|\Z)")
 _DIRECTIVE = re.compile(rf"({_TOKEN.pattern}[ \t]*):[ \t]*(.*)", re.DOTALL)
 _XML_ENCODING = r"<\?xml[^>]*?encoding\s*=\s*[\"']([A-Za-z][A-Za-z0-9._-]*)"
-#: What texts begin with that are not like ASCII: a byte order mark, or markup (XML, appendix F).
-_UNLIKE_ASCII = {
-    "utf-32-be": (b"\x00\x00\xfe\xff", b"\x00\x00\x00<"),
-    "utf-32-le": (b"\xff\xfe\x00\x00", b"<\x00\x00\x00"),
-    "utf-16-be": (b"\xfe\xff", b"\x00<"),
-    "utf-16-le": (b"\xff\xfe", b"<\x00"),
-    "cp037": (b"\x4c\x6f\xa7\x94",),  # "<?xm" in EBCDIC
-}
 
 
 def _codec(data: bytes) -> str:
-    """The codec of a text; UTF-8 for all that is like ASCII."""
-    for codec, beginnings in _UNLIKE_ASCII.items():
-        if data.startswith(beginnings):
-            return codec if codec != "cp037" else _ebcdic(data)
-    return "utf-8"
-
-
-def _ebcdic(data: bytes) -> str:
-    """The code page that an XML declaration in EBCDIC names; the letters of all are the same."""
+    """The codec of a text; UTF-8 for all that is like ASCII (XML, appendix F)."""
+    for codec in ("utf-32-be", "utf-32-le", "utf-16-be", "utf-16-le"):
+        if data.startswith(("\ufeff".encode(codec), "<".encode(codec))):
+            return codec
+    if not data.startswith("<?xm".encode("cp037")):
+        return "utf-8"
+    # EBCDIC; the declaration, whose letters are the same in all code pages, names the one.
     named = re.match(_XML_ENCODING, data[:_COMMENTS_BEGIN_WITHIN].decode("cp037"))
     with contextlib.suppress(LookupError, UnicodeError):
         if named and "<?xml".encode(named.group(1)) == data[:5]:
@@ -3173,58 +3164,48 @@ def _ebcdic(data: bytes) -> str:
 def _like_ascii(data: bytes) -> bytes:
     """A text in UTF-8 if it is not like ASCII; any other as it is, so that no byte is lost."""
     codec = _codec(data)
-    if codec == "utf-8":
-        return data
-    text = data.decode(codec, "replace")
-    if not codec.startswith("utf"):
-        text = text.replace("\x85", "\n")  # EBCDIC's own newline
-    return text.encode()
+    if codec != "utf-8":
+        data = data.decode(codec, "replace").replace("\x85", "\n").encode()  # EBCDIC's newline
+    return data.removeprefix(codecs.BOM_UTF8)
 
 
 def _comments(data: bytes) -> Iterator[tuple[int, Optional[bytes]]]:
     """The comments that begin early enough, each with its line; None for one without an end."""
-    limit = len(_like_ascii(data[:_COMMENTS_BEGIN_WITHIN]))
-    data, end = _like_ascii(data), 0
-    for opening in _MARKUP.finditer(data, 0, limit + len("![CDATA[")):
-        if end <= opening.start() < limit:
-            start, is_comment = opening.end(), opening.group() == b"<!--"
-            end = data.find(b"-->" if is_comment else b"]]>", start)
-            if end < 0:
-                yield 0, None
-                return
-            if is_comment:
-                yield len(data[:start].splitlines()), data[start:end]
+    limit, data = len(_like_ascii(data[:_COMMENTS_BEGIN_WITHIN])), _like_ascii(data)
+    for markup in _MARKUP.finditer(data):
+        comment, end_of_comment, end_of_cdata = markup.groups()
+        if markup.start() >= limit:
+            return
+        if not (end_of_comment or end_of_cdata):
+            yield 0, None
+        elif end_of_comment:
+            yield len(data[: markup.start(1)].splitlines()), comment
 
 
-def _comment_lines(data: bytes) -> Iterator[tuple[int, str]]:
-    """The lines of a fixture's comments, each with its number in the file."""
-    for number, comment in _comments(data):
-        yield from _logical_lines(comment or b"", number)
+def _numbered_lines(data: bytes, is_sidecar: bool) -> Iterator[tuple[int, str]]:
+    """The lines of a sidecar, or of a fixture's comments, each with its number in the file."""
+    parts = [(0, b"\n" + _like_ascii(data))] if is_sidecar else _comments(data)
+    for start, part in parts:
+        yield from _logical_lines(part or b"", start)
 
 
-def _sidecar_lines(data: bytes) -> Iterator[tuple[int, str]]:
-    """The lines of a sidecar, each with its number."""
-    return _logical_lines(b"\n" + _like_ascii(data).removeprefix(codecs.BOM_UTF8), 0)
-
-
-def _logical_lines(part: bytes, number: int) -> Iterator[tuple[int, str]]:
+def _logical_lines(part: bytes, start: int) -> list[tuple[int, str]]:
     """The lines of a part of a file, with their continuations, each with its number.
 
-    ``number`` is that of the first line. That one may follow "<!--", so it does not count for the
+    ``start`` is the number of the first one. That may follow "<!--", so it does not count for the
     indentation that the lines have in common, which is removed. Bytes that are not UTF-8 are kept
     as surrogates.
     """
     text = b"\n".join(part.splitlines()).decode("utf-8", "surrogateescape")
     first, _, rest = text.partition("\n")
-    parts = [first.strip(" \t")]
-    for next_number, line in enumerate(textwrap.dedent(rest).split("\n"), number + 1):
-        text = line.strip(" \t")
-        if text and parts[0] and line[0] in " \t" and not re.match(_KNOWN_KEY, text):
-            parts.append(text)
+    found = [(start, [first.strip(" \t")])]
+    for number, line in enumerate(textwrap.dedent(rest).split("\n"), start + 1):
+        text, before = line.strip(" \t"), found[-1][1]
+        if text and before[0] and line[0] in " \t" and not re.match(_KNOWN_KEY, text):
+            before.append(text)
         else:
-            yield number, " ".join(parts)
-            number, parts = next_number, [text]
-    yield number, " ".join(parts)
+            found.append((number, [text]))
+    return [(number, " ".join(words)) for number, words in found]
 
 
 # Directives: the table
@@ -6486,7 +6467,7 @@ def _errors_in(directory: str, name: str) -> Iterator[object]:
             yield from _directives_of(directory, name, _read_beginning(path)[0]).errors
         elif not os.path.isfile(fixture):
             yield f"{path}: there is no {fixture} beside it"
-            yield from Directives(path, _sidecar_lines(pathlib.Path(path).read_bytes())).errors
+            yield from Directives(path, pathlib.Path(path).read_bytes(), is_sidecar=True).errors
     except OSError as error:
         yield error
 
@@ -6541,7 +6522,7 @@ def _recorded_lines(response: Any) -> bytes:
             value = re.sub("\r?\n[ \t]+", " ", value).strip(" \t")  # what was folded
             lines.append(f"Header: {name}: {value}".rstrip(" "))
     sidecar = ("\n".join(lines) + "\n").encode("latin-1")
-    Directives("the response", _sidecar_lines(sidecar)).checked()
+    Directives("the response", sidecar, is_sidecar=True).checked()
     return sidecar
 
 
