@@ -788,9 +788,7 @@ class _Site:
         #: Responds, if it can, where neither a step nor a fixture does; called with the folder.
         self.listing: Callable[[Request, str], Optional[Response]] = lambda request, folder: None
         self.names = _Names()
-        self._numbers = itertools.count()
-        self._exact: dict[tuple[Any, ...], _Script] = {}
-        self._patterns: dict[tuple[Any, ...], _Script] = {}
+        self._scripts: dict[tuple[Any, ...], _Script] = {}  # by the key of their address
         #: By host, path and first fixture: which one Next has led on from, and responses since.
         self._lives: dict[tuple[str, str, str], tuple[str, int]] = {}
         # The last turn of the server, and the fixtures that were looked up in it.
@@ -803,16 +801,15 @@ class _Site:
             if not callable(step):
                 self.response(step)
         with self._lock:
-            scripts = self._patterns if address.is_pattern else self._exact
-            scripts.pop(address.key, None)  # of two patterns the one given last comes last
-            scripts[address.key] = _Script(next(self._numbers), address, steps)
+            self._scripts.pop(address.key, None)  # the one given last comes last
+            self._scripts[address.key] = _Script(address, steps)
 
     def clear(self) -> None:
         """Forget the scripted steps, what look-ups find, and where Next has led."""
         self.names.clear()
         with self._lock:
-            for forgotten in (self._exact, self._patterns, self._lives):
-                forgotten.clear()
+            self._scripts.clear()
+            self._lives.clear()
 
     @property
     def intercepting(self) -> bool:
@@ -822,8 +819,7 @@ class _Site:
     def scripts(self) -> list[_Script]:
         """The steps for each address, in order: a snapshot."""
         with self._lock:
-            scripts = [*self._exact.values(), *self._patterns.values()]
-        return sorted(scripts, key=lambda script: script.number)
+            return list(self._scripts.values())
 
     def unused(self, once: bool = False) -> list[str]:
         """A sentence for each step that no request has taken; with ``once``, not again later."""
@@ -834,7 +830,7 @@ class _Site:
 
         Each is taken only when those before it have passed.
         """
-        if not (self._exact or self._patterns):
+        if not self._scripts:
             return ()
         return (self._take(script, request) for script in self._matching(request))
 
@@ -856,11 +852,8 @@ class _Site:
 
     def _matching(self, request: Request) -> list[_Script]:
         """The scripts for a request, the best match first."""
-        with self._lock:
-            found = [self._exact[key] for key in _keys(request) if key in self._exact]
-            patterns = list(self._patterns.values())
-        patterns = [script for script in reversed(patterns) if script.address.covers(request)]
-        return found + sorted(patterns, key=lambda script: script.address.rank, reverse=True)
+        found = [script for script in reversed(self.scripts()) if script.address.covers(request)]
+        return sorted(found, key=lambda script: script.address.rank, reverse=True)
 
     def _take(self, script: _Script, request: Request) -> Step:
         with self._lock:
@@ -988,7 +981,7 @@ class _Site:
             raise ValueError(f"found the URL {given!r:.80}; its scheme must be http or https")
         origin, rest = _parted(given)
         origin = "" if self._is_own(origin) else origin
-        return _Address(given, *(("*", "") if given == "*" else (origin, rest)), method)
+        return _Address(given, *(("*", "*") if given == "*" else (origin, rest)), method)
 
     def origin_of(self, head: _Head, scheme: str, tunnel: Optional[Request]) -> str:
         """The origin that a request is for; "" if it is the server itself.
@@ -1025,8 +1018,8 @@ class _Site:
 class _Script:
     """The steps for one address; each is taken once, the last one again and again."""
 
-    def __init__(self, number: int, address: _Address, steps: Sequence[Step]) -> None:
-        self.number, self.address, self.steps = number, address, steps
+    def __init__(self, address: _Address, steps: Sequence[Step]) -> None:
+        self.address, self.steps = address, steps
         #: How many of the steps were taken, and how many unused() looks at.
         self.taken, self.expected = 0, len(steps)
 
@@ -2541,9 +2534,8 @@ def _chunk_size(line: str) -> int:
 
 # Addresses: URLs and patterns of them, as they are compared
 
-#: Regular expressions for a ``*`` in a host, in a path, in a parameter, and anywhere.
-_IN_HOST, _IN_PATH = r"(?:\[[^/]*\]|[^/:\[]*?)", r"[^?]*?"
-_IN_PARAMETER, _ANYWHERE = r"[^&]*?", r".*?"
+#: The regular expression for a ``*`` in a host, which matches neither a port nor a slash.
+_IN_HOST = r"(?:\[[^/]*\]|[^/:\[]*?)"
 #: What _normal() looks at: encoded bytes, and characters that no URI may hold (RFC 3986 2).
 _NOT_NORMAL = re.compile(r"%[0-9A-Fa-f]{2}|[^!#$&-;=?@A-Z\[\]_a-z~]")
 
@@ -2557,11 +2549,11 @@ class _Address:
 
     def __init__(self, given: str, origin: str, rest: str, method: Optional[str]) -> None:
         path, mark, query = rest.partition("#")[0].partition("?")
-        path = _normal(path if path.startswith("/") or origin == "*" else f"/{path}")
-        self.given, self.origin, self.method = given, origin, method
+        path = _normal(path if path.startswith("/") or given == "*" else f"/{path}")
+        self.given, self.method = given, method
         self.is_pattern = "*" in f"{origin}{path}{query}"
         self.query = _parameters(query, "[=*]" if self.is_pattern else "=") if mark else None
-        self.key = f"{origin}{path}", self.query, method
+        self.key = origin, path, self.query, method
         # Also where that is the server itself, whose origin is "".
         self.is_https = given.lower().startswith("https:")
         is_host = self.is_https and self.query is None and path.replace("*", "") == "/"
@@ -2569,42 +2561,30 @@ class _Address:
             words = "the https URL of a host, such as 'https://a.example'"
             raise ValueError(f"found {given!r:.80} with the method CONNECT; it takes {words}")
         self.is_host_alone = method != "CONNECT" and re.fullmatch("(?i)https?://[^/?#]+/?", given)
-        #: Of the patterns that match, the one with the highest rank responds.
-        self.rank = self.query is not None, method is not None
-        self._has_origin: Callable[[str], object] = origin.__eq__
-        if self.is_pattern:
-            host = (origin, _ANYWHERE if origin == "*" else _IN_HOST)
-            self._has_origin = _glob(host)
-            self._has_parameters = [_glob((each, _IN_PARAMETER)) for each in self.query or ()]
-            #: Whether one of the subjects of a request fits, but for the query; and which one.
-            self.may_fit = _glob(host, (path, _IN_PATH), ("?", ""), end="")
-            self.has_any_host = "*" in origin
+        #: Of the addresses that match, the one with the highest rank responds.
+        is_exact = not self.is_pattern
+        self.rank = is_exact, is_exact and origin != "", self.query is not None, method is not None
+        self._has_origin = _glob(origin, ".*?" if origin == "*" else _IN_HOST)
+        self._has_path = _glob(path)
+        # What is compared of a parameter ``a`` is ``a=``, which a pattern ``*a`` fits as well.
+        self._has_parameters = [
+            _glob(each, end=r"\Z" if "=" in each else r"=?\Z") for each in self.query or ()
+        ]
 
     def __str__(self) -> str:
         return f"{self.given!r}, method={self.method!r}" if self.method else repr(self.given)
 
     def covers(self, request: Request) -> bool:
         """Whether a request matches; without a method, any but CONNECT and QUIT."""
-        if not self.is_pattern:
-            return self.key in _keys(request)
         if self.method != request.method and (self.method or request.method in _FOR_THE_SERVER):
             return False
-        if not self.may_fit(request.subjects[self.has_any_host]):
+        if not (self._has_path(request.head.normal_path) and self.is_at(request)):
             return False
         return self.query is None or _can_pair(self._has_parameters, request.head.parameters)
 
     def is_at(self, request: Request) -> bool:
         """Whether the host of a request is this one, or fits the pattern."""
         return any(map(self._has_origin, request.origins))
-
-
-def _keys(request: Request) -> Iterator[tuple[Any, ...]]:
-    """The keys of the exact addresses that match a request, the best first."""
-    methods = [request.method] if request.method in _FOR_THE_SERVER else [request.method, None]
-    for origin in request.origins:
-        for query in (request.head.parameters, None):
-            for method in methods:
-                yield f"{origin}{request.head.normal_path}", query, method
 
 
 def _normal(text: str) -> str:
@@ -2626,36 +2606,33 @@ def _parameters(query: str, complete: str = "=") -> tuple[str, ...]:
 def _can_pair(patterns: Sequence[Callable[[str], object]], texts: Sequence[str]) -> bool:
     """Whether patterns and texts can be paired, each pattern with a text that it fits.
 
-    By Kuhn's algorithm. A text ``a=`` fits what ``a`` fits as well.
+    By Kuhn's algorithm.
     """
     taken: dict[int, int] = {}  # the pattern of each text
 
     def find(pattern: int, tried: set[int]) -> bool:
         """Find a text for a pattern, moving another pattern if need be."""
-        fits = patterns[pattern]
-        mine = [at for at, text in enumerate(texts) if fits(text) or fits(text.removesuffix("="))]
-        for text in sorted(set(mine) - tried, key=taken.__contains__):  # the free ones first
-            tried.add(text)
-            if text not in taken or find(taken[text], tried):
-                taken[text] = pattern
-                return True
+        for text in sorted(range(len(texts)), key=taken.__contains__):  # the free ones first
+            if text not in tried and patterns[pattern](texts[text]):
+                tried.add(text)
+                if text not in taken or find(taken[text], tried):
+                    taken[text] = pattern
+                    return True
         return False
 
     return len(patterns) == len(texts) and all(find(each, set()) for each in range(len(patterns)))
 
 
-def _glob(*parts: tuple[str, str], end: str = r"\Z") -> Callable[[str], object]:
-    """A function that tells whether a text, or its beginning, matches a pattern.
+def _glob(pattern: str, star: str = ".*?", end: str = r"\Z") -> Callable[[str], object]:
+    """A function that tells whether a text matches a pattern, given what a ``*`` in it stands for.
 
-    The pattern is in parts, each with the expression that a ``*`` in it stands for. Once what
-    follows a ``*`` has matched, no other match is tried (an atomic group; ``re`` has them from
-    Python 3.11), so the time is linear.
+    Once what follows a ``*`` has matched, no other match is tried (an atomic group; ``re`` has
+    them from Python 3.11), so the time is linear.
     """
-    stars = [star for part, star in parts for _ in range(part.count("*"))]
-    pieces = [re.escape(piece) for piece in "".join(part for part, _ in parts).split("*")]
+    pieces = [re.escape(piece) for piece in pattern.split("*")]
     pieces[-1] += end
     expression = pieces[0]
-    for number, (star, piece) in enumerate(zip(stars, pieces[1:])):
+    for number, piece in enumerate(pieces[1:]):
         expression += f"(?=(?P<p{number}>{star}{piece}))(?P=p{number})"
     return re.compile(f"(?s){expression}").match
 
@@ -2694,11 +2671,9 @@ def _parted(url: str) -> tuple[str, str]:
 
 def _host_and_port(origin: str) -> tuple[str, int]:
     """The host of an origin, without the brackets of IPv6, and its port, maybe the default one."""
-    scheme, _, authority = origin.partition("://")
-    host, colon, port = authority.rpartition(":")
-    if not (colon and port.isdigit()):
-        host, port = authority, {"https": "443"}.get(scheme, "80")
-    return host.strip("[]"), int(port)
+    parts = urllib.parse.urlsplit(origin)
+    default = 443 if parts.scheme == "https" else 80
+    return parts.hostname or "", default if parts.port is None else parts.port
 
 
 # Fixture lookup: from a URL to a file, safely, and to its response
@@ -3958,12 +3933,6 @@ class Request:
     def origins(self) -> list[str]:
         """Those that an address may have: what was asked for, and "" for the server itself."""
         return [self._asked_origin] if self.origin else [self._asked_origin, ""]
-
-    @functools.cached_property
-    def subjects(self) -> list[str]:
-        """What patterns are matched with: without the origin of the server itself, and with it."""
-        rest = f"{self.head.normal_path}?{'&'.join(self.head.parameters)}"
-        return [f"{self.origin}{rest}", f"{self._asked_origin}{rest}"]
 
     @property
     def shown(self) -> str:
@@ -5368,7 +5337,7 @@ class _Names:
         name = _host_name(_as_text(host))
         with self.lock:
             patterns = (each for each in reversed(self._answers) if "*" in each)
-            fitting = (each for each in patterns if _glob((each, _IN_HOST))(name))
+            fitting = (each for each in patterns if _glob(each)(name))
             given = name if name in self._answers else next(fitting, None)
             if given is None:
                 return None
