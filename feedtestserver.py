@@ -467,8 +467,8 @@ class FeedTestServer(threading.Thread):
             return []
         files = filter(os.path.isfile, sorted(pathlib.Path(self.directory).glob(pattern)))
         names = [file.relative_to(self.directory).as_posix() for file in files]
-        root = _root(self.directory)
-        listed = [name for name in names if "/." not in f"/{name}" and _may_be_served(root, name)]
+        names = [name for name in names if "/." not in f"/{name}"]
+        listed = [name for name in names if _may_be_served(self.directory, name)]
         return [Fixture(self, name) for name in listed]
 
     # HTTPS
@@ -740,8 +740,7 @@ class Fixture:
     @property
     def directives(self) -> Directives:
         """Its directives, read anew each time; raises DirectiveError for a wrong one."""
-        data, _ = _read_beginning(str(self.path))
-        return _directives_of(self._server.directory, self.name, data).checked()
+        return _read(self._server.directory, self.name)[0].checked()
 
 
 def _remove(files: dict[str, str], owner: int) -> None:
@@ -2434,8 +2433,7 @@ def _request_line(line: str) -> tuple[str, str, str]:
     if match is None:
         found = f"malformed request line {line[:80]!r}"
         raise _Refusal(400, f"{found}; expected METHOD SP TARGET SP HTTP/1.1 (RFC 9112 3)")
-    method, target, version = match.groups()
-    return method, target, version
+    return match[1], match[2], match[3]
 
 
 def _field(line: str, number: int) -> tuple[str, str]:
@@ -2699,10 +2697,8 @@ _SMALL = 64 * 1024
 _MUCH = 1_000_000
 #: Larger files are read in such blocks, for each client anew.
 _BLOCK = 256 * 1024
-#: Names of fixtures that are looked at for the nearest one, and those of them that are compared.
-_SOME_NAMES, _FEW_NAMES = 500, 50
-#: Fixtures whose responses are kept.
-_MAX_LOADED = 16384
+#: Names of fixtures that are looked at for the nearest one.
+_SOME_NAMES = 500
 
 
 def _quote(path: str) -> str:
@@ -2730,25 +2726,23 @@ def _path_of(directory: str, name: str) -> str:
     return f"{directory}{os.sep}{name.replace('/', os.sep)}"
 
 
-def _some_names(directory: str, is_deep: bool = True) -> dict[str, str]:
-    """Names of fixtures, and how they are shown: looking at all in a large directory takes long.
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    """What is in a folder, and in those in it that are not hidden, one after the other."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry
+            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+                yield from _entries(entry.path)
 
-    With ``is_deep``, those in its folders as well.
-    """
-    names, left = {}, _SOME_NAMES
-    folders = [directory] if directory else []
-    for folder in folders:  # as those below are added
-        left -= 1
-        with contextlib.suppress(OSError), os.scandir(folder) as entries:
-            for entry in itertools.islice(entries, max(0, left)):
-                left -= 1
-                if entry.name.startswith(".") or _is_sidecar(entry.name):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    folders += [entry.path] if is_deep else []
-                elif entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path):
-                    name = entry.path[len(directory) :].lstrip(os.sep).replace(os.sep, "/")
-                    names[name] = repr(name)
+
+def _some_names(directory: str) -> dict[str, str]:
+    """Names of fixtures, and how they are shown: a large directory is not looked at as a whole."""
+    names = {}
+    for entry in itertools.islice(_entries(directory), _SOME_NAMES):
+        is_listed = not (entry.name.startswith(".") or _is_sidecar(entry.name))
+        if is_listed and os.path.isfile(entry.path):
+            name = entry.path[len(directory) :].lstrip(os.sep).replace(os.sep, "/")
+            names[name] = repr(name)
     return names
 
 
@@ -2756,45 +2750,38 @@ def _nearest(wanted: str, names: Mapping[str, str]) -> str:
     """What to say of the nearest of these names, given with how they are shown."""
     letters = set(wanted)
 
-    def difference(name: str) -> int:  # cheaper than difflib's
+    def difference(name: str) -> int:
         return len(letters.symmetric_difference(name)) + abs(len(name) - len(wanted))
 
-    some = heapq.nsmallest(_FEW_NAMES, names, difference)
+    some = heapq.nsmallest(50, names, difference)  # as difflib takes its time
     nearest = difflib.get_close_matches(wanted[:200], some, 1, 0.0)
-    if not nearest:
-        return "; there are no fixtures"
-    return f"; the nearest name there is {names[nearest[0]]}"
+    shown = f"the nearest name there is {names[nearest[0]]}" if nearest else "there are no fixtures"
+    return f"; {shown}"
 
 
 def _is_sidecar(name: str) -> bool:
     return name.lower().endswith(_SIDECAR)
 
 
-def _root(directory: str) -> str:
-    """The real path of a directory, with a slash at its end."""
-    return os.path.join(os.path.realpath(directory), "")
-
-
-def _may_be_served(root: str, name: str) -> bool:
-    """Whether a file, and its sidecar, really lie below the root; sidecars are not served."""
+def _may_be_served(directory: str, name: str) -> bool:
+    """Whether a file, and its sidecar, really lie in the directory; sidecars are not served."""
+    root = os.path.join(os.path.realpath(directory), "")
     path = root + name.replace("/", os.sep)
-    real, sidecar = os.path.realpath(path), path + _SIDECAR
-    if not real.startswith(root) or _is_sidecar(real):
-        return False
+    real, sidecar = os.path.realpath(path), os.path.realpath(path + _SIDECAR)
     # Drives, streams of NTFS, and other names of a file: Windows drops dots and blanks at the end.
-    if os.name == "nt" and re.search(r":|[. ](?:/|\Z)", name):
-        return False
-    return not os.path.islink(sidecar) or os.path.realpath(sidecar).startswith(root)
+    is_odd = os.name == "nt" and re.search(r":|[. ](?:/|\Z)", name)
+    return real.startswith(root) and sidecar.startswith(root) and not (is_odd or _is_sidecar(real))
 
 
-#: What changes when a file does: its times in nanoseconds, its size and where it is.
-_Stamp = tuple[int, int, int, int, int]
 #: Responses of fixtures, with the stamps of the file and its sidecar when they were loaded.
-_loaded: dict[tuple[str, str], tuple[_Stamp, Optional[_Stamp], Optional[Response]]] = {}
+_loaded: dict[tuple[str, str], tuple[object, Optional[Response]]] = {}
 
 
-def _stamp(path: str) -> Optional[_Stamp]:
-    """The stamp of a regular file; None if there is none of that name."""
+def _stamp(path: str) -> Optional[tuple[int, ...]]:
+    """What changes when a regular file does: its times in nanoseconds, its size and where it is.
+
+    None if there is none of that name.
+    """
     try:
         found = os.stat(path)
     except (OSError, ValueError):  # not there, or a name that no file can have
@@ -2815,58 +2802,51 @@ def _load(directory: str, name: str) -> Optional[Response]:
     # Most fixtures have none, and access() raises nothing then, which is faster.
     sidecar = _stamp(path + _SIDECAR) if os.access(path + _SIDECAR, os.F_OK) else None
     loaded = _loaded.get((directory, name))
-    if loaded is not None and loaded[0] == stamp and loaded[1] == sidecar:
-        following = loaded[2] and loaded[2].next
-        # If the next one is not there any more, this one is read again, for the error.
-        if not following or _stamp(_path_of(directory, following[0])):
-            return loaded[2]
-    response = _read_fixture(directory, name) if _may_be_served(_root(directory), name) else None
-    # A file this new may change again within the resolution of its time stamp.
-    if time.time() - max(*stamp[:2], *(sidecar or ())[:2]) / 1e9 > 2:
-        if len(_loaded) >= _MAX_LOADED:
+    if loaded is not None and loaded[0] == (stamp, sidecar):
+        return loaded[1]
+    response = _read_fixture(directory, name) if _may_be_served(directory, name) else None
+    # A file this new may change again within the resolution of its time stamp, and the fixture to
+    # which Next leads may go away.
+    is_new = time.time() - max(*stamp[:2], *(sidecar or ())[:2]) / 1e9 < 2
+    if not (is_new or (response and response.next)):
+        if len(_loaded) >= 16384:
             _loaded.clear()
-        _loaded[directory, name] = stamp, sidecar, response
+        _loaded[directory, name] = (stamp, sidecar), response
     return response
 
 
 def _read_fixture(directory: str, name: str) -> Response:
-    path = _path_of(directory, name)
-    data, size = _read_beginning(path)
-    content = data if len(data) == size <= _SMALL else _File(path, size)
-    directives = _directives_of(directory, name, data).checked()
-    said = {**directives.arguments, "asis": name.lower().endswith(".asis"), "next": directives.next}
-    said["description"] = directives["Description"] or ""
+    directives, content = _read(directory, name)
+    said = {**directives.checked().arguments, "next": directives.next}
+    said["asis"], said["description"] = name.lower().endswith(".asis"), directives["Description"]
     return _with(Response(), content=content, media_type=_media_type(name), **said)
 
 
-def _read_beginning(path: str) -> tuple[bytes, int]:
-    """The bytes of a file, or of a large one those that may hold directives; and its size."""
+def _read(directory: str, name: str) -> tuple[Directives, _Content]:
+    """The directives of a fixture, or of its sidecar where there is one, and its content."""
+    path = _path_of(directory, name)
     with open(path, "rb") as file:
         data = file.read(_SMALL + 1)
-        # If the last of the comments that begin early enough ends further on, all of it is read.
-        if len(data) > _SMALL and any(comment is None for _, comment in _comments(data)):
-            data += file.read()
-        return data, os.fstat(file.fileno()).st_size
-
-
-def _directives_of(directory: str, name: str, data: bytes) -> Directives:
-    """The directives of the sidecar where there is one, else those of the fixture's comments."""
-    path = _path_of(directory, name)
-    if os.path.isfile(path + _SIDECAR):
+        content: _Content = data
+        if len(data) > _SMALL:
+            content = _File(path, os.fstat(file.fileno()).st_size)
+            # If the last of the comments that begin early enough ends further on, it is read, too.
+            if any(comment is None for _, comment in _comments(data)):
+                data += file.read()
+    is_sidecar = os.path.isfile(path + _SIDECAR)
+    if is_sidecar:
         path += _SIDECAR
-        directives = Directives(path, pathlib.Path(path).read_bytes(), is_sidecar=True)
-    else:
-        directives = Directives(path, data)
+        data = pathlib.Path(path).read_bytes()
+    directives = Directives(path, data, is_sidecar)
     if directives.next:
         beside, count, line = directives.next
         following = f"{name[: name.rfind('/') + 1]}{beside}"
         directives.next = following, count, line
-        exists = _stamp(_path_of(directory, following)) is not None
-        if not exists or not _may_be_served(_root(directory), following):
-            nearest = _nearest(beside, _some_names(os.path.dirname(path), is_deep=False))
+        is_there = _stamp(_path_of(directory, following)) is not None
+        if not (is_there and _may_be_served(directory, following)):
             words = f"Next: found {beside!r:.80}; there is no such fixture in the same folder"
-            directives.errors.append(DirectiveError(path, line, f"{words}{nearest}"))
-    return directives
+            directives.errors.append(DirectiveError(path, line, words))
+    return directives, content
 
 
 @functools.lru_cache(maxsize=1024)
@@ -2917,15 +2897,14 @@ class _Items:
         self.items = items
         #: The size that a Content-Length promises, in bytes.
         self.size = _number(response.value("content-length") or "")
-        body = f"the body {items!r:.80}"
-        if response.compress or response.template:
-            name = "Compress" if response.compress else "Template"
-            raise ValueError(f"{name}: found {body}; it takes bytes")
+        said = [("Compress", response.compress), ("Template", response.template)]
+        if wrong := [name for name, value in said if value]:
+            raise ValueError(f"{wrong[0]}: found the body {items!r:.80}; it takes bytes")
         for line in response.mechanics():
             name, _, place = line.partition(": ")
             if place.endswith("%") and self.size is None:
                 right = "a percentage needs bytes, or a Content-Length"
-                raise ValueError(f"{name}: found {place!r} with {body}; {right}")
+                raise ValueError(f"{name}: found {place!r} with the body {items!r:.80}; {right}")
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -3358,7 +3337,7 @@ class Response:
     # that stands for another response, the fields of that one which it leaves out.
     content: _Content
     media_type: Optional[str] = None
-    description = ""
+    description: Optional[str] = None
     next: Optional[_Next] = None
     unsaid: Optional[tuple[tuple[str, str], ...]] = None
     # Made from these: the names of the fields that are set, in lower case.
@@ -6294,7 +6273,7 @@ def _index_row(site: _Site, fixture: Fixture, base: str) -> str:
     shown = [("code", ": ".join(field)) for field in response.headers if field not in added]
     shown += [("em", text) for text in response.mechanics()]
     items = "".join(f"<li><{tag}>{html.escape(text)}</{tag}>" for tag, text in shown)
-    description = html.escape(response.description)
+    description = html.escape(response.description or "")
     return f"<tr><td>{link}<td>{status}<td><ul>{items}</ul><td>{description}"
 
 
@@ -6407,7 +6386,7 @@ def _errors_in(directory: str, name: str) -> Iterator[object]:
     try:
         fixture = path[: -len(_SIDECAR)]
         if not _is_sidecar(path):
-            yield from _directives_of(directory, name, _read_beginning(path)[0]).errors
+            yield from _read(directory, name)[0].errors
         elif not os.path.isfile(fixture):
             yield f"{path}: there is no {fixture} beside it"
             yield from Directives(path, pathlib.Path(path).read_bytes(), is_sidecar=True).errors
