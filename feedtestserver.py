@@ -989,8 +989,7 @@ class _Site:
         """
         origin = head.origin or (_origin(scheme, tunnel.target) if tunnel else "")
         if not origin and self.intercepting:
-            host = head.values.get("host", "")
-            named = _origin(scheme, host if _is_authority(host) else "")
+            named = _origin(scheme, head.values.get("host", ""))
             origin = "" if self._is_local(named) else named
         return "" if origin and self._is_own(origin) else origin
 
@@ -2323,11 +2322,6 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _NAME = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*"
 _AUTHORITY = re.compile(rf"(?:\[([0-9A-Fa-f]*:[0-9A-Fa-f:.]*)\]|{_NAME})(?::([0-9]{{0,5}}))?")
 _ABSOLUTE_FORM = re.compile(r"(?i)(https?)://([^/?]+)(/.*)?")
-# A pattern that most tests do not need is a string: re compiles it when it is first used.
-_CHUNK_SIZE = (
-    rf"0*([0-9A-Fa-f]{{1,16}})(?:[ \t]*;[ \t]*{_TOKEN.pattern}"
-    rf"(?:[ \t]*=[ \t]*(?:{_TOKEN.pattern}|\"(?:[^\"\\]|\\.)*\"))?)*"
-)
 #: What no line can hold.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n|\Z)|(?<!\r)\n")
 #: What is too long, by the status that says so.
@@ -2352,10 +2346,10 @@ class _Head:
         self.path, self.has_query, self.query = target.partition("?")
         self.origin = ""
         absolute = _ABSOLUTE_FORM.fullmatch(self.path)
-        if absolute and _is_authority(absolute.group(2)) and absolute.group(2)[0] != ":":
+        if absolute:
             self.origin, self.path = _origin(*absolute.group(1, 2)), absolute.group(3) or "/"
         self.is_for_https = self.origin.startswith("https:")
-        if method == "CONNECT" and _is_authority(target):  # the https URL of the host
+        if method == "CONNECT":  # the https URL of the host
             self.origin, self.path = _origin("https", target), "/"
         self.is_conditional = not _SELECTING.isdisjoint(self.values)
         expected = _members(self.values.get("expect", ""))
@@ -2482,8 +2476,7 @@ def _checked(head: _Head) -> _Head:
 def _is_target(head: _Head) -> bool:
     """Whether the target has one of the four forms, and one that goes with the method."""
     if head.method == "CONNECT":
-        has_port = re.fullmatch(".+:0*[1-9][0-9]*", head.target)
-        return has_port is not None and _is_authority(head.target)
+        return bool(head.origin and re.fullmatch(".+:0*[1-9][0-9]*", head.target))
     if head.target == "*":
         return head.method == "OPTIONS"
     return (head.target.startswith("/") or bool(head.origin)) and "#" not in head.target
@@ -2524,7 +2517,7 @@ def _number(text: str) -> Optional[int]:
 
 
 def _chunk_size(line: str) -> int:
-    match = re.fullmatch(_CHUNK_SIZE, line)
+    match = re.fullmatch(r"0*([0-9A-Fa-f]{1,16})(?:[ \t]*;.+)?", line)
     if match is None:
         raise _Refusal(400, f"{line[:80]!r} is no chunk size (RFC 9112 7.1)")
     return int(match.group(1), 16)
@@ -2643,8 +2636,11 @@ def _bare(address: str) -> str:
 def _origin(scheme: str, authority: str) -> str:
     """An origin in the one form that is compared (RFC 9110 4.2.3).
 
-    It is in lower case, without a default port, and without the dot that ends a name.
+    It is in lower case, without a default port, and without the dot that ends a name. "" if the
+    authority names no host.
     """
+    if not (_is_authority(authority) and authority.partition(":")[0]):
+        return ""
     scheme, authority = scheme.lower(), authority.lower().replace(".:", ":")
     default = {"http": ":80", "https": ":443"}.get(scheme, ":")
     return f"{scheme}://{authority.removesuffix(default).removesuffix(':').removesuffix('.')}"
@@ -2660,11 +2656,11 @@ def _parted(url: str) -> tuple[str, str]:
     if whole is None:
         return "", url
     scheme, authority, rest = whole.groups()
-    host = _host_name(authority.rpartition("@")[2])
-    if not _is_authority(host) or not host.partition(":")[0]:
+    origin = _origin(scheme, _host_name(authority.rpartition("@")[2]))
+    if not origin:
         found = f"found {authority!r:.80} in a URL"
         raise ValueError(f"{found}; it takes the name of a host, and maybe a port")
-    return _origin(scheme, host), rest
+    return origin, rest
 
 
 def _host_and_port(origin: str) -> tuple[str, int]:
@@ -3893,10 +3889,8 @@ class Request:
     @functools.cached_property
     def _asked_origin(self) -> str:
         """The origin of the URL: what the target says, the tunnel, or the Host field."""
-        origin, host = self.origin or self.head.origin, self.head.values.get("host")
-        if not origin and host and _is_authority(host):
-            origin = _origin(self.base_url.partition(":")[0], host)
-        return origin or self.base_url
+        named = _origin(self.base_url.partition(":")[0], self.head.values.get("host", ""))
+        return self.origin or self.head.origin or named or self.base_url
 
     @property
     def path(self) -> str:
