@@ -3136,80 +3136,59 @@ def _logical_lines(part: bytes, start: int) -> list[tuple[int, str]]:
 
 #: All but control characters, and surrogates that stand for no byte.
 _SENDABLE = "[^\\x00-\\x08\\x0a-\\x1f\\x7f\\ud800-\\udc7f\\udd00-\\udfff]*"
-_HEADER = re.compile(rf"({_TOKEN.pattern}):({_SENDABLE})")
+_NAMED = f"({_TOKEN.pattern})"
+_HEADER = f"{_NAMED}:({_SENDABLE})"
 _STATUS = rf"([2-5][0-9][0-9])(?:[ \t]+(?![ \t])({_SENDABLE}))?"
+_COUNT = "([1-9][0-9]{0,11})"
+_SECONDS = r"([0-9]{1,9}(?:\.[0-9]+)?|\.[0-9]+)"
 _PLACE = "headers|(?:100|[1-9]?[0-9])%|0|[1-9][0-9]{0,11}"
-_SECONDS = r"(?:[0-9]{1,9}(?:\.[0-9]+)?|\.[0-9]+)"
-_PAUSE = f"{_SECONDS} at (?:{_PLACE})"
-_FAULT = f"(?:close|reset|stall)(?: at (?:start|{_PLACE}|end))?"
-_PLACES = "at headers, at a number of bytes, at 0% to 100%"
+_PAUSE = rf"(?ai){_SECONDS}[ \t]+at[ \t]+({_PLACE})"
+_FAULT = rf"(?ai)(close|reset|stall)(?:[ \t]+at[ \t]+(start|{_PLACE}|end))?"
+# What they take, for errors.
 _FIELD = "a field name, a colon, and a value without control characters (RFC 9110 5.1, 5.5)"
 _CODE = "three digits from 200 to 599, and a reason phrase if it is not the usual one"
 _FROM_1 = "a whole number from 1 to 999999999999"
+_PLACES = "at headers, at a number of bytes, at 0% to 100%"
+_ENDS = f"close, reset or stall, and maybe a place: at start, {_PLACES}, or at end"
+_BESIDE = "the name of a fixture in the same folder, and maybe after N, N from 1"
 
-# Each of these reads the text of a directive, or a value given to ``Response``. It returns the
-# value of the field of that name, or several fields in a dict; None for what is wrong.
 
-
-def _header(text: str) -> Optional[dict[str, Any]]:
-    match = _HEADER.fullmatch(text)
-    if match is None:
-        return None
-    name, value = match.group(1), match.group(2).strip(" \t")
+def _header(name: str, value: str) -> dict[str, Any]:
+    value = value.strip(" \t")
     return _parsed("Status", value) if name.lower() == "status" else {"headers": (name, value)}
 
 
-def _status(text: str) -> Optional[dict[str, Any]]:
-    match = re.fullmatch(_STATUS, text)
-    return {"status": int(match.group(1)), "reason": match.group(2)} if match else None
+def _status(code: str, reason: Optional[str]) -> dict[str, Any]:
+    return {"status": int(code), "reason": reason}
 
 
-def _name(found: object) -> Optional[str]:
-    return found if isinstance(found, str) and _TOKEN.fullmatch(found) else None
-
-
-def _words(pattern: str, found: object) -> Optional[str]:
-    words = " ".join(found.lower().split()) if isinstance(found, str) else ""
-    return words if re.fullmatch(pattern, words) else None
-
-
-def _whole_number(found: Any) -> Optional[int]:
-    text = f"{found}" if isinstance(found, int) else found  # a bool is no number then
-    return int(text) if isinstance(text, str) and re.fullmatch("[1-9][0-9]{0,11}", text) else None
-
-
-def _duration(found: Any) -> Optional[float]:
-    if isinstance(found, str) and re.fullmatch(_SECONDS, found):
-        return float(found)
-    is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
-    return found if is_number and 0 <= found < 10**9 else None
-
-
-def _yes(found: object) -> Optional[bool]:
-    return True if found is True or (isinstance(found, str) and found.lower() == "yes") else None
+def _at(what: str, place: Optional[str]) -> str:
+    return f"{what} at {place}".lower() if place else what.lower()
 
 
 def _next(text: str) -> Optional[tuple[str, int]]:
     name, *number = re.split(r"(?i)[ \t]after(?![^ \t])", text, maxsplit=1)
-    name, count = name.rstrip(" \t"), _whole_number(number[0].strip(" \t")) if number else 1
-    return (name, count) if name and count and {"/", "\\"}.isdisjoint(name) else None
+    name, count = name.rstrip(" \t"), number[0].strip(" \t") if number else "1"
+    return (name, int(count)) if name and re.fullmatch(_COUNT, count) else None
 
 
-#: What reads each directive, or the pattern of its words; and what it takes, for errors.
-_RULES: dict[str, tuple[Union[str, Callable[[Any], Any]], str]] = {
-    "Header": (_header, _FIELD),
-    "Status": (_status, _CODE),
-    "Without": (_name, "one field name, of a field that the server would add"),
-    "Ignore": (_name, "one field name, of a field that a client may send"),
-    "Compress": ("gzip|deflate", "gzip or deflate"),
-    "Chunked": (_whole_number, f"the size of a chunk in bytes, {_FROM_1}"),
-    "Delay": (_duration, "a number of seconds from 0 to 999999999, such as 0.5"),
-    "Pause": (_PAUSE, f"seconds and a place, such as 0.5 at 50%: {_PLACES}"),
-    "Rate": (_whole_number, f"bytes a second, {_FROM_1}"),
-    "Fault": (_FAULT, f"close, reset or stall, and maybe a place: at start, {_PLACES}, or at end"),
-    "Early": (_yes, "yes"),
-    "Template": (_yes, "yes"),
-    "Next": (_next, "the name of a fixture in the same folder, and maybe after N, N from 1"),
+#: By directive: its pattern, with (?ai) where its case does not matter; what makes of the groups
+#: the value of the field of that name, several fields in a dict, or None for what is wrong; and
+#: what it takes, for errors.
+_RULES: dict[str, tuple[str, Callable[..., Any], str]] = {
+    "Header": (_HEADER, _header, _FIELD),
+    "Status": (_STATUS, _status, _CODE),
+    "Without": (_NAMED, str, "one field name, of a field that the server would add"),
+    "Ignore": (_NAMED, str, "one field name, of a field that a client may send"),
+    "Compress": ("(?ai)(gzip|deflate)", str.lower, "gzip or deflate"),
+    "Chunked": (_COUNT, int, f"the size of a chunk in bytes, {_FROM_1}"),
+    "Delay": (_SECONDS, float, "a number of seconds from 0 to 999999999, such as 0.5"),
+    "Pause": (_PAUSE, _at, f"seconds and a place, such as 0.5 at 50%: {_PLACES}"),
+    "Rate": (_COUNT, int, f"bytes a second, {_FROM_1}"),
+    "Fault": (_FAULT, _at, _ENDS),
+    "Early": ("(?ai)(yes)", bool, "yes"),
+    "Template": ("(?ai)(yes)", bool, "yes"),
+    "Next": (r"([^/\\]*)", _next, _BESIDE),
 }
 
 #: Fields of a response that are sequences, as their directives may be repeated.
@@ -3244,16 +3223,28 @@ def _apply(fields: dict[str, Any], key: str, found: object) -> None:
 
 def _parsed(name: str, found: object) -> dict[str, Any]:
     """The fields of a response that a directive sets; raises ValueError if it is wrong."""
-    rule = _RULES[name][0]
-    value = _words(rule, found) if isinstance(rule, str) else rule(found)
+    pattern, convert, _ = _RULES[name]
+    match = re.fullmatch(pattern, found if isinstance(found, str) else _directive(found, convert))
+    value = convert(*match.groups()) if match else None
     if value is None:
         raise ValueError(_sentence(name, found))
+    if convert is float and not isinstance(found, str):
+        value = found  # as its text is rounded
     return value if isinstance(value, dict) else {name.lower(): value}
+
+
+def _directive(value: object, convert: object) -> str:
+    """A value given to ``Response``, as a fixture would have it; "" for what none can have."""
+    if isinstance(value, bool):
+        return "yes" if value and convert is bool else ""
+    if isinstance(value, float) and convert is float:
+        return f"{value:.9f}"
+    return f"{value}" if isinstance(value, int) and convert in (int, float) else ""
 
 
 def _sentence(name: str, found: object) -> str:
     """What was found, and what would be right."""
-    return f"{name}: found {_shown_text(found)}; it takes {_RULES[name][1]}"
+    return f"{name}: found {_shown_text(found)}; it takes {_RULES[name][2]}"
 
 
 def _shown_text(found: object) -> str:
