@@ -892,7 +892,7 @@ class _Site:
         """
         if request is None or fixture.next is None:
             return fixture
-        key, now = (request.host, request.head.normal_path, name), name
+        key, now = (request.host, _normal(request.head.path), name), name
         with self._lock:
             before, count = self._lives.get(key, ("", 0))
             if before:
@@ -1972,7 +1972,8 @@ class FeedTestRequestHandler:
         return data
 
     def read_body(self, head: _Head) -> _Part[bytes]:
-        if head.expects_continue and not self.buffer:
+        expected = _members(head.values.get("expect", "")) if head.version != "1.0" else []
+        if "100-continue" in expected and not self.buffer:
             yield from self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         if head.body_size is not None:
             return (yield from self.take(head.body_size))
@@ -2352,21 +2353,9 @@ class _Head:
         if method == "CONNECT":  # the https URL of the host
             self.origin, self.path = _origin("https", target), "/"
         self.is_conditional = not _SELECTING.isdisjoint(self.values)
-        expected = _members(self.values.get("expect", ""))
-        self.expects_continue = "100-continue" in expected and version != "1.0"
         self.persists = _persists(version, _members(self.values.get("connection", "")))
         #: The size of the body in bytes; None if it is chunked.
         self.body_size: Optional[int] = 0
-
-    @functools.cached_property
-    def normal_path(self) -> str:
-        """The path in the normal form, as addresses compare it."""
-        return _normal(self.path)
-
-    @functools.cached_property
-    def parameters(self) -> tuple[str, ...]:
-        """The parameters of the query, as addresses compare them."""
-        return _parameters(self.query)
 
 
 class _HeadReader:
@@ -2569,15 +2558,18 @@ class _Address:
         """Whether a request matches; without a method, any but CONNECT and QUIT."""
         if self.method != request.method and (self.method or request.method in _FOR_THE_SERVER):
             return False
-        if not (self._has_path(request.head.normal_path) and self.is_at(request)):
+        if not (self._has_path(_normal(request.head.path)) and self.is_at(request)):
             return False
-        return self.query is None or _can_pair(self._has_parameters, request.head.parameters)
+        if self.query is None:
+            return True
+        return _can_pair(self._has_parameters, _parameters(request.head.query))
 
     def is_at(self, request: Request) -> bool:
         """Whether the host of a request is this one, or fits the pattern."""
         return any(map(self._has_origin, request.origins))
 
 
+@functools.lru_cache(maxsize=256)
 def _normal(text: str) -> str:
     """A path or a query in the normal form of RFC 3986 6.2.2."""
 
@@ -2588,6 +2580,7 @@ def _normal(text: str) -> str:
     return _NOT_NORMAL.sub(normal, text)
 
 
+@functools.lru_cache(maxsize=256)
 def _parameters(query: str, complete: str = "=") -> tuple[str, ...]:
     """The parameters of a query, sorted; one that is not ``complete`` gets a ``=``."""
     parameters = (each for each in _normal(query.replace("+", "%20")).split("&") if each)
@@ -2950,7 +2943,8 @@ class _Stream:
 
     def _read(self, items: Iterable[bytes], size: Optional[int]) -> Iterator[memoryview]:
         iterator, left = iter(items), math.inf if size is None else size
-        self._sources.append(iterator)
+        if iterator is not items:
+            self._sources.append(iterator)
         for item in iterator:
             if not isinstance(item, (bytes, bytearray, memoryview)):
                 raise TypeError(f"found {item!r:.80} in a body; it takes bytes")
@@ -2969,16 +2963,14 @@ class _Stream:
         """
         self.closed = True
         if self._lock.acquire(blocking=False):
-            both = {id(each): each for each in self._sources}
-            self._sources = []  # so that each is closed once
+            sources, self._sources = self._sources, []  # so that each is closed once
             self._lock.release()
-            try:
-                with contextlib.ExitStack() as stack:
-                    for each in both.values():
-                        if hasattr(each, "close"):
-                            stack.callback(each.close)
-            except BaseException as error:
-                self._report(error)
+            for source in reversed(sources):
+                try:
+                    if hasattr(source, "close"):
+                        source.close()
+                except BaseException as error:
+                    self._report(error)
 
 
 #: The bytes of a body, or where they are.
