@@ -80,7 +80,7 @@ and what there is beside it:
 
     audit                    what the client did wrong, by the record
     _Tls                     the same bytes in TLS
-    _Authority               the certificates that TLS needs
+    _certificate             the certificates that TLS needs
     _Interception            what makes every host name lead to the server
     _Wanted                  what a test looks for in the record
     FeedTestServerMixin      a server for each test of a unittest.TestCase
@@ -92,7 +92,6 @@ from __future__ import annotations
 import codecs
 import collections
 import contextlib
-import copy
 import datetime
 import email.utils
 import errno
@@ -495,7 +494,7 @@ class FeedTestServer(threading.Thread):
 
         The file is there until ``stop()``. Raises RuntimeError if the server is not running.
         """
-        return self._temporary("ca_file", "ca.pem", lambda: _authority().pem)
+        return self._temporary("ca_file", "ca.pem", _ca_certificate)
 
     def client_certificate(self, name: str = "client") -> str:
         """The path of a PEM file with a key and a certificate of the CA for a client (mode 0600).
@@ -508,18 +507,18 @@ class FeedTestServer(threading.Thread):
             right = "1 to 64 characters without control characters (RFC 5280 A.1)"
             raise ValueError(f"client_certificate: found the name {name!r:.80}; it takes {right}")
         what = f"client_certificate({name!r})"
-        return self._temporary(what, "client.pem", lambda: _authority().certify(name, "client"))
+        return self._temporary(what, "client.pem", lambda: _key_and_certificate(name, "client"))
 
     def ssl_context(self) -> ssl.SSLContext:
         """A new context for clients, which trusts that CA and no other.
 
         Raises RuntimeError in a forked child where no CA was made before the fork.
         """
-        if not _authorities and self._pid != os.getpid():
+        if not _key_pairs and self._pid != os.getpid():
             raise RuntimeError(
                 "the CA was not made before the fork: call ssl_context() or read ca_file before it"
             )
-        return ssl.create_default_context(cadata=_authority().pem)
+        return ssl.create_default_context(cadata=_ca_certificate())
 
     def _temporary(self, what: str, name: str, text: Callable[[], str]) -> str:
         """The path of a temporary file of this server, which is made on first use."""
@@ -1553,7 +1552,7 @@ _open_servers: weakref.WeakSet[StoppableHttpServer] = weakref.WeakSet()
 def _leave_to_the_parent() -> None:
     # No thread here would release the other ones.
     _Interception.lock = threading.RLock()
-    _Authority.lock, _Names.lock = threading.Lock(), threading.RLock()
+    _Key.lock, _Names.lock = threading.Lock(), threading.RLock()
     for server in _open_servers:
         with contextlib.suppress(OSError):  # out of descriptors
             server.leave_to_the_parent()
@@ -1860,7 +1859,7 @@ class FeedTestRequestHandler:
         kind, asked = self.test_server.certificate, self.test_server.client_certificates
         configure = self.test_server.configure_tls
         try:
-            with _Authority.lock:  # else clients that come at once would each have one made
+            with _Key.lock:  # else clients that come at once would each have one made
                 if configure is None and asked == "none":
                     return _server_context(host, kind)
                 # A new one, as no session of another one can be resumed in it.
@@ -4924,9 +4923,8 @@ class _Tls:
 _AFTER_CERTIFICATE = (12, 14, 15)
 #: The first byte of a TLS handshake; no request can begin with it.
 _HANDSHAKE = 22
-_CLIENT_HELLO = 1
-#: More than any client sends in its first message, in bytes and in records.
-_MAX_HELLO, _MAX_RECORDS = 128 * 1024, 64
+#: More than any client sends in its first message, in bytes.
+_MAX_HELLO = 32 * 1024
 _SERVER_NAME = "[A-Za-z0-9._-]{1,253}"
 _CLIENT_NAME = "[^\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]{1,64}"
 #: The alert unrecognized_name, fatal (RFC 6066 3).
@@ -4938,19 +4936,16 @@ def _client_hello(sent: Union[bytes, bytearray]) -> Optional[bytes]:
 
     Anything else is returned as far as it goes: OpenSSL has the words to refuse it.
     """
-    message, position, records = b"", 0, 0
+    message, position = b"", 0
     while position + 5 <= len(sent):
         kind, _, size = struct.unpack_from(">BHH", sent, position)
-        records += 1
-        if kind != _HANDSHAKE or not 0 < size <= 2**14 or records > _MAX_RECORDS:
-            return message
         message += sent[position + 5 : position + 5 + size]
         position += 5 + size
-        length = int.from_bytes(message[1:4], "big")
-        is_wrong = message and (message[0] != _CLIENT_HELLO or length > _MAX_HELLO)
-        if is_wrong or len(message) >= 4 + length:
+        length = 4 + int.from_bytes(message[1:4], "big")
+        is_hello = kind == _HANDSHAKE and message[:1] in (b"", b"\x01") and length <= _MAX_HELLO
+        if len(message) >= length or not is_hello:
             return message
-    return None
+    return message if len(sent) > _MAX_HELLO else None
 
 
 def _server_name(hello: bytes) -> str:
@@ -4983,7 +4978,8 @@ _ONE_DAY = 24 * 60 * 60  # in seconds
 _LIFETIME = 397 * _ONE_DAY  # browsers take no certificate of more than 398 days
 #: When a certificate begins to be valid, if not yesterday, in seconds from now.
 _BEGINNINGS = {"expired": -_ONE_DAY - _LIFETIME, "not-yet-valid": _ONE_DAY}
-_WRONG_HOST = "wrong-host.invalid"
+#: Whose key signs a certificate, if not the CA's. Nobody gets the intermediate CA's certificate.
+_ISSUERS = {"self-signed": "server", "incomplete-chain": "intermediate CA"}
 
 # The curve P-256, y**2 = x**3 - 3*x + b: the prime of its field, its base point and the order of
 # that (SEC 2, 2.4.2, where it is called secp256r1).
@@ -4992,27 +4988,12 @@ _BASE_X = 0x6B17D1F2E12C4247F8BCE6E563A440F277037D812DEB33A0F4A13945D898C296
 _BASE_Y = 0x4FE342E2FE1A7F9B8EE7EB4A7C0F9E162BCE33576B315ECECBB6406837BF51F5
 _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
-# Tags of ASN.1 (X.690 8).
-_INTEGER, _BIT_STRING, _OCTET_STRING, _UTF8_STRING = 2, 3, 4, 12
-_UTC_TIME, _GENERALIZED_TIME, _SEQUENCE, _SET = 0x17, 0x18, 0x30, 0x31
-# Object identifiers in DER (X.690 8.19); of extensions, the number after 2.5.29.
+# Object identifiers in DER (X.690 8.19).
 _EC_PUBLIC_KEY = bytes.fromhex("06072a8648ce3d0201")  # 1.2.840.10045.2.1 (RFC 5480 2.1.1)
 _PRIME256V1 = bytes.fromhex("06082a8648ce3d030107")  # 1.2.840.10045.3.1.7 (RFC 5480 2.1.1)
 _ECDSA_WITH_SHA256 = bytes.fromhex("06082a8648ce3d040302")  # 1.2.840.10045.4.3.2 (RFC 5758 3.2)
-_SERVER_AUTH = bytes.fromhex("06082b06010505070301")  # 1.3.6.1.5.5.7.3.1 (RFC 5280 4.2.1.12)
-_CLIENT_AUTH = bytes.fromhex("06082b06010505070302")  # 1.3.6.1.5.5.7.3.2 (RFC 5280 4.2.1.12)
-_COMMON_NAME = b"\x06\x03\x55\x04\x03"  # 2.5.4.3 (RFC 5280 A.1)
-_EXTENSION = b"\x06\x03\x55\x1d"
-_SUBJECT_KEY_IDENTIFIER, _KEY_USAGE, _SUBJECT_ALT_NAME = 14, 15, 17
-_BASIC_CONSTRAINTS, _AUTHORITY_KEY_IDENTIFIER, _EXTENDED_KEY_USAGE = 19, 35, 37
+_COMMON_NAME = bytes.fromhex("0603550403")  # 2.5.4.3 (RFC 5280 A.1)
 _TRUE = b"\x01\x01\xff"
-# Key usages, as bit strings of the first bit and of the sixth (RFC 5280 4.2.1.3).
-_DIGITAL_SIGNATURE, _KEY_CERT_SIGN = b"\x03\x02\x07\x80", b"\x03\x02\x02\x04"
-
-
-@functools.lru_cache(maxsize=256)
-def _server_pem(host: str, kind: str) -> str:
-    return _authority().certify(host, kind)
 
 
 @functools.lru_cache(maxsize=256)
@@ -5022,8 +5003,8 @@ def _server_context(host: str, kind: str, client_certificates: str = "none") -> 
     context.set_alpn_protocols(["http/1.1"])
     if client_certificates != "none":
         context.verify_mode = ssl.VerifyMode[f"CERT_{client_certificates.upper()}"]
-        context.load_verify_locations(cadata=_authority().pem)
-    path = _temporary_file(_server_pem(host, kind), "key.pem")
+        context.load_verify_locations(cadata=_ca_certificate())
+    path = _temporary_file(_key_and_certificate(host, kind), "key.pem")
     try:
         context.load_cert_chain(path)
     finally:
@@ -5031,65 +5012,40 @@ def _server_context(host: str, kind: str, client_certificates: str = "none") -> 
     return context
 
 
-def _authority() -> _Authority:
-    """The one CA of this process, made when it is needed."""
+def _key_and_certificate(name: str, kind: str) -> str:
+    """What a server or a client shows that it is ``name``, in PEM; see _certificate()."""
+    return _key("server").pem() + _certificate(name, kind)
+
+
+@functools.cache
+def _ca_certificate() -> str:
+    """The certificate of the one CA of this process, in PEM."""
+    return _certificate("", "CA")
+
+
+def _key(owner: str) -> _Key:
+    """The key of the "CA", of the "intermediate CA" or, as making one takes time, of all others."""
     # If two threads make one at once, both get the one that is done first.
-    return _authorities.get("") or _authorities.setdefault("", _Authority())
+    return _key_pairs.get(owner) or _key_pairs.setdefault(owner, _Key(owner))
 
 
-class _Authority:
-    """A CA, with its certificate, and the key that all others share, as making one takes time."""
+class _Key:
+    """A key pair on P-256, and a name of its own for its owner."""
 
     #: Held while a certificate is made.
     lock = threading.Lock()
 
-    def __init__(self) -> None:
-        self.key, self.shared_key = _Key("CA"), _Key("server")
-        constraints = _sequence(_TRUE, _integer(0))  # a CA that may sign no other one
-        extensions = {_BASIC_CONSTRAINTS: constraints, _KEY_USAGE: _KEY_CERT_SIGN}
-        #: The certificate of the CA, in PEM.
-        self.pem = _certificate(self.key, self.key, extensions, -_ONE_DAY)
-
-    def certify(self, name: str, kind: str) -> str:
-        """The shared key and a certificate for it, in PEM.
-
-        It is for a server of that name, of a kind of FeedTestServer.certificate, or for a "client".
-        """
-        name = _WRONG_HOST if kind == "wrong-host" else name
-        subject = copy.copy(self.shared_key)
-        if len(name) <= 64:  # a common name has no more characters (RFC 5280 A.1)
-            subject.name = name
-        issuer = subject if kind == "self-signed" else self.key
-        if kind == "incomplete-chain":
-            issuer = _Key("intermediate CA")  # nobody gets the certificate of this one
-        extensions = {
-            _BASIC_CONSTRAINTS: _sequence(),
-            _KEY_USAGE: _DIGITAL_SIGNATURE,
-            _EXTENDED_KEY_USAGE: _sequence(_CLIENT_AUTH if kind == "client" else _SERVER_AUTH),
-        }
-        if kind not in ("client", "no-san"):
-            extensions[_SUBJECT_ALT_NAME] = _sequence(_general_name(name))
-        start = _BEGINNINGS.get(kind, -_ONE_DAY)
-        return subject.pem() + _certificate(subject, issuer, extensions, start)
-
-
-_authorities: dict[str, _Authority] = {}
-
-
-class _Key:
-    """A key pair on P-256, and the unique name of its owner."""
-
-    def __init__(self, role: str) -> None:
+    def __init__(self, owner: str) -> None:
         self.secret = _random_below(_ORDER)
         x, y = _times_base(self.secret)
         #: The public key (SEC 1, 2.3.3), and the identifier that is made of it (RFC 7093 2).
         self.point = b"\x04" + x.to_bytes(32, "big") + y.to_bytes(32, "big")
         self.identifier = hashlib.sha256(self.point).digest()[:20]
-        self.name = f"feedtestserver {role} {self.identifier.hex()[:16]}"
+        self.name = f"feedtestserver {owner} {self.identifier.hex()[:16]}"
 
     def pem(self) -> str:
         """The private key, as a file has it (SEC 1, C.4; RFC 7468)."""
-        secret = _der(_OCTET_STRING, self.secret.to_bytes(32, "big"))
+        secret = _octet_string(self.secret.to_bytes(32, "big"))
         public = _der(0xA1, _bit_string(self.point))  # GnuTLS asks for it
         der = _sequence(_integer(1), secret, _der(0xA0, _PRIME256V1), public)
         return ssl.DER_cert_to_PEM_cert(der).replace("CERTIFICATE-----", "EC PRIVATE KEY-----")
@@ -5101,6 +5057,9 @@ class _Key:
         r = _times_base(nonce)[0] % _ORDER
         s = (digest + r * self.secret) * pow(nonce, -1, _ORDER) % _ORDER
         return _sequence(_integer(r), _integer(s))
+
+
+_key_pairs: dict[str, _Key] = {}
 
 
 def _times_base(scalar: int) -> tuple[int, int]:
@@ -5131,25 +5090,29 @@ def _random_below(limit: int) -> int:
     return int.from_bytes(os.urandom(32 + 8), "big") % (limit - 1) + 1
 
 
-def _certificate(subject: _Key, issuer: _Key, extensions: Mapping[int, bytes], start: int) -> str:
-    """A certificate in PEM (RFC 5280 4.1), with the extensions that every one has.
+@functools.lru_cache(maxsize=256)
+def _certificate(name: str, kind: str) -> str:
+    """A certificate in PEM (RFC 5280 4.1).
 
-    It begins to be valid ``start`` seconds from now.
+    It is for a server of that name, of a kind of FeedTestServer.certificate; for a "client" of that
+    name; or for the "CA".
     """
-    begin = _system_time() + start
+    key, issuer = _key("CA" if kind == "CA" else "server"), _key(_ISSUERS.get(kind, "CA"))
+    if kind == "wrong-host":
+        name = "wrong-host.invalid"
+    # A common name has up to 64 characters (RFC 5280 A.1).
+    subject = _distinguished_name(name if 0 < len(name) <= 64 else key.name)
+    begin = _system_time() + _BEGINNINGS.get(kind, -_ONE_DAY)
     algorithm = _sequence(_ECDSA_WITH_SHA256)
-    own = _der(_OCTET_STRING, subject.identifier)
-    of_issuer = _sequence(_der(0x80, issuer.identifier))
-    extensions = {**extensions, _SUBJECT_KEY_IDENTIFIER: own, _AUTHORITY_KEY_IDENTIFIER: of_issuer}
     content = _sequence(
         _der(0xA0, _integer(2)),  # version 3
         _integer(_random_below(2**127)),
         algorithm,
-        _distinguished_name(issuer.name),
+        subject if issuer is key else _distinguished_name(issuer.name),
         _sequence(_time_of(begin), _time_of(begin + _LIFETIME)),
-        _distinguished_name(subject.name),
-        _sequence(_sequence(_EC_PUBLIC_KEY, _PRIME256V1), _bit_string(subject.point)),
-        _der(0xA3, _sequence(*itertools.starmap(_extension, extensions.items()))),
+        subject,
+        _sequence(_sequence(_EC_PUBLIC_KEY, _PRIME256V1), _bit_string(key.point)),
+        _der(0xA3, _sequence(*_extensions(name, kind, key, issuer))),
     )
     signature = _bit_string(issuer.sign(content))
     return ssl.DER_cert_to_PEM_cert(_sequence(content, algorithm, signature))
@@ -5157,27 +5120,39 @@ def _certificate(subject: _Key, issuer: _Key, extensions: Mapping[int, bytes], s
 
 def _distinguished_name(common_name: str) -> bytes:
     """A distinguished name (RFC 5280 4.1.2.4); the host is named in a subjectAltName."""
-    pair = _sequence(_COMMON_NAME, _der(_UTF8_STRING, common_name.encode()))
-    return _sequence(_der(_SET, pair))
+    pair = _sequence(_COMMON_NAME, _der(0x0C, common_name.encode()))  # UTF8String
+    return _sequence(_der(0x31, pair))  # SET
 
 
-def _general_name(host: str) -> bytes:
-    """An address, or else a name, as a subjectAltName has it (RFC 5280 4.2.1.6)."""
-    address = _packed(host)
-    return _der(0x87, address) if address else _der(0x82, host.encode("ascii"))
+def _extensions(name: str, kind: str, key: _Key, issuer: _Key) -> Iterator[bytes]:
+    """The extensions of a certificate (RFC 5280 4.2.1), by their names there."""
+    yield _extension(14, _octet_string(key.identifier))  # subjectKeyIdentifier
+    yield _extension(35, _sequence(_der(0x80, issuer.identifier)))  # authorityKeyIdentifier
+    # Those that restrict what the key is for are critical: basicConstraints and keyUsage.
+    if kind == "CA":
+        yield _extension(19, _sequence(_TRUE, _integer(0)), _TRUE)  # it may sign no other CA
+        yield _extension(15, b"\x03\x02\x02\x04", _TRUE)  # keyCertSign, the sixth bit
+        return
+    yield _extension(19, _sequence(), _TRUE)  # no CA
+    yield _extension(15, b"\x03\x02\x07\x80", _TRUE)  # digitalSignature, the first bit
+    # extKeyUsage: id-kp-clientAuth, 1.3.6.1.5.5.7.3.2, or id-kp-serverAuth, 1.3.6.1.5.5.7.3.1
+    purpose = "2" if kind == "client" else "1"
+    yield _extension(37, _sequence(bytes.fromhex(f"06082b0601050507030{purpose}")))
+    if kind not in ("client", "no-san"):
+        address = _packed(name)
+        host = _der(0x87, address) if address else _der(0x82, name.encode("ascii"))
+        yield _extension(17, _sequence(host))  # subjectAltName
 
 
-def _extension(number: int, value: bytes) -> bytes:
-    """An extension; those that restrict what a key is for are critical (RFC 5280 4.2.1)."""
-    critical = _TRUE if number in (_BASIC_CONSTRAINTS, _KEY_USAGE) else b""
-    return _sequence(_EXTENSION + bytes([number]), critical, _der(_OCTET_STRING, value))
+def _extension(number: int, value: bytes, critical: bytes = b"") -> bytes:
+    """The extension whose object identifier is 2.5.29 and this number."""
+    return _sequence(b"\x06\x03\x55\x1d" + bytes([number]), critical, _octet_string(value))
 
 
 def _time_of(seconds: float) -> bytes:
     """A point in time: in two digits of its year until 2049 (RFC 5280 4.1.2.5)."""
-    text = time.strftime("%Y%m%d%H%M%SZ", time.gmtime(seconds))
-    tag, digits = (_UTC_TIME, text[2:]) if text < "2050" else (_GENERALIZED_TIME, text)
-    return _der(tag, digits.encode())
+    text = time.strftime("%Y%m%d%H%M%SZ", time.gmtime(seconds)).encode()
+    return _der(0x17, text[2:]) if text < b"2050" else _der(0x18, text)
 
 
 def _system_time() -> float:
@@ -5198,18 +5173,14 @@ def _der(tag: int, *contents: bytes) -> bytes:
     return bytes([tag]) + length + content
 
 
-def _sequence(*contents: bytes) -> bytes:
-    return _der(_SEQUENCE, *contents)
-
-
-def _bit_string(octets: bytes) -> bytes:
-    """Bits, of which all in the last byte are used (X.690 8.6)."""
-    return _der(_BIT_STRING, b"\0", octets)
+_sequence = functools.partial(_der, 0x30)
+_octet_string = functools.partial(_der, 4)
+_bit_string = functools.partial(_der, 3, b"\0")  # all bits of its last byte are used (X.690 8.6)
 
 
 def _integer(number: int) -> bytes:
     """A number from 0; its first bit is its sign (X.690 8.3)."""
-    return _der(_INTEGER, number.to_bytes(number.bit_length() // 8 + 1, "big"))
+    return _der(2, number.to_bytes(number.bit_length() // 8 + 1, "big"))
 
 
 def _temporary_file(text: str, name: str) -> str:
@@ -5612,7 +5583,7 @@ class _Interception:
 
         That trusts these certificates, in DER, and the CA.
         """
-        trusting = self.trusting(own, _authority().pem, *trusted)
+        trusting = self.trusting(own, _ca_certificate(), *trusted)
         is_pypy = sys.implementation.name == "pypy"
         if is_pypy:  # elsewhere, the callback comes with the context
             own._msg_callback = trusting._msg_callback
