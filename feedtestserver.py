@@ -3941,8 +3941,7 @@ def _timeline(
     seconds from the first of these, without pauses. None asks for the stream's next item, and a str
     is the fault that ends the connection.
     """
-    response, content = plan.response, plan.content
-    rate, chunked, events = response.rate, response.chunked, _events(response, content)
+    content, rate, chunked = plan.content, plan.response.rate, plan.response.chunked
     # At a rate, a block takes a tenth of a second, unless that is less than a byte. There are a
     # thousand chunks in it at most, which are made in a millisecond.
     paced = max(1, rate // 10) if rate else _BLOCK
@@ -3951,11 +3950,7 @@ def _timeline(
     block: Optional[memoryview] = memoryview(content if isinstance(content, bytes) else b"")
     blocks: Iterator[memoryview] = content.blocks() if isinstance(content, _File) else iter(())
     position, begin, size = 0, 0, len(content)  # the latter two of what comes in chunks
-    if response.delay:
-        yield _Pause(response.delay)
-    if events[0][0] >= 0:
-        yield plan.head
-    for place, event in events:
+    for place, event in _events(plan):
         while block is not None and position < place:
             part = block[: int(min(most, place - position))]
             if part:
@@ -3965,48 +3960,51 @@ def _timeline(
                 block, position = block[len(part) :], position + len(part)
             elif stream and isinstance(content, _Items):
                 yield None
-                block, begin = stream.item, position
-                size = len(block or b"")
+                block, begin, size = stream.item, position, len(stream.item or b"")
             else:
                 block = next(blocks, None)
-        if not isinstance(event, _Pause) or position == place:
+        if event and (position >= place or not isinstance(event, _Pause)):
             yield event
 
 
 #: What happens at a place of a response: a pause, bytes to send, or the fault that ends it.
 _Event = tuple[float, Union[_Pause, bytes, str]]
-_NAMED_PLACES = {"start": -1, "headers": 0, "end": math.inf}
 
 
-def _events(response: Response, content: _Content) -> list[_Event]:
-    """What happens to a response on its way, in order: pauses, the last chunk, the fault.
-
-    A place is a number of bytes of the content; -1 is before the status line, infinity at the end.
-    """
+def _events(plan: _Plan) -> list[_Event]:
+    """What happens to a response beside its body, in order, each with its place."""
+    response, content = plan.response, plan.content
     size = _size(content) or 0
-
-    def place_of(text: str) -> float:
-        if text.endswith("%"):
-            return size * int(text[:-1]) // 100
-        return _NAMED_PLACES[text] if text in _NAMED_PLACES else int(text)
-
-    events: list[_Event] = []
+    events: list[_Event] = [(-1, _Pause(response.delay)), (0, plan.head)]
     for pause in response.pause:
         seconds, _, place = pause.partition(" at ")
         if place == "headers" or len(content):  # without content, no other place is reached
-            events.append((place_of(place), _Pause(seconds)))
+            events.append((_place(place, size), _Pause(seconds)))
     events.sort(key=lambda event: event[0])
-    # Without a last chunk, it is a pause that is never reached, so that the whole body is sent.
-    events.append((math.inf, b"0\r\n\r\n" if response.chunked else _Pause()))
-    if response.fault is None:
-        return events
-    fault, _, place = response.fault.partition(" at ")
-    end = place_of(place or "start")
-    return [*(event for event in events if event[0] <= end), (end, fault)]
+    events.append((math.inf, b"0\r\n\r\n" if response.chunked else b""))
+    if response.fault:
+        end = _fault_place(response, size)
+        events = [event for event in events if event[0] <= end]
+        events.append((end, response.fault.partition(" ")[0]))
+    return events
+
+
+def _fault_place(response: Response, size: int = 0) -> float:
+    """Where the fault ends a response whose content has that size; infinity if there is none."""
+    place = "end" if response.fault is None else response.fault.partition(" at ")[2] or "start"
+    return _place(place, size)
+
+
+def _place(text: str, size: int) -> float:
+    """A place in a content of that size, in bytes; -1 is before the status line."""
+    if text.endswith("%"):
+        return size * int(text[:-1]) // 100
+    named = {"start": -1, "headers": 0, "end": math.inf}
+    return named[text] if text in named else int(text)
 
 
 def _has_status_line(response: Response) -> bool:
-    return _events(response, b"")[0][0] >= 0
+    return _fault_place(response) >= 0
 
 
 def _in_chunks(block: memoryview, position: int, size: int, whole: int) -> bytes:
@@ -4190,8 +4188,7 @@ class _Exchange:
         response, content = self.response, self.response.coded()
         size = _size(content)
         whole = math.inf if response.chunked or size is None else size
-        # The fault is the last event.
-        ends_early = bool(response.fault) and _events(response, content)[-1][0] < whole
+        ends_early = _fault_place(response, size or 0) < whole
         has_length = not (response.chunked or _has_no_content(self.request.head, response))
         is_short = has_length and (_number(self.value("Content-Length")) or 0) > (size or 0)
         return ends_early or is_short or response.asis
