@@ -1835,8 +1835,9 @@ class FeedTestRequestHandler:
             how = self.test_server.handshake
             if how != "complete":
                 raise ValueError(f"server.handshake is {how!r}")
-            if name and not re.fullmatch(_SERVER_NAME, name):
-                yield from self.send(_UNRECOGNIZED_NAME)
+            if name and not re.fullmatch("[A-Za-z0-9._-]{1,253}", name):
+                # The alert unrecognized_name, fatal.
+                yield from self.send(b"\x15\x03\x03\x00\x02\x02\x70")
                 raise ValueError("that is no name of a host (RFC 6066 3)")
             context = yield _Call(lambda: self.certified(name), f"a TLS handshake {name}".rstrip())
             self.tls = _Tls(context, self.tls, bytes(self.buffer))
@@ -2147,7 +2148,8 @@ class FeedTestRequestHandler:
         if plan.closes:
             self.closing = True
             # It may still be sending, unless it has asked for the end and gets all in one piece.
-            asked = not persistent and "connection" not in response.given and not response.asis
+            is_given = response.value("connection") is not None or response.asis
+            asked = not persistent and not is_given
             self.lingering = not asked or plan.whole is None or self.is_early
         return plan
 
@@ -2805,9 +2807,9 @@ def _load(directory: str, name: str) -> Optional[Response]:
 
 def _read_fixture(directory: str, name: str) -> Response:
     directives, content = _read(directory, name)
-    said = {**directives.checked().arguments, "next": directives.next}
-    said["asis"], said["description"] = name.lower().endswith(".asis"), directives["Description"]
-    return _with(Response(), content=content, media_type=_media_type(name), **said)
+    response = Response(**directives.checked().arguments, asis=name.lower().endswith(".asis"))
+    about = {"description": directives["Description"], "next": directives.next}
+    return _with(response, content=content, media_type=_media_type(name), **about)
 
 
 def _read(directory: str, name: str) -> tuple[Directives, _Content]:
@@ -3311,15 +3313,14 @@ class Response:
     template: bool
     asis: bool
     # For this module: the body before any coding, maybe in a file; what Content-Type it gets; of a
-    # fixture, its description, which one is the next, and after how many responses; and, on a 304
-    # that stands for another response, the fields of that one which it leaves out.
+    # fixture, its description, which one is the next, and after how many responses; on a 304 that
+    # stands for another response, the fields of that one which it leaves out; and whether there is
+    # something to expand.
     content: _Content
     media_type: Optional[str] = None
     description: Optional[str] = None
     next: Optional[_Next] = None
     unsaid: Optional[tuple[tuple[str, str], ...]] = None
-    # Made from these: the names of the fields that are set, in lower case.
-    given: frozenset[str]
     has_expressions: bool
 
     def __init__(
@@ -3359,7 +3360,10 @@ class Response:
         fields: dict[str, Any] = {"asis": asis}
         for name, value in said:
             _apply(fields, name, value)
-        _set(self, content=b"", **_DEFAULTS | fields)
+        for name in _REPEATED:
+            fields[name] = tuple(fields.get(name, ()))
+        fields["has_expressions"] = template or "{{" in f"{reason}{fields['headers']}"
+        vars(self).update(_DEFAULTS | fields)
         vars(self)["content"] = bytes(body) if in_memory else _Items(body, self)  # type: ignore[arg-type]
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -3403,36 +3407,26 @@ class Response:
 
     def members(self, name: str) -> list[str]:
         """The members of a field whose value is a list (RFC 9110 5.6.1), in lower case."""
-        return _members(",".join(self._all(name)))
+        return _members(",".join(self._values(name)))
 
     def value(self, name: str) -> Optional[str]:
         """The value of a field as a client would send it back."""
-        values = self._all(name)
-        return _as_sent(values[0]) if values else None
+        return next(map(_as_sent, self._values(name)), None)
 
-    def _all(self, name: str) -> list[str]:
+    def _values(self, name: str) -> Iterator[str]:
         """The values that are set for a field, by its lower-case name."""
-        return [value for given, value in self.headers if given.lower() == name]
+        return (value for given, value in self.headers if given.lower() == name)
 
 
 #: All that a response says beside its body, in the order of the constructor's arguments.
 _DEFAULTS: dict[str, Any] = {"status": 200, **(Response.__init__.__kwdefaults__ or {})}
 
 
-def _set(response: Response, **fields: Any) -> Response:
-    """Set the fields of a new response, as the rules of the directives have made them."""
-    for name in _REPEATED:
-        fields[name] = tuple(fields[name])
-    texts = (fields["reason"] or "", *(value for _, value in fields["headers"]))
-    fields["given"] = frozenset(name.lower() for name, _ in fields["headers"])
-    fields["has_expressions"] = fields["template"] or any("{{" in text for text in texts)
-    vars(response).update(fields)
-    return response
-
-
 def _with(response: Response, **changes: Any) -> Response:
     """A copy with some fields changed; the new values are not checked."""
-    return _set(Response.__new__(Response), **vars(response) | changes)
+    copy = Response.__new__(Response)
+    vars(copy).update(vars(response) | changes)
+    return copy
 
 
 @functools.lru_cache(maxsize=16)
@@ -3482,19 +3476,15 @@ def _refuse(status: int, words: str, headers: Sequence[tuple[str, str]] = ()) ->
 # The plan: the response to this request, complete (RFC 9110 13 and 14, RFC 9112 6 and 9)
 
 _SELECTING = {"if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "range"}
-_NOT_ABOUT_CONTENT = {"connection", "date", "server"}
 _IN_304 = {"cache-control", "content-location", "date", "etag", "expires", "server", "vary"}
-_ENTITY_TAG = re.compile(r'(?:W/)?"[!\x23-\x7e\x80-\xff]*"')
-_TIME = "(?:[01][0-9]|2[0-3]):[0-5][0-9]:(?:[0-5][0-9]|60)"
-_WEEKDAY = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
 _HTTP_DATE = (
-    f"{_WEEKDAY}, [0-9]{{2}} [A-Z][a-z][a-z] (?!00)[0-9]{{4}} {_TIME} GMT"
-    f"|{_WEEKDAY}(?:s|nes|rs|ur)?day, [0-9]{{2}}-[A-Z][a-z][a-z]-[0-9]{{2}} {_TIME} GMT"
-    f"|{_WEEKDAY} [A-Z][a-z][a-z] [ 1-3][0-9] {_TIME} (?!00)[0-9]{{4}}"
+    "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
+    "(?:, [0-9]{2} [A-Z][a-z]{2} (?!00)[0-9]{4} [0-9:]{8} GMT"
+    "|(?:s|nes|rs|ur)?day, [0-9]{2}-[A-Z][a-z]{2}-[0-9]{2} [0-9:]{8} GMT"
+    "| [A-Z][a-z]{2} [ 1-3][0-9] [0-9:]{8} (?!00)[0-9]{4})"
 )
-# One part: FIRST-LAST, FIRST- or -SUFFIX; the list may have empty members.
-_RANGE = r"(?i)bytes=[ \t,]*(?=-?[0-9])([0-9]*)-([0-9]*)[ \t,]*"
 _SERVER = f"feedtestserver/{__version__}"
+_IN_CHUNKS = ("Transfer-Encoding", "chunked")
 
 
 class _Plan:
@@ -3538,7 +3528,7 @@ def _plan(request: Request, response: Response, date: str, persistent: bool) -> 
     if response.asis:
         return _verbatim(response)
     head = _ignoring(request.head, response.ignore)
-    return _complete(head, _sendable(head, _select(head, response)), date, persistent)
+    return _complete(head, _in_coding(head, _select(head, response)), date, persistent)
 
 
 def _ignoring(head: _Head, ignored: tuple[str, ...]) -> _Head:
@@ -3573,31 +3563,30 @@ def _select(head: _Head, response: Response) -> Response:
 
     For methods other than GET and HEAD, the script decides by itself.
     """
-    is_success = 200 <= response.status < 300
+    sent, is_success = head.values, 200 <= response.status < 300
     if not (head.is_conditional and is_success and head.method in ("GET", "HEAD")):
         return response
-    if _is_same(head, response, "if-match", "if-unmodified-since") is False:
-        name = "If-Match" if "if-match" in head.values else "If-Unmodified-Since"
-        return _error_for(response, 412, f"{name} does not hold: {head.values[name.lower()]}")
-    if _is_same(head, response, "if-none-match", "if-modified-since"):
+    if _is_same(sent, response, "if-match", "if-unmodified-since") is False:
+        name = "If-Match" if "if-match" in sent else "If-Unmodified-Since"
+        return _error_for(response, 412, f"{name} does not hold: {sent[name.lower()]}")
+    if _is_same(sent, response, "if-none-match", "if-modified-since"):
         return _not_modified(response)
-    is_part = "range" in head.values and head.method == "GET" and response.status == 200
-    if is_part and not isinstance(response.content, _Items):
-        return _in_range(head, response)
+    if "range" in sent and head.method == "GET" and response.status == 200:
+        return _in_range(sent["range"], sent.get("if-range"), response)
     return response
 
 
-def _is_same(head: _Head, response: Response, by_tag: str, by_date: str) -> Optional[bool]:
+def _is_same(
+    sent: Mapping[str, str], response: Response, by_tag: str, by_date: str
+) -> Optional[bool]:
     """Whether the response is unchanged: by the entity tags that are sent, else by the date.
 
     None where neither is sent, or the dates cannot be compared.
     """
-    if by_tag in head.values:
-        return _has_tag(head.values[by_tag], response.value("etag"), by_tag == "if-none-match")
-    modified, date = response.value("last-modified"), head.values.get(by_date)
-    if modified is None or date is None:
-        return None
-    if modified == date:
+    if by_tag in sent:
+        return _has_tag(sent[by_tag], response.value("etag"), by_tag == "if-none-match")
+    modified, date = response.value("last-modified") or "", sent.get(by_date) or ""
+    if date and date == modified:
         return True
     then, since = _seconds(modified), _seconds(date)
     return None if then is None or since is None else then <= since
@@ -3609,7 +3598,8 @@ def _has_tag(tags: str, etag: Optional[str], weakly: bool) -> bool:
         return True
     if etag is None or (etag.startswith("W/") and not weakly):
         return False
-    named = [tags, *_ENTITY_TAG.findall(tags)]  # all of it, as servers send malformed ones, too
+    # All of it is a tag, too, as servers send malformed ones.
+    named = [tags, *re.findall(r'(?:W/)?"[!\x23-\x7e\x80-\xff]*"', tags)]
     if weakly:
         etag, named = etag.removeprefix("W/"), [tag.removeprefix("W/") for tag in named]
     return etag in named
@@ -3618,17 +3608,16 @@ def _has_tag(tags: str, etag: Optional[str], weakly: bool) -> bool:
 @functools.lru_cache(maxsize=256)
 def _seconds(http_date: str) -> Optional[float]:
     """Seconds since the epoch, from any of the three formats of RFC 9110 5.6.7."""
-    parsed = email.utils.parsedate_tz(http_date) if re.fullmatch(_HTTP_DATE, http_date) else None
-    if parsed:
-        with contextlib.suppress(ValueError):  # 30 February
-            datetime.date(*parsed[:3])
-            return email.utils.mktime_tz(parsed)
+    if re.fullmatch(_HTTP_DATE, http_date):
+        with contextlib.suppress(TypeError, ValueError):  # 30 February
+            date = email.utils.parsedate_to_datetime(http_date)
+            return date.replace(tzinfo=datetime.timezone.utc).timestamp()
     return None
 
 
 def _not_modified(response: Response) -> Response:
     """The 304 for a response, with the fields that RFC 9110 15.4.5 asks for."""
-    kept = _IN_304 if "etag" in response.given else _IN_304 | {"last-modified"}
+    kept = _IN_304 | {"last-modified"} if response.value("etag") is None else _IN_304
     headers = [field for field in response.headers if field[0].lower() in kept]
     unsaid = tuple(field for field in response.headers if field not in headers)
     return _become(response, 304, headers, unsaid=unsaid)
@@ -3637,23 +3626,26 @@ def _not_modified(response: Response) -> Response:
 def _error_for(response: Response, status: int, words: str, headers: _Fields = ()) -> Response:
     """Replace the response by an error; keep only fields that are not about its content."""
     error = _text_response(status, words, headers)
-    kept = [field for field in response.headers if field[0].lower() in _NOT_ABOUT_CONTENT]
+    about_more = ("connection", "date", "server")
+    kept = [field for field in response.headers if field[0].lower() in about_more]
     return _become(response, status, [*error.headers, *kept], chunked=None, content=error.content)
 
 
 def _become(response: Response, status: int, headers: _Fields, **changes: Any) -> Response:
     """The response with another status. Its content is sent without any further coding."""
-    return _with(response, status=status, reason=None, headers=headers, compress=None, **changes)
+    changes |= {"status": status, "reason": None, "headers": tuple(headers), "compress": None}
+    return _with(response, **changes)
 
 
-def _in_range(head: _Head, response: Response) -> Response:
-    """The response, or the 206 or 416 that the request's Range makes of it (RFC 9110 14.2)."""
-    if "none" in response.members("accept-ranges") or not _is_still(head, response):
-        return response
-    asked, content = head.values["range"], response.coded()
-    size = len(content)
-    part = _part(asked, size)
-    if part is None:
+def _in_range(asked: str, validator: Optional[str], response: Response) -> Response:
+    """The response, or the 206 or 416 that Range and If-Range make of it (RFC 9110 14.2)."""
+    content = response.coded()
+    size, has_parts = len(content), "none" not in response.members("accept-ranges")
+    part = _part(asked, size) if has_parts and not isinstance(content, _Items) else None
+    is_weak = validator is not None and validator.startswith("W/")
+    # If-Range compares strongly (13.1.5); without it, any part is right.
+    right = (None, response.value("etag"), response.value("last-modified"))
+    if part is None or is_weak or validator not in right:
         return response
     if not part:
         words = f"Range asks for {asked[:80]!r} of {size} bytes"
@@ -3667,46 +3659,36 @@ def _in_range(head: _Head, response: Response) -> Response:
     return _become(response, 206, headers, content=content[part.start : part.stop])
 
 
-def _is_still(head: _Head, response: Response) -> bool:
-    """Whether If-Range, where it is sent, names what the response is now: strongly (13.1.5)."""
-    validator = head.values.get("if-range")
-    named = (response.value("etag"), response.value("last-modified"))
-    return validator is None or (validator in named and not validator.startswith("W/"))
-
-
 def _part(asked: str, size: int) -> Optional[range]:
     """The bytes that a Range of one part asks for, maybe none; None where it asks for the whole.
 
     So do several parts, other units, and what is malformed (RFC 9110 14.1.2, 14.2).
     """
-    match = re.fullmatch(_RANGE, asked)
+    # FIRST-LAST, FIRST- or -SUFFIX; the list may have empty members.
+    match = re.fullmatch(r"(?i)bytes=[ \t,]*(?=-?[0-9])([0-9]*)-([0-9]*)[ \t,]*", asked)
     if match is None:
         return None
-    first, last = match.groups()
-    if not first:
+    first, last = map(_number, match.groups())
+    if first is None:
         # An empty body has no last byte that a Content-Range could name: it is sent whole.
-        suffix = _number(last) or 0
-        return range(max(0, size - suffix), size) if size or not suffix else None
-    start, end = _number(first) or 0, _number(last)
-    if end is None:
-        return range(start, size)
-    return range(start, min(end + 1, size)) if start <= end else None
+        return range(size)[max(0, size - (last or 0)) :] if size or not last else None
+    if last is None:
+        return range(size)[first:]
+    return range(size)[first : last + 1] if first <= last else None
 
 
-def _sendable(head: _Head, response: Response) -> Response:
-    """The response without what cannot be: codings and chunks of nothing, chunks by HTTP/1.0.
+def _in_coding(head: _Head, response: Response) -> Response:
+    """The response in the codings that can be: none of nothing, and no chunks by HTTP/1.0.
 
     An iterable comes in chunks unless its framing is given.
     """
     if _has_no_content(head, response):
         return _with(response, compress=None, chunked=None, content=b"")
     if head.version == "1.0":
-        return _with(response, chunked=None) if response.chunked else response
-    if isinstance(response.content, _Items) and not response.chunked:
-        without = [name.lower() for name in response.without]
-        is_framed = response.given & {"content-length", "transfer-encoding"}
-        if not is_framed and "transfer-encoding" not in without:
-            return _with(response, chunked=_BLOCK)
+        return _with(response, chunked=None)
+    is_framed = response.chunked or response.value("content-length") is not None
+    if isinstance(response.content, _Items) and not is_framed:
+        return _with(response, chunked=_BLOCK if _unset(response, [_IN_CHUNKS]) else None)
     return response
 
 
@@ -3723,56 +3705,49 @@ def _begins_tunnel(head: _Head, response: Response) -> bool:
 def _complete(head: _Head, response: Response, date: str, persistent: bool) -> _Plan:
     """A response with the fields that the server adds to it, and its head as it will be sent."""
     content = response.coded()
-    added = [("Date", date), ("Server", _SERVER), *_about_content(head, response, _size(content))]
+    framing = _framing(head, response, _size(content))
+    added = [("Date", date), ("Server", _SERVER)]
+    if not _has_no_content(head, response):
+        added.append(("Content-Type", response.media_type or _media_type(head.path)))
+    if response.compress:
+        added.append(("Content-Encoding", response.compress))
+    if response.chunked or response.value("transfer-encoding") is None:
+        added += framing or []
     headers = [*response.headers, *_unset(response, added)]
-    persistent = persistent and _is_framed(head, response, headers, added)
+    persistent = persistent and (head.method == "HEAD" or _is_framed(headers, framing))
     if not persistent or head.version == "1.0":
         headers += _unset(response, [("Connection", "keep-alive" if persistent else "close")])
     if head.method == "HEAD":
         response, content = _with(response, content=b"", chunked=None), b""
-    planned = _with(response, headers=headers)
+    planned = _with(response, headers=tuple(headers))
     # The response may give the Connection field, or leave out the one that HTTP/1.0 needs.
-    if "connection" in response.given or head.version == "1.0":
-        persistent = persistent and _persists(head.version, planned.members("connection"))
+    persistent = persistent and _persists(head.version, planned.members("connection"))
     lines = _head(response.status, _reason(response), headers)
     return _Plan(planned, lines, content, closes=not persistent or response.fault is not None)
 
 
-def _about_content(
-    head: _Head, response: Response, size: Optional[int]
-) -> Iterator[tuple[str, str]]:
-    """The fields about the content that the server adds by default."""
-    has_content = not _has_no_content(head, response)
-    if has_content:
-        yield "Content-Type", response.media_type or _media_type(head.path)
-    if response.compress:
-        yield "Content-Encoding", response.compress
+def _framing(head: _Head, response: Response, size: Optional[int]) -> Optional[_Fields]:
+    """The fields that tell where the body ends (RFC 9112 6.3); None if only its end does."""
+    if _has_no_content(head, response):
+        return [("Content-Length", "0")] if response.status == 205 else []  # RFC 9110 15.3.6
     if response.chunked:
-        yield "Transfer-Encoding", "chunked"
-    elif size is None or "transfer-encoding" in response.given:
-        return
-    elif has_content or response.status == 205:
-        yield "Content-Length", str(size)  # of a 205 as well (RFC 9110 15.3.6)
+        return [_IN_CHUNKS]
+    return None if size is None else [("Content-Length", str(size))]
 
 
-def _unset(response: Response, fields: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """The default fields that the response neither sets nor suppresses."""
-    settled = response.given.union(name.lower() for name in response.without)
-    return (field for field in fields if field[0].lower() not in settled)
-
-
-def _is_framed(head: _Head, response: Response, headers: _Fields, added: _Fields) -> bool:
-    """Whether a client can tell where the body ends though the connection goes on.
-
-    It can if the fields that frame the body are those that the server adds by default.
-    """
-    right = [field for field in added if field[0] in ("Transfer-Encoding", "Content-Length")]
+def _is_framed(headers: _Fields, framing: Optional[_Fields]) -> bool:
+    """Whether fields frame the body truly, so that a client can tell its end from what follows."""
     # Without content, only a transfer coding misleads: some clients believe that chunks come then,
     # whatever the status says.
-    names = ("transfer-encoding", "content-length") if right else ("transfer-encoding",)
-    said = [(name.title(), value.lower()) for name, value in headers if name.lower() in names]
-    is_told = bool(right) or _has_no_content(head, response)
-    return head.method == "HEAD" or (is_told and said == right)
+    names = ("Transfer-Encoding", "Content-Length") if framing else ("Transfer-Encoding",)
+    said = [(name.title(), value.lower()) for name, value in headers if name.title() in names]
+    return said == framing
+
+
+def _unset(response: Response, fields: _Fields) -> _Fields:
+    """The default fields that the response neither sets nor suppresses."""
+    settled = {name.lower() for name in (*dict(response.headers), *response.without)}
+    return [field for field in fields if field[0].lower() not in settled]
 
 
 def _persists(version: str, options: Sequence[str]) -> bool:
@@ -3782,8 +3757,7 @@ def _persists(version: str, options: Sequence[str]) -> bool:
 
 def _members(value: str) -> list[str]:
     """The members of a list, in lower case, without the empty ones (RFC 9110 5.6.1.2)."""
-    members = [member.strip(" \t") for member in value.lower().split(",")]
-    return [member for member in members if member]
+    return [member for part in value.lower().split(",") if (member := part.strip(" \t"))]
 
 
 def _verbatim(response: Response) -> _Plan:
@@ -3795,10 +3769,9 @@ def _verbatim(response: Response) -> _Plan:
     for head in re.split(b"\r?\n\r?\n", bytes(response.content[:_MAX_LINE])):
         first, *others = head.decode("utf-8", "surrogateescape").split("\n")
         found = re.match(r"HTTP/[^ \r]* +([1-9][0-9][0-9])(?![0-9])", first)
-        if found is None:
-            break
-        status, lines = int(found.group(1)), others
-        if status >= 200:
+        if found:
+            status, lines = int(found.group(1)), others
+        if not found or status >= 200:
             break
     fields = (line.partition(":") for line in lines)
     headers = [(name.strip(), value.strip()) for name, colon, value in fields if colon]
@@ -3859,7 +3832,10 @@ class Request:
     @property
     def headers(self) -> Headers:
         """The fields, case-insensitive, with repeats kept; Latin-1, as wsgiref has them."""
-        return _headers(self.head.fields)
+        fields: list[tuple[str, str]] = []
+        headers = Headers(fields)
+        fields.extend(self.head.fields)  # some Pythons would refuse what they do not send
+        return headers
 
     @property
     def url(self) -> str:
@@ -3912,20 +3888,11 @@ class Request:
 Step = Union[str, int, bytes, Response, Callable[[Request], Any]]
 
 
-def _headers(pairs: Iterable[tuple[str, str]]) -> Headers:
-    """Fields with whatever values; some Pythons refuse what they would not send themselves."""
-    fields: list[tuple[str, str]] = []
-    headers = Headers(fields)
-    fields.extend(pairs)
-    return headers
-
-
 # The bytes on the wire
 
-_PHRASES = {status.value: status.phrase for status in http.HTTPStatus}
 # As RFC 9110 calls them, which not every Python does.
-_PHRASES.update({413: "Content Too Large", 414: "URI Too Long", 416: "Range Not Satisfiable"})
-_PHRASES[422] = "Unprocessable Content"
+_PHRASES = {**http.client.responses, 413: "Content Too Large", 414: "URI Too Long"}
+_PHRASES.update({416: "Range Not Satisfiable", 422: "Unprocessable Content"})
 
 
 class _Pause(float):
@@ -4922,10 +4889,7 @@ _AFTER_CERTIFICATE = (12, 14, 15)
 _HANDSHAKE = 22
 #: More than any client sends in its first message, in bytes.
 _MAX_HELLO = 32 * 1024
-_SERVER_NAME = "[A-Za-z0-9._-]{1,253}"
 _CLIENT_NAME = "[^\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]{1,64}"
-#: The alert unrecognized_name, fatal (RFC 6066 3).
-_UNRECOGNIZED_NAME = b"\x15\x03\x03\x00\x02\x02\x70"
 
 
 def _client_hello(sent: Union[bytes, bytearray]) -> Optional[bytes]:
