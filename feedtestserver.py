@@ -3546,15 +3546,14 @@ def _expand(request: Request, response: Response) -> Response:
         return response
     origin = request.origin or request.base_url
     host, port = _host_and_port(origin)
-    values = (("{{base_url}}", origin), ("{{host}}", host), ("{{port}}", str(port)))
     headers, reason, content = response.headers, response.reason, response.content
-    for expression, value in values:
-        headers = tuple((name, text.replace(expression, value)) for name, text in headers)
-        reason = reason and reason.replace(expression, value)
+    for name, value in (("{{base_url}}", origin), ("{{host}}", host), ("{{port}}", str(port))):
+        headers = tuple((field, text.replace(name, value)) for field, text in headers)
+        reason = reason and reason.replace(name, value)
         if response.template:
             content = bytes(content)
             codec = _codec(content)
-            content = content.replace(expression.encode(codec), value.encode(codec))
+            content = content.replace(name.encode(codec), value.encode(codec))
     return _with(response, headers=headers, reason=reason, content=content)
 
 
@@ -3566,26 +3565,24 @@ def _select(head: _Head, response: Response) -> Response:
     sent, is_success = head.values, 200 <= response.status < 300
     if not (head.is_conditional and is_success and head.method in ("GET", "HEAD")):
         return response
-    if _is_same(sent, response, "if-match", "if-unmodified-since") is False:
+    if _is_same(head, response, "if-match", "if-unmodified-since") is False:
         name = "If-Match" if "if-match" in sent else "If-Unmodified-Since"
         return _error_for(response, 412, f"{name} does not hold: {sent[name.lower()]}")
-    if _is_same(sent, response, "if-none-match", "if-modified-since"):
+    if _is_same(head, response, "if-none-match", "if-modified-since"):
         return _not_modified(response)
     if "range" in sent and head.method == "GET" and response.status == 200:
         return _in_range(sent["range"], sent.get("if-range"), response)
     return response
 
 
-def _is_same(
-    sent: Mapping[str, str], response: Response, by_tag: str, by_date: str
-) -> Optional[bool]:
+def _is_same(head: _Head, response: Response, by_tag: str, by_date: str) -> Optional[bool]:
     """Whether the response is unchanged: by the entity tags that are sent, else by the date.
 
     None where neither is sent, or the dates cannot be compared.
     """
-    if by_tag in sent:
-        return _has_tag(sent[by_tag], response.value("etag"), by_tag == "if-none-match")
-    modified, date = response.value("last-modified") or "", sent.get(by_date) or ""
+    if by_tag in head.values:
+        return _has_tag(head.values[by_tag], response.value("etag"), by_tag == "if-none-match")
+    modified, date = response.value("last-modified") or "", head.values.get(by_date, "")
     if date and date == modified:
         return True
     then, since = _seconds(modified), _seconds(date)
@@ -3722,8 +3719,9 @@ def _complete(head: _Head, response: Response, date: str, persistent: bool) -> _
     planned = _with(response, headers=tuple(headers))
     # The response may give the Connection field, or leave out the one that HTTP/1.0 needs.
     persistent = persistent and _persists(head.version, planned.members("connection"))
-    lines = _head(response.status, _reason(response), headers)
-    return _Plan(planned, lines, content, closes=not persistent or response.fault is not None)
+    return _Plan(
+        planned, _head(planned), content, closes=not persistent or response.fault is not None
+    )
 
 
 def _framing(head: _Head, response: Response, size: Optional[int]) -> Optional[_Fields]:
@@ -3899,9 +3897,11 @@ class _Pause(float):
     """So many seconds to wait, in which the clock of Rate stands still."""
 
 
-def _timeline(
-    plan: _Plan, stream: Optional[_Stream] = None
-) -> Iterator[Union[bytes, memoryview, float, str, None]]:
+#: What happens to a response on its way: bytes, pauses and times, the stream's items, the fault.
+_Happening = Union[bytes, memoryview, float, str, None]
+
+
+def _timeline(plan: _Plan, stream: Optional[_Stream] = None) -> Iterator[_Happening]:
     """What happens to a response, in order: delay, status line and fields, body, fault.
 
     Bytes are sent, and a _Pause is waited for. Another number is the time of what comes next, in
@@ -3934,26 +3934,22 @@ def _timeline(
             yield event
 
 
-#: What happens at a place of a response: a pause, bytes to send, or the fault that ends it.
-_Event = tuple[float, Union[_Pause, bytes, str]]
+def _events(plan: _Plan) -> list[tuple[float, Union[_Pause, bytes, str]]]:
+    """What happens to a response beside its body, in order, each with its place.
 
-
-def _events(plan: _Plan) -> list[_Event]:
-    """What happens to a response beside its body, in order, each with its place."""
-    response, content = plan.response, plan.content
-    size = _size(content) or 0
-    events: list[_Event] = [(-1, _Pause(response.delay)), (0, plan.head)]
+    What is empty does not happen.
+    """
+    response, size = plan.response, _size(plan.content) or 0
+    events: list[tuple[float, Union[_Pause, bytes, str]]]
+    events = [(-1, _Pause(response.delay)), (0, plan.head)]
     for pause in response.pause:
         seconds, _, place = pause.partition(" at ")
-        if place == "headers" or len(content):  # without content, no other place is reached
+        if place == "headers" or len(plan.content):  # else no other place is reached
             events.append((_place(place, size), _Pause(seconds)))
     events.sort(key=lambda event: event[0])
     events.append((math.inf, b"0\r\n\r\n" if response.chunked else b""))
-    if response.fault:
-        end = _fault_place(response, size)
-        events = [event for event in events if event[0] <= end]
-        events.append((end, response.fault.partition(" ")[0]))
-    return events
+    end, fault = _fault_place(response, size), (response.fault or "").partition(" ")[0]
+    return [*(event for event in events if event[0] <= end), (end, fault)]
 
 
 def _fault_place(response: Response, size: int = 0) -> float:
@@ -3990,10 +3986,11 @@ def _reason(response: Response) -> str:
     return _PHRASES.get(response.status, "") if response.reason is None else response.reason
 
 
-def _head(status: int, reason: str, headers: Iterable[tuple[str, str]]) -> bytes:
+def _head(response: Response) -> bytes:
     """The status line and the field lines; text goes out as UTF-8, other bytes as they were."""
-    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
-    return f"HTTP/1.1 {status} {reason}\r\n{lines}\r\n".encode("utf-8", "surrogateescape")
+    lines = "".join([f"{name}: {value}\r\n" for name, value in response.headers])
+    head = f"HTTP/1.1 {response.status} {_reason(response)}\r\n{lines}\r\n"
+    return head.encode("utf-8", "surrogateescape")
 
 
 # The audit: what a client did wrong, as the feed's owner would see it
