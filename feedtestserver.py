@@ -3488,19 +3488,17 @@ _IN_CHUNKS = ("Transfer-Encoding", "chunked")
 
 
 class _Plan:
-    """A response as it is sent, decided completely before its first byte."""
+    """A response as it is sent, decided completely before its first byte.
+
+    ``response`` has all its fields, as it goes on record; ``closes`` tells whether the connection
+    ends with it. ``whole`` is all of it, if it is small, and nothing happens to it on its way.
+    """
 
     def __init__(self, response: Response, head: bytes, content: _Content, closes: bool) -> None:
-        #: The response with all its fields, as it goes on record.
-        self.response = response
-        self.head, self.content = head, content
-        #: Whether the connection ends with it.
-        self.closes = closes
-        #: All of it, if it is small, and nothing happens to it on its way.
-        self.whole: Optional[bytes] = None
-        slow = response.delay or response.pause or response.rate or response.fault
-        if not (slow or response.chunked) and len(content) <= _SMALL:
-            self.whole = head + bytes(content)
+        self.response, self.head, self.content, self.closes = response, head, content, closes
+        is_slow = response.delay or response.pause or response.rate or response.fault
+        is_in_parts = is_slow or response.chunked or len(content) > _SMALL
+        self.whole = None if is_in_parts else head + bytes(content)
 
 
 #: Plans for requests that are alike. Each is kept with its response, so that no other response gets
@@ -3615,7 +3613,7 @@ def _seconds(http_date: str) -> Optional[float]:
 def _not_modified(response: Response) -> Response:
     """The 304 for a response, with the fields that RFC 9110 15.4.5 asks for."""
     kept = _IN_304 | {"last-modified"} if response.value("etag") is None else _IN_304
-    headers = [field for field in response.headers if field[0].lower() in kept]
+    headers = tuple(field for field in response.headers if field[0].lower() in kept)
     unsaid = tuple(field for field in response.headers if field not in headers)
     return _become(response, 304, headers, unsaid=unsaid)
 
@@ -3623,15 +3621,15 @@ def _not_modified(response: Response) -> Response:
 def _error_for(response: Response, status: int, words: str, headers: _Fields = ()) -> Response:
     """Replace the response by an error; keep only fields that are not about its content."""
     error = _text_response(status, words, headers)
-    about_more = ("connection", "date", "server")
-    kept = [field for field in response.headers if field[0].lower() in about_more]
-    return _become(response, status, [*error.headers, *kept], chunked=None, content=error.content)
+    kept = {"connection", "date", "server"}
+    others = [field for field in response.headers if field[0].lower() in kept]
+    headers = (*error.headers, *others)
+    return _become(response, status, headers, chunked=None, content=error.content)
 
 
 def _become(response: Response, status: int, headers: _Fields, **changes: Any) -> Response:
     """The response with another status. Its content is sent without any further coding."""
-    changes |= {"status": status, "reason": None, "headers": tuple(headers), "compress": None}
-    return _with(response, **changes)
+    return _with(response, status=status, reason=None, headers=headers, compress=None, **changes)
 
 
 def _in_range(asked: str, validator: Optional[str], response: Response) -> Response:
@@ -3649,10 +3647,10 @@ def _in_range(asked: str, validator: Optional[str], response: Response) -> Respo
         return _error_for(response, 416, words, [("Content-Range", f"bytes */{size}")])
     # A true Content-Length of the whole would be a false one of the part.
     whole = ("content-length", str(size))
-    headers = [field for field in response.headers if (field[0].lower(), field[1]) != whole]
+    kept = [field for field in response.headers if (field[0].lower(), field[1]) != whole]
     added = [("Content-Range", f"bytes {part[0]}-{part[-1]}/{size}")]
     added += [("Content-Encoding", response.compress)] if response.compress else []
-    headers += _unset(response, added)
+    headers = (*kept, *_unset(response, added))
     return _become(response, 206, headers, content=content[part.start : part.stop])
 
 
@@ -3772,7 +3770,7 @@ def _verbatim(response: Response) -> _Plan:
         if not found or status >= 200:
             break
     fields = (line.partition(":") for line in lines)
-    headers = [(name.strip(), value.strip()) for name, colon, value in fields if colon]
+    headers = tuple((name.strip(), value.strip()) for name, colon, value in fields if colon)
     planned = _become(response, status, headers, chunked=None)
     return _Plan(planned, b"", response.content, closes=True)
 
@@ -4894,13 +4892,11 @@ def _client_hello(sent: Union[bytes, bytearray]) -> Optional[bytes]:
 
     Anything else is returned as far as it goes: OpenSSL has the words to refuse it.
     """
-    message, position = b"", 0
-    while position + 5 <= len(sent):
-        kind, _, size = struct.unpack_from(">BHH", sent, position)
-        message += sent[position + 5 : position + 5 + size]
-        position += 5 + size
+    message, records = b"", io.BytesIO(sent)
+    while kind := records.read(3):  # and the version
+        message += _vector(records, 2)
         length = 4 + int.from_bytes(message[1:4], "big")
-        is_hello = kind == _HANDSHAKE and message[:1] in (b"", b"\x01") and length <= _MAX_HELLO
+        is_hello = kind[0] == _HANDSHAKE and message[:1] in (b"", b"\x01") and length <= _MAX_HELLO
         if len(message) >= length or not is_hello:
             return message
     return message if len(sent) > _MAX_HELLO else None
@@ -4949,7 +4945,8 @@ _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 # Object identifiers in DER (X.690 8.19).
 _EC_PUBLIC_KEY = bytes.fromhex("06072a8648ce3d0201")  # 1.2.840.10045.2.1 (RFC 5480 2.1.1)
 _PRIME256V1 = bytes.fromhex("06082a8648ce3d030107")  # 1.2.840.10045.3.1.7 (RFC 5480 2.1.1)
-_ECDSA_WITH_SHA256 = bytes.fromhex("06082a8648ce3d040302")  # 1.2.840.10045.4.3.2 (RFC 5758 3.2)
+#: How certificates are signed: ecdsa-with-SHA256, 1.2.840.10045.4.3.2 (RFC 5758 3.2).
+_ALGORITHM = bytes.fromhex("300a06082a8648ce3d040302")
 _COMMON_NAME = bytes.fromhex("0603550403")  # 2.5.4.3 (RFC 5280 A.1)
 _TRUE = b"\x01\x01\xff"
 
@@ -5056,16 +5053,14 @@ def _certificate(name: str, kind: str) -> str:
     name; or for the "CA".
     """
     key, issuer = _key("CA" if kind == "CA" else "server"), _key(_ISSUERS.get(kind, "CA"))
-    if kind == "wrong-host":
-        name = "wrong-host.invalid"
+    name = "wrong-host.invalid" if kind == "wrong-host" else name
     # A common name has up to 64 characters (RFC 5280 A.1).
     subject = _distinguished_name(name if 0 < len(name) <= 64 else key.name)
     begin = _system_time() + _BEGINNINGS.get(kind, -_ONE_DAY)
-    algorithm = _sequence(_ECDSA_WITH_SHA256)
     content = _sequence(
         _der(0xA0, _integer(2)),  # version 3
         _integer(_random_below(2**127)),
-        algorithm,
+        _ALGORITHM,
         subject if issuer is key else _distinguished_name(issuer.name),
         _sequence(_time_of(begin), _time_of(begin + _LIFETIME)),
         subject,
@@ -5073,7 +5068,7 @@ def _certificate(name: str, kind: str) -> str:
         _der(0xA3, _sequence(*_extensions(name, kind, key, issuer))),
     )
     signature = _bit_string(issuer.sign(content))
-    return ssl.DER_cert_to_PEM_cert(_sequence(content, algorithm, signature))
+    return ssl.DER_cert_to_PEM_cert(_sequence(content, _ALGORITHM, signature))
 
 
 def _distinguished_name(common_name: str) -> bytes:
