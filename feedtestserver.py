@@ -3837,14 +3837,18 @@ class Request:
     def url(self) -> str:
         """The whole URL that was asked for."""
         if not self.head.path.startswith("/"):
-            return self._asked_origin if self.target else ""
-        return f"{self._asked_origin}{self.head.path}{self.head.has_query}{self.head.query}"
+            return self.origins[0] if self.target else ""
+        return f"{self.origins[0]}{self.head.path}{self.head.has_query}{self.head.query}"
 
     @functools.cached_property
-    def _asked_origin(self) -> str:
-        """The origin of the URL: what the target says, the tunnel, or the Host field."""
+    def origins(self) -> list[str]:
+        """Those that an address may have: that of the URL, and "" for the server itself.
+
+        The URL has what the target says, or the tunnel, or the Host field.
+        """
         named = _origin(self.base_url.partition(":")[0], self.head.values.get("host", ""))
-        return self.origin or self.head.origin or named or self.base_url
+        asked = self.origin or self.head.origin or named or self.base_url
+        return [asked] if self.origin else [asked, ""]
 
     @property
     def path(self) -> str:
@@ -3855,11 +3859,6 @@ class Request:
     def query(self) -> dict[str, list[str]]:
         """The query of the URL, as ``urllib.parse.parse_qs`` reads it."""
         return urllib.parse.parse_qs(self.head.query)
-
-    @functools.cached_property
-    def origins(self) -> list[str]:
-        """Those that an address may have: what was asked for, and "" for the server itself."""
-        return [self._asked_origin] if self.origin else [self._asked_origin, ""]
 
     @property
     def shown(self) -> str:
