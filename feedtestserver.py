@@ -3362,7 +3362,7 @@ class Response:
             _apply(fields, name, value)
         for name in _REPEATED:
             fields[name] = tuple(fields.get(name, ()))
-        fields["has_expressions"] = template or "{{" in f"{reason}{fields['headers']}"
+        fields["has_expressions"] = "template" in fields or "{{" in f"{reason}{fields['headers']}"
         vars(self).update(_DEFAULTS | fields)
         vars(self)["content"] = bytes(body) if in_memory else _Items(body, self)  # type: ignore[arg-type]
 
