@@ -151,23 +151,9 @@ else:
     signal, ssl, tempfile = _Lazy("signal"), _Lazy("ssl"), _Lazy("tempfile")
     _TestCase = object
 
-__all__ = [
-    "DirectiveError",
-    "Directives",
-    "FeedTestRequestHandler",
-    "FeedTestServer",
-    "FeedTestServerMixin",
-    "Finding",
-    "Fixture",
-    "HeaderFields",
-    "Request",
-    "Response",
-    "Step",
-    "StoppableHttpServer",
-    "audit",
-    "parse_directives",
-    "stop_server",
-]
+__all__ = ["DirectiveError", "Directives", "FeedTestRequestHandler", "FeedTestServer"]
+__all__ += ["FeedTestServerMixin", "Finding", "Fixture", "HeaderFields", "Request", "Response"]
+__all__ += ["Step", "StoppableHttpServer", "audit", "parse_directives", "stop_server"]
 __version__ = "1.0.0"
 # unittest and pytest leave out this file's frames, so that a traceback ends in the test.
 __unittest = __tracebackhide__ = True
