@@ -122,7 +122,7 @@ import types
 import urllib.parse
 import weakref
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Optional, TextIO, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Generic, Optional, TextIO, TypeVar, Union
 from wsgiref.headers import Headers
 
 
@@ -174,23 +174,54 @@ _IN_USE = {errno.EADDRINUSE} | ({errno.EACCES} if os.name == "nt" else set())
 # The thread that a test starts and stops
 
 
-class _Choice:
-    """An attribute that takes one of a few values; ValueError for any other one."""
+class _Setting(Generic[_T]):
+    """An attribute of a FeedTestServer, which its _Site keeps.
 
-    def __init__(self, *values: str) -> None:
-        self.values = values
+    ``check`` returns what to keep of a value that is set, or raises ValueError.
+    """
+
+    def __init__(self, initial: _T, check: Callable[[Any], _T], before_start: bool = False) -> None:
+        self.initial, self.check, self.before_start = initial, check, before_start
 
     def __set_name__(self, owner: object, name: str) -> None:
         self.name = name
 
-    def __get__(self, instance: Optional[FeedTestServer], owner: object = None) -> str:
-        return self.values[0] if instance is None else vars(instance).get(self.name, self.values[0])
+    def __get__(self, server: Optional[FeedTestServer], owner: object = None) -> _T:
+        return self.initial if server is None else vars(server._site).get(self.name, self.initial)
 
-    def __set__(self, instance: FeedTestServer, value: str) -> None:
-        if value not in self.values:
-            right = ", ".join(map(repr, self.values))
-            raise ValueError(f"{self.name}: found {value!r:.80}; it takes one of {right}")
-        vars(instance)[self.name] = value
+    def __set__(self, server: FeedTestServer, value: object) -> None:
+        if self.before_start and server._httpd:
+            raise RuntimeError(f"{self.name} can only be set before start()")
+        vars(server._site)[self.name] = self.check(value)
+
+
+def _choice(name: str, words: str) -> _Setting[str]:
+    """A setting that takes one of these words; at first it is the first one."""
+    values = words.split()
+
+    def check(value: str) -> str:
+        if value not in values:
+            raise _wrong(name, value, f"one of {', '.join(map(repr, values))}")
+        return value
+
+    return _Setting(values[0], check)
+
+
+def _directory(given: Optional[Union[str, os.PathLike[str]]], folder: str = "") -> str:
+    """The path of a directory to serve, "" for none; None is ``data`` if the folder has it."""
+    if given is None:
+        given = "data" if os.path.isdir(os.path.join(folder, "data")) else ""
+    return os.path.abspath(os.path.join(folder, given)) if given else ""
+
+
+def _tls_function(value: Any) -> Optional[Callable[[ssl.SSLContext], object]]:
+    if not (value is None or callable(value)):
+        raise _wrong("configure_tls", value, "a function that takes an ssl.SSLContext, or None")
+    return value  # type: ignore[no-any-return]
+
+
+def _wrong(name: str, found: object, right: str) -> ValueError:
+    return ValueError(f"{name}: found {found!r:.80}; it takes {right}")
 
 
 class FeedTestServer(threading.Thread):
@@ -210,19 +241,27 @@ class FeedTestServer(threading.Thread):
     one gets them as a note.
     """
 
+    #: The directory that is served, an absolute path; "" if there is none.
+    directory = _Setting("", _directory, before_start=True)
+    #: The address to listen at, and the port; once started, the one that was bound.
+    host = _Setting("127.0.0.1", str, before_start=True)
+    port = _Setting(0, int, before_start=True)
     #: The class of the conversations; a subclass of FeedTestRequestHandler may add do_ methods.
     handler_class: type[FeedTestRequestHandler]
     #: The certificate that the next TLS handshakes get. "incomplete-chain" is signed by an
     #: intermediate CA that is not sent; "no-san" has the host as its common name only.
-    certificate = _Choice(
-        *("valid", "expired", "not-yet-valid", "wrong-host", "self-signed"),
-        *("incomplete-chain", "no-san"),
+    certificate = _choice(
+        "certificate", "valid expired not-yet-valid wrong-host self-signed incomplete-chain no-san"
     )
     #: What the next TLS handshakes do once the ClientHello has arrived.
-    handshake = _Choice("complete", "stall", "reset", "close")
+    handshake = _choice("handshake", "complete stall reset close")
     #: Whether the next TLS handshakes ask for a certificate of the client. One that is shown must
     #: be signed by the server's CA; see client_certificate().
-    client_certificates = _Choice("none", "optional", "required")
+    client_certificates = _choice("client_certificates", "none optional required")
+    #: A function that each of the next TLS handshakes calls with its context, or None. It may
+    #: change the context before that is used: ``context.maximum_version = ...``. It runs in a
+    #: worker thread, and what it raises is one of ``errors``.
+    configure_tls = _Setting(None, _tls_function)
     # Whether the interpreter ends. It has stopped the threads then, maybe while they held a lock,
     # removed the files, and emptied this module, so this is kept here.
     _at_end = staticmethod(sys.is_finalizing)
@@ -246,7 +285,6 @@ class FeedTestServer(threading.Thread):
         self._starting = threading.RLock()  # held by start(), and by whoever changes _files
         self._joining = threading.RLock()  # Thread.join() may fail where several call it at once
         self._pid = os.getpid()
-        self._configure_tls: Optional[Callable[[ssl.SSLContext], object]] = None
         self.directory, self.host, self.port = directory, host, port
 
     # Starting and stopping
@@ -388,38 +426,6 @@ class FeedTestServer(threading.Thread):
     # Where it is, and what it serves
 
     @property
-    def directory(self) -> str:
-        """The directory that is served, an absolute path; "" if there is none."""
-        return self._site.directory
-
-    @directory.setter
-    def directory(self, directory: Optional[Union[str, os.PathLike[str]]]) -> None:
-        self._configure("directory", _directory(directory))
-
-    @property
-    def host(self) -> str:
-        """The address to listen at; it may be set before ``start()``."""
-        return self._site.host
-
-    @host.setter
-    def host(self, host: str) -> None:
-        self._configure("host", host)
-
-    @property
-    def port(self) -> int:
-        """The port; once started, the one that was bound. It may be set before ``start()``."""
-        return self._site.port
-
-    @port.setter
-    def port(self, port: int) -> None:
-        self._configure("port", port)
-
-    def _configure(self, name: str, value: Union[str, int]) -> None:
-        if self._httpd:
-            raise RuntimeError(f"{name} can only be set before start()")
-        setattr(self._site, name, value)
-
-    @property
     def ready(self) -> bool:
         """Whether connections are accepted."""
         return self._httpd is not None and not self._httpd.closed
@@ -440,7 +446,7 @@ class FeedTestServer(threading.Thread):
         ``scheme`` is "http" or "https", which are spoken on the one port; ValueError otherwise.
         """
         if scheme not in ("http", "https"):
-            raise ValueError(f"scheme: found {scheme!r}; it takes 'http' or 'https'")
+            raise _wrong("scheme", scheme, "'http' or 'https'")
         return f"{scheme}{self.base_url[4:]}/{_quote(path.lstrip('/'))}"
 
     def fixtures(self, pattern: str = "**/*") -> list[Fixture]:
@@ -459,22 +465,6 @@ class FeedTestServer(threading.Thread):
     # HTTPS
 
     @property
-    def configure_tls(self) -> Optional[Callable[[ssl.SSLContext], object]]:
-        """A function that each of the next TLS handshakes calls with its context, or None.
-
-        It may change the context before that is used: ``context.maximum_version = ...``. It runs in
-        a worker thread, and what it raises is one of ``errors``. ValueError if it is no function.
-        """
-        return self._configure_tls
-
-    @configure_tls.setter
-    def configure_tls(self, function: Optional[Callable[[ssl.SSLContext], object]]) -> None:
-        if not (function is None or callable(function)):
-            right = "a function that takes an ssl.SSLContext, or None"
-            raise ValueError(f"configure_tls: found {function!r:.80}; it takes {right}")
-        self._configure_tls = function
-
-    @property
     def ca_file(self) -> str:
         """The path of a file with the certificate of the CA that clients are to trust, in PEM.
 
@@ -491,7 +481,7 @@ class FeedTestServer(threading.Thread):
         """
         if not (isinstance(name, str) and re.fullmatch(_CLIENT_NAME, name)):
             right = "1 to 64 characters without control characters (RFC 5280 A.1)"
-            raise ValueError(f"client_certificate: found the name {name!r:.80}; it takes {right}")
+            raise _wrong("client_certificate", name, right)
         what = f"client_certificate({name!r})"
         return self._temporary(what, "client.pem", lambda: _key_and_certificate(name, "client"))
 
@@ -532,7 +522,7 @@ class FeedTestServer(threading.Thread):
         counts. Raises RuntimeError if the server is not running, ValueError for another ``proxy``.
         """
         if not isinstance(proxy, bool):
-            raise ValueError(f"proxy: found {proxy!r:.80}; it takes True or False")
+            raise _wrong("proxy", proxy, "True or False")
         httpd = self._running("intercept()")
         variables = {}
         if proxy:
@@ -688,13 +678,6 @@ def _told(errors: Sequence[str], unused: Sequence[str] = ()) -> str:
     lines = ["the server found errors:", *errors] if errors else []
     lines += ["the server has unused steps:", *unused] if unused else []
     return "\n".join(lines)
-
-
-def _directory(given: Optional[Union[str, os.PathLike[str]]], folder: str = "") -> str:
-    """The path of a directory to serve, "" for none; None is ``data`` if the folder has it."""
-    if given is None:
-        given = "data" if os.path.isdir(os.path.join(folder, "data")) else ""
-    return os.path.abspath(os.path.join(folder, given)) if given else ""
 
 
 def _require_directory(path: str, words: str = "there is no such directory to serve") -> None:
