@@ -309,9 +309,7 @@ class FeedTestServer(threading.Thread):
                 self._httpd.started = True
                 super().start()
             except BaseException:
-                self._httpd.shutdown()
-                if self.ident is not None:
-                    self.join()
+                self.stop()
                 self._httpd.server_close()
                 self._httpd = None
                 raise
@@ -354,20 +352,19 @@ class FeedTestServer(threading.Thread):
             httpd = self._httpd
         if httpd is None:
             return
-        deadline = time.perf_counter() + self.stop_timeout
         httpd.close_port(stopping=True)
         try:
-            if self.ident is not None and not httpd.is_own_thread():
+            self._await_end(httpd, "stop()")
+            if self.is_alive() and not httpd.is_own_thread():
                 with self._joining:
                     self.join(self.stop_timeout)
-            self._await_end(httpd, "stop()", deadline)
         finally:
             self._site.names.close()
             with self._starting:  # once it is not ready any more, no other files are made
                 _remove(self._files, self._pid)
 
-    def _await_end(self, httpd: _FixtureServer, name: str, deadline: float) -> None:
-        if not httpd.join(deadline - time.perf_counter()):
+    def _await_end(self, httpd: _FixtureServer, name: str) -> None:
+        if not httpd.join(self.stop_timeout):
             names = ", ".join(httpd.running()) or "all requests, maybe the clock"
             raise RuntimeError(
                 f"{name} waited {self.stop_timeout:g} s for the test code that responds to {names};"
@@ -388,7 +385,7 @@ class FeedTestServer(threading.Thread):
             httpd.closed = True  # from now on it is not running for others
             httpd.close_port(stopping=False)
         try:
-            self._await_end(httpd, "down()", time.perf_counter() + self.stop_timeout)
+            self._await_end(httpd, "down()")
             # Bound but not listening: clients are refused, and the port stays ours.
             self._when_free(lambda: httpd.call(httpd.bind_again))
             yield self
@@ -398,11 +395,9 @@ class FeedTestServer(threading.Thread):
 
     def _running(self, name: str) -> _FixtureServer:
         """What serves; raises RuntimeError if nothing does."""
-        if self._httpd is None or not self.ready:
-            why = "call start() first"
-            if self._httpd:
-                why = "it has stopped" if self._httpd.stopping else "it is down"
-            raise RuntimeError(f"{name} needs a server that is running: {why}")
+        if self._httpd is None or self._httpd.closed:
+            right = "after start(), before stop(), and not within down()"
+            raise RuntimeError(f"{name} needs a server that is running: {right}")
         return self._httpd
 
     def __enter__(self) -> FeedTestServer:
@@ -410,18 +405,14 @@ class FeedTestServer(threading.Thread):
         return self
 
     def __exit__(self, kind: object, error: Optional[BaseException], traceback: object) -> None:
-        failure = None
         try:
             self.stop()
-        except RuntimeError as stop_failure:
-            failure = stop_failure
-        words = _told(self.errors)
-        if error is not None and (words or failure):
-            _add_note(error, "\n".join(filter(None, [str(failure or ""), words])))
-        elif words:
-            raise AssertionError(words) from failure
-        elif failure:
-            raise failure
+            if words := _told(self.errors):
+                raise AssertionError(words)
+        except (AssertionError, RuntimeError) as failure:
+            if error is None:
+                raise
+            _add_note(error, str(failure))
 
     # Where it is, and what it serves
 
@@ -730,17 +721,17 @@ def stop_server(port: int, host: str = "127.0.0.1") -> None:
         with socket.create_connection((host, port), 10) as connection:
             connection.sendall(b"QUIT / HTTP/1.0\r\n\r\n")
             with connection.makefile("rb") as response:
-                status_line = response.read().partition(b"\n")[0]  # it is gone at the end
+                # At the end of the response it is gone.
+                status_line = response.read().decode("latin-1").partition("\r\n")[0]
     except (BrokenPipeError, ConnectionAbortedError, ConnectionResetError, socket.timeout):
-        status_line = b""
+        status_line = ""
     if not status_line:
         # If nobody is there now, somebody else has stopped it.
         with contextlib.suppress(ConnectionRefusedError, ConnectionResetError):
             socket.create_connection((host, port)).close()
             raise ConnectionError(f"{host}:{port} did not respond to QUIT")
-    elif status_line.split()[1:2] != [b"200"]:
-        found = status_line.decode("latin-1").strip()
-        raise PermissionError(errno.EPERM, f"{host}:{port} responded to QUIT with {found!r}")
+    elif " 200 " not in status_line:
+        raise PermissionError(errno.EPERM, f"{host}:{port} responded to QUIT with {status_line!r}")
 
 
 # Who responds: a scripted step, else a fixture, else nobody

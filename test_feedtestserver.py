@@ -9215,12 +9215,8 @@ class InterceptionTest(AnyHostTestCase):
 
     def test_it_needs_a_server_that_is_running(self):
         before, server = self.places(), FeedTestServer(self.make_directory())
-        needs = r"intercept\(\) needs a server that is running: "
-        for change, words in (
-            (lambda: None, needs + r"call start\(\) first"),
-            (server.start, None),
-            (server.stop, needs + "it has stopped"),
-        ):
+        words = r"intercept\(\) needs a server that is running: after start\(\), before stop\(\)"
+        for change in (lambda: None, server.start, server.stop):
             change()
             if not server.ready:
                 with self.assertRaisesRegex(RuntimeError, words), server.intercept():
@@ -11420,13 +11416,8 @@ class LifeCycleTest(ServerTestCase):
         self.assertFalse(hasattr(error, "__notes__"))
         self.assert_gone(server)
 
-    def test_a_stop_that_fails_hides_neither_an_exception_nor_errors(self):
-        for error, wrong, expected in (
-            (None, False, RuntimeError),
-            (None, True, AssertionError),
-            (KeyError("mine"), False, KeyError),
-            (KeyError("mine"), True, KeyError),
-        ):
+    def test_a_stop_that_fails_hides_no_exception(self):
+        for error, expected in ((None, RuntimeError), (KeyError("mine"), KeyError)):
             entered, release = threading.Event(), threading.Event()
             self.addCleanup(release.set)
 
@@ -11436,10 +11427,8 @@ class LifeCycleTest(ServerTestCase):
                 return 204
 
             server = FeedTestServer("", stop_timeout=0.01)
-            with self.subTest(error, wrong=wrong), socket.socket() as connection:
+            with self.subTest(error), socket.socket() as connection:
                 with self.assertRaises(expected) as caught, server:
-                    if wrong:
-                        cause_an_error(server)
                     server.respond("/x", block)
                     connection.connect(("127.0.0.1", server.port))
                     connection.sendall(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -11448,8 +11437,6 @@ class LifeCycleTest(ServerTestCase):
                         raise error
                 text = shown(caught.exception)
                 self.assertIn("responds to GET /x; it has to return by itself", text)
-                words = "the server found errors:\nGET /wrong: ZeroDivisionError"
-                self.assertEqual(words in text, wrong)
                 if error:
                     self.assertIs(caught.exception, error)
                     self.assertIn("KeyError: 'mine'", text)
@@ -11707,18 +11694,18 @@ class LifeCycleTest(ServerTestCase):
     def test_down_needs_a_server_that_is_running(self):
         server = FeedTestServer("")
         self.addCleanup(server.stop)
-        words = r"down\(\) needs a server that is running: "
-        with self.assertRaisesRegex(RuntimeError, words + r"call start\(\) f"), server.down():
+        words = r"down\(\) needs a server that is running: after start\(\), before stop\(\)"
+        with self.assertRaisesRegex(RuntimeError, words), server.down():
             self.fail("it was entered before start()")
         server.start()
         with server.down():
-            with self.assertRaisesRegex(RuntimeError, words + "it is down"), server.down():
+            with self.assertRaisesRegex(RuntimeError, words), server.down():
                 self.fail("it was entered twice")
             self.assertFalse(server.ready)
             self.assert_refused(server)
         self.assertEqual(self.get(server, "/").status, 404)
         server.stop()
-        with self.assertRaisesRegex(RuntimeError, words + "it has stopped"), server.down():
+        with self.assertRaisesRegex(RuntimeError, words), server.down():
             self.fail("it was entered after stop()")
         self.assert_gone(server)
 
