@@ -746,8 +746,9 @@ class _Site:
         #: Responds, if it can, where neither a step nor a fixture does; called with the folder.
         self.listing: Callable[[Request, str], Optional[Response]] = lambda request, folder: None
         self.names = _Names()
-        self._scripts: dict[tuple[Any, ...], _Script] = {}  # by the key of their address
-        #: By host, path and first fixture: which one Next has led on from, and responses since.
+        #: By address and method, in the order in which they were given.
+        self._scripts: dict[tuple[Any, ...], _Script] = {}
+        #: By host, path and first fixture: which one Next has led to, and responses since.
         self._lives: dict[tuple[str, str, str], tuple[str, int]] = {}
         # The last turn of the server, and the fixtures that were looked up in it.
         self._seen: tuple[Optional[int], dict[str, Optional[Response]]] = (None, {})
@@ -783,14 +784,12 @@ class _Site:
         """A sentence for each step that no request has taken; with ``once``, not again later."""
         return [sentence for script in self.scripts() for sentence in script.unused(once)]
 
-    def steps_for(self, request: Request) -> Iterable[Step]:
+    def steps_for(self, request: Request) -> Iterator[Step]:
         """The steps that may respond to a request, the best match first.
 
         Each is taken only when those before it have passed.
         """
-        if not self._scripts:
-            return ()
-        return (self._take(script, request) for script in self._matching(request))
+        return (script.take(request) for script in self._matching(request))
 
     def is_early(self, request: Request, by_fixture: bool) -> bool:
         """Whether the response does not wait for the request's body, by its Early directive.
@@ -798,24 +797,20 @@ class _Site:
         A callable is asked with the whole request, and so is a do_ method of the test. What is
         wrong with it is told when it is planned.
         """
-        response: Optional[Response] = None
         with contextlib.suppress(Exception):
             if scripts := self._matching(request):
-                step = scripts[0].next_step
-                response = None if callable(step) else self.response(step, request)
+                response = self.response(scripts[0].next_step, request)  # TypeError: a callable
             elif by_fixture and request.method in ("GET", "HEAD"):
                 response = self.fixture_for(request, None)
-            return response is not None and response.early and not response.asis
+            else:
+                return False
+            return response.early and not response.asis
         return False
 
     def _matching(self, request: Request) -> list[_Script]:
         """The scripts for a request, the best match first."""
         found = [script for script in reversed(self.scripts()) if script.address.covers(request)]
         return sorted(found, key=lambda script: script.address.rank, reverse=True)
-
-    def _take(self, script: _Script, request: Request) -> Step:
-        with self._lock:
-            return script.take(request)
 
     def response(self, step: Step, request: Optional[Request] = None) -> Response:
         """The response of a step that is no callable; raises what respond() raises."""
@@ -851,18 +846,15 @@ class _Site:
         """
         if request is None or fixture.next is None:
             return fixture
-        key, now = (request.host, _normal(request.head.path), name), name
+        key = request.host, _normal(request.head.path), name
         with self._lock:
-            before, count = self._lives.get(key, ("", 0))
-            if before:
-                following = self.fixture(before).next
-                now = following[0] if following else before
-                fixture = self.fixture(now)
+            now, count = self._lives.get(key, (name, 0))
+            fixture = self.fixture(now)
             if fixture.next and count >= fixture.next[1]:
-                before, now, count = now, fixture.next[0], 0
+                now, count = fixture.next[0], 0
                 fixture = self.fixture(now)
             if request.method == "GET" and request.heard_at:  # else this only looks ahead
-                self._lives[key] = before, count + 1
+                self._lives[key] = now, count + 1
         if now != name:
             request.step = ", ".join(filter(None, (request.step, f"Next has led to {now}")))
         return fixture
