@@ -1051,7 +1051,6 @@ class _Record:
     def clear(self) -> None:
         """Forget requests and errors."""
         with self._lock:
-            # New ones, as wait() notes how far it has looked.
             self._requests, self._errors = [], []
 
     def end(self) -> None:
@@ -5607,8 +5606,7 @@ class _Wanted:
         times: Optional[int] = None,
     ) -> None:
         if times is not None and times < 1:
-            right = "it takes 1 or more; use assert_not_requested() for none"
-            raise ValueError(f"times: found {times}; {right}")
+            raise _wrong("times", times, "1 or more; use assert_not_requested() for none")
         if not isinstance(headers or {}, Mapping):
             raise TypeError(f"headers: found {headers!r:.80}; it takes names mapped to values")
         self.path, self.method, self.fields = path, _checked_method(method), dict(headers or {})
@@ -5626,17 +5624,10 @@ class _Wanted:
         if not isinstance(body, (bytes, type(None))):
             raise TypeError(f"body: found {body!r:.80}; it takes bytes, a str, a dict or a list")
         self.body = body
-        self._record: Optional[list[Request]] = None
-        self._found: list[Request] = []
-        self._looked_at = 0
 
-    def among(self, record: list[Request]) -> list[Request]:
-        """The requests of a record that match; looks at those only that are new since last time."""
-        if record is not self._record:
-            self._record, self._found, self._looked_at = record, [], 0
-        self._found += filter(self.matches, record[self._looked_at :])
-        self._looked_at = len(record)
-        return self._found
+    def among(self, record: Iterable[Request]) -> list[Request]:
+        """The requests of a record that match."""
+        return list(filter(self.matches, record))
 
     def matches(self, request: Request) -> bool:
         return (
@@ -5660,7 +5651,7 @@ class _Wanted:
     def check(
         self, record: list[Request], least: int, most: float = math.inf, limit: str = ""
     ) -> list[Request]:
-        """The same; raises AssertionError unless their number is between least and most."""
+        """Those of a record that match; AssertionError unless there are so many of them."""
         found = self.among(record)
         if not least <= len(found) <= most:
             at_least = "" if least == most else "at least "
@@ -5689,10 +5680,9 @@ def _checked_method(method: Optional[str]) -> Optional[str]:
     """A method; raises ValueError for one that is on no request that is scripted or on record."""
     if method is None:
         return None
-    if not (isinstance(method, str) and _TOKEN.fullmatch(method)) or method == "QUIT":
-        raise ValueError(f"method: found {method!r:.80}; it takes one such as 'GET'")
-    if method not in _METHODS and method.upper() in _METHODS:
-        raise ValueError(f"method: found {method!r}; it takes {method.upper()!r} (RFC 9110 9.1)")
+    is_token = isinstance(method, str) and _TOKEN.fullmatch(method)
+    if not is_token or method == "QUIT" or method != method.upper() in _METHODS:
+        raise _wrong("method", method, "one such as 'GET', in upper case (RFC 9110 9.1)")
     return method
 
 
