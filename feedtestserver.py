@@ -549,12 +549,14 @@ class FeedTestServer(threading.Thread):
     @property
     def requests(self) -> list[Request]:
         """The requests that were responded to so far, in order: a snapshot."""
-        return self._record.requests
+        with self._record.lock:
+            return self._record.requests.copy()
 
     @property
     def errors(self) -> list[str]:
         """What was wrong with fixtures and test code so far, in order: a snapshot."""
-        return self._record.errors
+        with self._record.lock:
+            return self._record.errors.copy()
 
     def clear(self) -> None:
         """Forget requests, errors, steps, what ``resolve()`` was told, and where Next has led."""
@@ -880,9 +882,7 @@ class _Site:
         """The 404 that names the nearest fixture or scripted address."""
         names, hint = _some_names(self.directory), ""
         for address in (script.address for script in self.scripts()[-_SOME_NAMES:]):
-            if address.covers(request):
-                hint = "; the steps for it have passed"
-            else:
+            if not address.covers(request):  # else its steps have passed
                 names[_bare(address.given)] = str(address)
             if address.is_host_alone and address.is_at(request):
                 all_paths = f"{address.given.rstrip('/')}/*"
@@ -1000,14 +1000,14 @@ class _Script:
 
 
 class _Record:
-    """The requests and the errors so far, in order; one Condition, with its lock, guards them."""
+    """The requests and the errors so far, in order; ``lock`` guards them."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
+        self.lock = threading.RLock()
+        self._changed = threading.Condition(self.lock)
         self._waiting = 0  # threads in wait()
-        self._requests: list[Request] = []
-        self._errors: list[str] = []
+        self.requests: list[Request] = []
+        self.errors: list[str] = []
         self._ended = False  # the server, so that nothing more will come
         #: Told of each request and each handshake that failed, of each response that has ended, and
         #: of each error.
@@ -1015,28 +1015,16 @@ class _Record:
         self.log_end: Callable[[Request], None] = lambda request: None
         self.log_error: Callable[[object], None] = _log
 
-    @property
-    def requests(self) -> list[Request]:
-        """The requests: a snapshot."""
-        with self._lock:
-            return self._requests.copy()
-
-    @property
-    def errors(self) -> list[str]:
-        """The errors: a snapshot."""
-        with self._lock:
-            return self._errors.copy()
-
     def take_errors(self) -> list[str]:
         """Return and forget the errors, so that each is charged to the test that caused it."""
-        with self._lock:
-            found, self._errors = self._errors, []
+        with self.lock:
+            found, self.errors = self.errors, []
             return found
 
     def add(self, request: Request) -> None:
         """Put a request on record whose response is planned."""
-        with self._lock:
-            self._requests.append(request)
+        with self.lock:
+            self.requests.append(request)
             if self._waiting:
                 self._changed.notify_all()
         self.log(request)
@@ -1044,18 +1032,18 @@ class _Record:
     def fail(self, words: str, once: bool = False) -> None:
         """Put an error on record; with ``once``, unless it is there already."""
         self.log_error(words)
-        with self._lock:
-            if not (once and words in self._errors):
-                self._errors.append(words)
+        with self.lock:
+            if not (once and words in self.errors):
+                self.errors.append(words)
 
     def clear(self) -> None:
         """Forget requests and errors."""
-        with self._lock:
-            self._requests, self._errors = [], []
+        with self.lock:
+            self.requests, self.errors = [], []
 
     def end(self) -> None:
         """Note that nothing more will come."""
-        with self._lock:
+        with self.lock:
             self._ended = True
             self._changed.notify_all()
 
@@ -1064,15 +1052,15 @@ class _Record:
 
         Raises AssertionError after ``timeout`` seconds, and once the server has ended.
         """
-        with self._lock:
+        with self.lock:
             self._waiting += 1
             try:
                 self._changed.wait_for(
-                    lambda: self._ended or len(wanted.among(self._requests)) >= times, timeout
+                    lambda: self._ended or len(wanted.among(self.requests)) >= times, timeout
                 )
             finally:
                 self._waiting -= 1
-            record, ended = self._requests, self._ended
+            record, ended = self.requests, self._ended
         # Without the lock, as the words take their time, and the server waits for it.
         limit = " before the server stopped" if ended else f" within {timeout or 0:g} s"
         return wanted.check(record, times, limit=limit)[-1]
@@ -5620,10 +5608,9 @@ class _Wanted:
             body = _canonical(json.dumps(body)) if self.is_json else body
         except (RecursionError, TypeError, ValueError) as error:
             raise TypeError(f"body: found {body!r:.80}; JSON cannot say that: {error}") from None
-        body = body.encode() if isinstance(body, str) else body
-        if not isinstance(body, (bytes, type(None))):
+        if not isinstance(body, (bytes, str, type(None))):
             raise TypeError(f"body: found {body!r:.80}; it takes bytes, a str, a dict or a list")
-        self.body = body
+        self.body = body.encode() if isinstance(body, str) else body
 
     def among(self, record: Iterable[Request]) -> list[Request]:
         """The requests of a record that match."""
@@ -5663,16 +5650,14 @@ class _Wanted:
         return found
 
     def __str__(self) -> str:
-        what = " ".join(filter(None, (self.method, self.path)))
-        what = what or ("a request" if self.fields or self.body is not None else "anything")
+        what = " ".join(filter(None, (self.method, self.path))) or "any request"
         fields = [
             f"without {name}" if value is None else f"with {name}: {value}"
             for name, value in self.fields.items()
         ]
-        if self.is_json and self.body:
-            fields.append(f"with the JSON body {self.body.decode():.200}")
-        elif self.body is not None:
-            fields.append(f"with the body {self.body!r:.200}")
+        if self.body is not None:
+            shown = f"JSON body {self.body.decode()}" if self.is_json else f"body {self.body!r}"
+            fields.append(f"with the {shown:.200}")
         return f"{what} {' and '.join(fields)}" if fields else what
 
 
