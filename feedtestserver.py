@@ -684,14 +684,11 @@ class Fixture:
 
     def __init__(self, server: FeedTestServer, name: str) -> None:
         self._server, self.name = server, name
+        #: The absolute path of the file.
+        self.path = pathlib.Path(server.directory, name)
 
     def __repr__(self) -> str:
         return f"<Fixture {self.name}>"
-
-    @property
-    def path(self) -> pathlib.Path:
-        """The absolute path of the file."""
-        return pathlib.Path(self._server.directory, self.name)
 
     @property
     def url(self) -> str:
@@ -833,10 +830,8 @@ class _Site:
         """What the fixture of that name responds; raises FileNotFoundError if there is none."""
         if fixture := _load(self.directory, name.lstrip("/")):
             return fixture
-        words = "no such fixture, as there is no directory"
-        if self.directory:
-            nearest = _nearest(name, _some_names(self.directory))
-            words = f"no such fixture in {self.directory}{nearest}"
+        where = f" in {self.directory}" if self.directory else ", as there is no directory"
+        words = f"no such fixture{where}{_nearest(name, _some_names(self.directory))}"
         if re.match(r"\s*[<{[]|.*\n", name):
             words += "; if it is a body: bodies are bytes, such as b'<rss/>'"
         raise FileNotFoundError(errno.ENOENT, words, name[:80])
@@ -5743,7 +5738,6 @@ class FeedTestServerMixin(_TestCase):
         return server
 
     def _begin(self) -> None:
-        self.addCleanup(self._look_for_errors)
         self._contexts = contextlib.ExitStack()
         self.addCleanup(self._end)
         if self.server is self._own_server:
@@ -5754,8 +5748,6 @@ class FeedTestServerMixin(_TestCase):
 
     def _end(self) -> None:  # by its name, as _contexts is left out of a copy
         self._contexts.close()
-
-    def _look_for_errors(self) -> None:
         unused = self.server._site.unused(once=True) if self.strict else []
         if words := _told(self.server._record.take_errors(), unused):
             self.fail(words)
