@@ -515,7 +515,7 @@ class FeedTestServer(threading.Thread):
         if not isinstance(proxy, bool):
             raise _wrong("proxy", proxy, "True or False")
         httpd = self._running("intercept()")
-        variables = {}
+        variables: _Variables = {}
         if proxy:
             lines = f"ca_certificate = {self.ca_file}\n"
             wgetrc = self._temporary("wgetrc", "wgetrc", lambda: lines)
@@ -5094,20 +5094,19 @@ def _packed(host: str) -> Optional[bytes]:
 
 # Any host: the server as the whole Web, for this process and its children
 
-_Function = Callable[..., Any]
-#: What to set: a module, a class or os.environ, a name in it, and its value, maybe _ABSENT.
-_Places = list[tuple[Any, str, Any]]
-_ABSENT = object()
-#: Those that have begun, the innermost last.
+#: Those that have begun, the innermost last; and what puts back the functions they replace.
 _interceptions: list[_Interception] = []
+_replaced = contextlib.ExitStack()
 
+_Function = Callable[..., Any]
+#: Environment variables; None for those that are not set.
+_Variables = Mapping[str, Optional[str]]
 #: What look-ups find for hosts that refuse connections, or never respond.
 _REFUSED, _SILENT = "127.254.0.1", "127.254.0.2"
 _NO_CONNECTION = {_REFUSED, _SILENT}
 _ANSWERS = {"unknown": (), "refused": (_REFUSED,), "silent": (_SILENT,)}
 #: What socket.socket is a subclass of: its own methods are not replaced.
 _Socket: Any = socket.SocketType
-_NO_SUCH_NAME = socket.EAI_NONAME, "Name or service not known"
 
 
 class _Names:
@@ -5121,15 +5120,15 @@ class _Names:
         #: All addresses that were ever answers, as clients remember them.
         self.addresses: set[str] = set()
         #: The address and the port that a client believes to be connected to, by its own port; and
-        #: the address alone of those whose connections have not been accepted yet.
+        #: the ports of those whose connections have not been accepted yet.
         self._believed: dict[int, tuple[str, int]] = {}
-        self._coming: dict[int, str] = {}
+        self._coming: set[int] = set()
         self._dead_ends: list[Any] = []
 
     def resolve(self, host: str, answers: Sequence[Union[str, Sequence[str]]]) -> None:
         """See FeedTestServer.resolve()."""
         name = _host_name(host) if isinstance(host, str) else ""
-        if not re.fullmatch(_LOOKED_UP, name) or not _is_elsewhere(name):
+        if not (re.fullmatch(r"[a-z0-9*_-]+(?:\.[a-z0-9*_-]+)*", name) and _is_elsewhere(name)):
             right = "the name of a host, without a port, such as 'a.example' or '*.example'"
             raise ValueError(f"resolve(): found the host {host!r:.80}; it takes {right}")
         if not answers:
@@ -5149,28 +5148,32 @@ class _Names:
         """The addresses of a host, none if it is unknown; None if resolve() says nothing of it."""
         name = _host_name(_as_text(host))
         with self.lock:
-            patterns = (each for each in reversed(self._answers) if "*" in each)
-            fitting = (each for each in patterns if _glob(each)(name))
-            given = name if name in self._answers else next(fitting, None)
-            if given is None:
+            fitting = [each for each in self._answers if _glob(each)(name)]
+            if not fitting:
                 return None
-            answers, taken = self._answers[given]
+            answers, taken = self._answers[name if name in fitting else fitting[-1]]
             taken[name] = taken.get(name, 0) + 1
             return answers[min(taken[name], len(answers)) - 1]
 
     def expect(self, port: int, address: tuple[str, int]) -> None:
         """Note that a client is about to connect from a port, and to what as it believes."""
         with self.lock:
-            self._believed[port], self._coming[port] = address, address[0]
+            self._believed[port] = address
+            self._coming.add(port)
 
     def taken(self, port: int) -> Optional[str]:
         """The address that a client of this process, newly connected from a port, has looked up."""
-        if not self._believed:  # nobody of this process has connected before
-            return None
         with self.lock:
-            if port not in self._coming:
-                self._believed.pop(port, None)  # of an earlier connection from that port
-            return self._coming.pop(port, None)
+            if port in self._coming:
+                self._coming.remove(port)
+                return self._believed[port][0]
+            self._believed.pop(port, None)  # of an earlier connection from that port
+            return None
+
+    def believed(self, port: int) -> Optional[tuple[str, int]]:
+        """What the client at a port believes to be connected to."""
+        with self.lock:
+            return self._believed.get(port)
 
     def dead_end(self, address: str) -> tuple[str, int]:
         """Where, on this machine, connections are refused or never established."""
@@ -5185,13 +5188,17 @@ class _Names:
             while self._dead_ends:
                 self._dead_ends.pop().close()
 
-    def believed(self, port: int) -> Optional[tuple[str, int]]:
-        """What the client at a port believes to be connected to."""
-        with self.lock:
-            return self._believed.get(port)
 
-
-_LOOKED_UP = r"[a-z0-9*_-]+(?:\.[a-z0-9*_-]+)*"
+def _answer(given: Union[str, Sequence[str]]) -> tuple[str, ...]:
+    """The addresses of an answer of resolve(), in the form that is compared."""
+    if isinstance(given, str) and given in _ANSWERS:
+        return _ANSWERS[given]
+    listed = given if isinstance(given, (list, tuple)) else [given]
+    found = [_numeric(each) if isinstance(each, str) else None for each in listed]
+    if not found or None in found:
+        right = f"an IP address, a list of them, or one of {', '.join(map(repr, _ANSWERS))}"
+        raise ValueError(f"resolve(): found the answer {given!r:.80}; it takes {right}")
+    return tuple(filter(None, found))
 
 
 def _as_text(host: Any) -> Any:
@@ -5206,24 +5213,12 @@ def _host_name(host: str) -> str:
     return host.lower().removesuffix(".")
 
 
-def _answer(given: Union[str, Sequence[str]]) -> tuple[str, ...]:
-    """The addresses of an answer of resolve(), in the form that is compared."""
-    if isinstance(given, str) and given in _ANSWERS:
-        return _ANSWERS[given]
-    listed = [given] if isinstance(given, str) else given
-    found = [_numeric(each) for each in listed] if isinstance(listed, (list, tuple)) else []
-    if not found or None in found:
-        right = f"an IP address, a list of them, or one of {', '.join(map(repr, _ANSWERS))}"
-        raise ValueError(f"resolve(): found the answer {given!r:.80}; it takes {right}")
-    return tuple(filter(None, found))
-
-
 def _numeric(host: Any) -> Optional[str]:
     """An IP address in the one form that is compared; None for anything else."""
-    host = _as_text(host)
-    packed = _packed(host) if isinstance(host, str) else None
-    family = socket.AF_INET if packed and len(packed) == 4 else socket.AF_INET6
-    return socket.inet_ntop(family, packed) if packed else None
+    for family in _INTERNET:
+        with contextlib.suppress(OSError, TypeError, ValueError):
+            return socket.inet_ntop(family, socket.inet_pton(family, _as_text(host)))
+    return None
 
 
 def _is_in_network(host: Any) -> bool:
@@ -5232,113 +5227,81 @@ def _is_in_network(host: Any) -> bool:
     return numeric is not None and not re.match(r"127\.|::1\Z", numeric)
 
 
-class _Interception:
-    """What makes every host lead to a server, until ``end()``.
+def _is_elsewhere(host: Any) -> bool:
+    """Whether a host is a name that could lead to the network: neither localhost nor an address."""
+    name = _as_text(host)
+    if not isinstance(name, str) or name.lower() in ("", "localhost"):
+        return False
+    try:
+        socket.inet_aton(name)  # also 127.1, as connect() and getaddrinfo() read it
+    except (OSError, ValueError):
+        return _numeric(name.partition("%")[0]) is None
+    return False
 
-    Each keeps what it has replaced, and the innermost is in force. If one ends before another
-    inside of it, the inner one keeps it from then on, so that in the end all is as it was.
-    """
+
+class _Interception:
+    """What makes every host lead to a server, until ``end()``; the innermost one comes first."""
 
     lock = threading.RLock()
 
-    def __init__(
-        self, address: tuple[str, int], variables: Mapping[str, Any], names: _Names
-    ) -> None:
-        import urllib.request
-
+    def __init__(self, address: tuple[str, int], variables: _Variables, names: _Names) -> None:
         self.address, self.names = address, names
-        self.ports: set[int] = set()
         self.trusting = functools.lru_cache(maxsize=64)(_trusting)
-        replaced = [
-            (socket, "getaddrinfo gethostbyname gethostbyname_ex gethostbyaddr getnameinfo"),
-            (socket.socket, "connect connect_ex sendto sendmsg bind getpeername"),
-            # Private, but in all Pythons, and called by all that begins TLS; after wrap_socket()
-            # itself the handshake would be over.
-            (ssl.SSLContext, "_wrap_socket _wrap_bio"),
-        ]
-        if os.name == "nt":  # asyncio connects by a function of its own there
-            proactor: Any = importlib.import_module("asyncio.windows_events")
-            replaced.append((proactor.IocpProactor, "connect"))
-        places: _Places = [(os.environ, *variable) for variable in variables.items()]
-        # urllib makes a new one when it is needed, with the proxies of then.
-        places.append((urllib.request, "_opener", None))
+        #: The ports that hosts were looked up for.
+        self.ports: set[int] = set()
         with self.lock:
-            for owner, methods in replaced:  # Windows has no sendmsg()
-                names_of = [name for name in methods.split() if hasattr(owner, name)]
-                places += [self.instead(owner, name) for name in names_of]
-            self.found = {(id(place[0]), place[1]): place for place in _replace(places)}
+            if not _interceptions:
+                _replace_functions()
+            #: The environment, and the opener of urllib, that it has replaced.
+            self.found = _swap(variables, None) if variables else None
             _interceptions.append(self)
-
-    def instead(self, owner: Any, name: str) -> tuple[Any, str, _Function]:
-        """A place, and a function for it that calls the method below with the original."""
-        original, method = getattr(owner, name), getattr(self, name.lstrip("_"))
-
-        @functools.wraps(original)
-        def function(*args: Any, **kwargs: Any) -> Any:
-            if self in _interceptions:
-                return method(original, *args, **kwargs)
-            return original(*args, **kwargs)  # it has ended, and one inside of it goes on
-
-        return owner, name, function
 
     def end(self) -> None:
         """Put back what was found; one inside of this that has replaced it as well keeps it."""
         with self.lock:
             position = _interceptions.index(self)
             del _interceptions[position]
-            for inner in _interceptions[position:]:
-                for key in self.found.keys() & inner.found.keys():
-                    inner.found[key] = self.found.pop(key)
-            _replace(list(self.found.values()))
+            inner = next((each for each in _interceptions[position:] if each.found), None)
+            if self.found and inner:
+                inner.found = self.found
+            elif self.found:
+                _swap(*self.found)
+            if not _interceptions:
+                _replaced.close()
 
     # What is called instead of the original of that name, which is the first argument
 
     def getaddrinfo(self, original: _Function, host: Any, port: Any, *args: int, **how: int) -> Any:
         """Find the server, or what resolve() says, for each name but localhost."""
         flags = how.get("flags", args[3] if len(args) > 3 else 0)
-        is_numeric = flags & socket.AI_NUMERICHOST
-        is_to_listen_at = flags & socket.AI_PASSIVE and _is_elsewhere(host)
-        if is_numeric or not (is_to_listen_at or self.expects(host, port)):
+        if flags & socket.AI_NUMERICHOST or not _is_elsewhere(host):
             return original(host, port, *args, **how)
-        how.pop("flags", None)
-        if is_to_listen_at:
-            return original(self.address[0], port, *args[:3], **how)
-        addresses, found = self.names.look_up(host), []
+        how, args = {**how, "flags": 0}, args[:3]
+        if flags & socket.AI_PASSIVE:  # an address to listen at
+            return original(self.address[0], port, *args, **how)
+        is_number = isinstance(port, (int, str)) and f"{port}".isdecimal()
+        self.ports |= {int(port)} if port and is_number else {80, 443}
+        addresses = self.names.look_up(host)
         if addresses is None:
-            return original(*self.address, *args[:3], **how)
+            return original(*self.address, *args, **how)
+        found = []
         for address in addresses:
-            loopback = "::1" if ":" in address else "127.0.0.1"
             with contextlib.suppress(socket.gaierror):  # another family is asked for
-                for *kind, (_, *rest) in original(loopback, port, *args[:3], **how):
-                    found.append((*kind, (address, *rest)))
+                found += original(address, port, *args, **how)
         if not found:
-            raise socket.gaierror(*_NO_SUCH_NAME)
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return found
 
     def gethostbyname(self, original: _Function, host: Any) -> Any:
-        return (self.addresses(host) or self.address)[0] if self.expects(host) else original(host)
+        return _addresses(host)[0] if _is_elsewhere(host) else original(host)
 
     def gethostbyname_ex(self, original: _Function, host: Any) -> Any:
-        if not self.expects(host):
-            return original(host)
-        return host, [], self.addresses(host) or [self.address[0]]
+        return (host, [], _addresses(host)) if _is_elsewhere(host) else original(host)
 
     def gethostbyaddr(self, original: _Function, host: Any) -> Any:
         if _is_in_network(host):
             raise socket.herror(1, "Unknown host")
         return self.gethostbyname_ex(original, host)
-
-    def addresses(self, host: Any, is_ipv6: bool = False) -> Optional[list[str]]:
-        """The addresses of a name in one family; None if resolve() says nothing of it.
-
-        Raises socket.gaierror if it has none.
-        """
-        found = self.names.look_up(host)
-        if found is None:
-            return None
-        if not (addresses := [each for each in found if (":" in each) == is_ipv6]):
-            raise socket.gaierror(*_NO_SUCH_NAME)
-        return addresses
 
     def getnameinfo(self, original: _Function, address: Any, flags: int) -> Any:
         is_asked = _is_in_network(address[0])
@@ -5353,44 +5316,6 @@ class _Interception:
 
     connect_ex = sendto = sendmsg = connect
 
-    def destination(self, connection: socket.socket, address: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The address at which what a client connects to really is; raises socket.gaierror."""
-        host, port, *rest = address
-        if self.expects(host, port):  # connect() looks names up itself
-            found = self.addresses(host, connection.family == socket.AF_INET6)
-            if found is None:
-                return self.at(self.address, connection, address)
-            host = found[0]
-        numeric = _numeric(host)
-        if numeric in _NO_CONNECTION:
-            with self.lock:  # what is opened here is closed after end()
-                if self not in _interceptions:
-                    raise ConnectionRefusedError(
-                        errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED)
-                    )
-                return self.at(self.names.dead_end(numeric), connection, address)
-        if numeric is None or not self.is_meant(connection, numeric, port):
-            return (host, port, *rest)
-        real = self.at(self.address, connection, address)
-        if connection.type == socket.SOCK_STREAM:
-            with contextlib.suppress(OSError):  # it has a port already
-                _Socket.bind(connection, (real[0], 0))
-            self.names.expect(_Socket.getsockname(connection)[1], (numeric, port))
-        return real
-
-    def at(
-        self, real: tuple[str, int], connection: socket.socket, address: tuple[Any, ...]
-    ) -> tuple[Any, ...]:
-        """An address as a socket of its family takes it, with what else stands in another one."""
-        host, port = real
-        if connection.family == socket.AF_INET and ":" in host:
-            host = "127.0.0.1"  # a server at :: is there as well
-        elif connection.family == socket.AF_INET6 and ":" not in host:
-            host, option = f"::ffff:{host}", (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
-            if connection.getsockopt(*option):
-                connection.setsockopt(*option, 0)
-        return (host, port, *address[2:])
-
     def bind(self, original: _Function, connection: socket.socket, address: Any) -> Any:
         if _is_internet(connection, address) and _is_elsewhere(address[0]):
             address = (self.address[0], *address[1:])
@@ -5399,25 +5324,67 @@ class _Interception:
     def getpeername(self, original: _Function, connection: socket.socket) -> Any:
         """The address that the client believes it is connected to."""
         peer = original(connection)
-        if connection.family not in _INTERNET or not self.is_own(peer):
+        if not self.is_own(connection.family, peer):
             return peer
         believed = self.names.believed(_Socket.getsockname(connection)[1])
         return (*believed, *peer[2:]) if believed else peer
 
-    def is_own(self, peer: tuple[Any, ...]) -> bool:
-        """Whether the peer of a connection is the server."""
-        host, port = peer[0].removeprefix("::ffff:"), peer[1]
-        is_local = host == self.address[0] or not _is_in_network(host)
-        return bool(port == self.address[1] and is_local)
+    def wrap_socket(self, original: _Function, own: Any, *args: Any, **how: Any) -> Any:
+        """Begin TLS; to the server, trust its CA."""
+        sock, is_server, name = args
+        try:
+            is_here = self.is_own(sock.family, _Socket.getpeername(sock))
+        except OSError:  # not connected yet
+            is_here = _is_elsewhere(name)
+        if is_server or not is_here:
+            return original(own, *args, **how)
+        how["session"] = None  # it would be of the other context
+        return self.begin_tls("", original, own, *args, **how)
 
-    def expects(self, host: Any, port: Any = None) -> bool:
-        """Whether a name leads to the server; if so, remember the port, or those of the Web."""
-        if not _is_elsewhere(host):
-            return False
-        with contextlib.suppress(TypeError, ValueError):  # None, or the name of a service
-            port = int(port)
-        self.ports |= {port} if port and isinstance(port, int) else {80, 443}
-        return True
+    def wrap_bio(self, original: _Function, own: Any, *ends: Any, **how: Any) -> Any:
+        """Begin TLS where nothing tells whether it is to the server: its CA is trusted as well."""
+        if how.get("server_side"):
+            return original(own, *ends, **how)
+        trusted = "".join(map(ssl.DER_cert_to_PEM_cert, own.get_ca_certs(binary_form=True)))
+        return self.begin_tls(trusted, original, own, *ends, **how)
+
+    def begin_tls(self, trusted: str, original: _Function, own: Any, *a: Any, **how: Any) -> Any:
+        """Begin TLS by the client's own context, but verify the server by another one.
+
+        That trusts these certificates, in PEM, and the CA.
+        """
+        trusting = self.trusting(own, trusted + _ca_certificate())
+        is_pypy = sys.implementation.name == "pypy"
+        if is_pypy:  # elsewhere, the callback comes with the context
+            own._msg_callback = trusting._msg_callback
+        tls = original(own, *a, **how)
+        tls.context = trusting
+        if is_pypy:
+            with contextlib.suppress(TypeError):  # it is raised though this is done
+                own._msg_callback = None
+        return tls
+
+    # Where connections lead
+
+    def destination(self, connection: socket.socket, address: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The address at which what a client connects to really is; raises socket.gaierror."""
+        host, port, *rest = address
+        if _is_elsewhere(host):  # connect() looks names up itself
+            host, port = socket.getaddrinfo(host, port, connection.family)[0][4][:2]
+        numeric = _numeric(host)
+        if numeric in _NO_CONNECTION:
+            with self.lock:  # what is opened here is closed after end()
+                if self in _interceptions:
+                    return _at(connection, self.names.dead_end(numeric), rest)
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+        if numeric is None or not self.is_meant(connection, numeric, port):
+            return (host, port, *rest)
+        real = _at(connection, self.address, rest)
+        if connection.type == socket.SOCK_STREAM:
+            with contextlib.suppress(OSError):  # it has a port already
+                _Socket.bind(connection, (real[0], 0))
+            self.names.expect(_Socket.getsockname(connection)[1], (numeric, port))
+        return real
 
     def is_meant(self, connection: socket.socket, address: str, port: int) -> bool:
         """Whether the server is meant by an IP address and a port.
@@ -5435,50 +5402,108 @@ class _Interception:
                 probe.bind((address, 0))
             except OSError:  # it is none of this machine
                 return True
-            if connection.type != socket.SOCK_STREAM or port not in self.ports:
-                return False
             probe.settimeout(0.1)
-            return bool(probe.connect_ex((address, port)))
+            is_told = connection.type == socket.SOCK_STREAM and port in self.ports
+            return is_told and bool(probe.connect_ex((address, port)))
 
-    def wrap_socket(
-        self, original: _Function, context: Any, sock: Any, is_server: bool, name: Any, **more: Any
-    ) -> Any:
-        """Begin TLS as the context says, but trust the CA as well if it leads to the server."""
-        try:
-            is_here = self.is_own(_Socket.getpeername(sock))
-        except OSError:  # not connected yet
-            is_here = _is_elsewhere(name)
-        if is_server or not is_here:
-            return original(context, sock, is_server, name, **more)
-        more["session"] = None  # it would be of the other context
-        return self.begin_tls((), original, context, sock, is_server, name, **more)
+    def is_own(self, family: int, peer: Any) -> bool:
+        """Whether the peer of a connection is the server."""
+        if family not in _INTERNET:
+            return False
+        host, port = peer[0].removeprefix("::ffff:"), peer[1]
+        return port == self.address[1] and (host == self.address[0] or not _is_in_network(host))
 
-    def wrap_bio(
-        self, original: _Function, context: Any, incoming: Any, outgoing: Any, **more: Any
-    ) -> Any:
-        """The same if nothing tells whether the bytes lead to the server: trust both."""
-        if more.get("server_side"):
-            return original(context, incoming, outgoing, **more)
-        trusted = context.get_ca_certs(binary_form=True)
-        return self.begin_tls(trusted, original, context, incoming, outgoing, **more)
 
-    def begin_tls(
-        self, trusted: Sequence[bytes], original: _Function, own: Any, *args: Any, **how: Any
-    ) -> Any:
-        """Begin TLS by the client's own context, but verify the server by another one.
+def _replace_functions() -> None:
+    """Have each of these functions call the methods of the interceptions."""
+    owners: list[tuple[Any, str]] = [
+        (socket, "getaddrinfo gethostbyname gethostbyname_ex gethostbyaddr getnameinfo"),
+        (socket.socket, "connect connect_ex sendto sendmsg bind getpeername"),
+        # Private, but in all Pythons, and called by all that begins TLS; after wrap_socket()
+        # itself the handshake would be over.
+        (ssl.SSLContext, "_wrap_socket _wrap_bio"),
+    ]
+    if os.name == "nt":  # asyncio connects by a function of its own there
+        proactor: Any = importlib.import_module("asyncio.windows_events")
+        owners.append((proactor.IocpProactor, "connect"))
+    for owner, names in owners:
+        for name in names.split():
+            if hasattr(owner, name):  # Windows has no sendmsg()
+                _replace(owner, name)
 
-        That trusts these certificates, in DER, and the CA.
-        """
-        trusting = self.trusting(own, _ca_certificate(), *trusted)
-        is_pypy = sys.implementation.name == "pypy"
-        if is_pypy:  # elsewhere, the callback comes with the context
-            own._msg_callback = trusting._msg_callback
-        tls = original(own, *args, **how)
-        tls.context = trusting
-        if is_pypy:
-            with contextlib.suppress(TypeError):  # it is raised though this is done
-                own._msg_callback = None
-        return tls
+
+def _replace(owner: Any, name: str) -> None:
+    """Have one function call the method of the innermost interception, until none is left.
+
+    What that leaves alone, it hands to the method of the next one out.
+    """
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        call = original
+        for interception in _interceptions[:]:
+            call = functools.partial(getattr(interception, name.lstrip("_")), call)
+        return call(*args, **kwargs)
+
+    if name in vars(owner):
+        _replaced.callback(setattr, owner, name, original)
+    else:  # the class inherits it
+        _replaced.callback(delattr, owner, name)
+    setattr(owner, name, function)
+
+
+def _variables(proxy: str, ca_file: str, wgetrc: str) -> _Variables:
+    """The environment variables that lead clients to a proxy, and none that lead away."""
+    names_of: dict[Optional[str], str] = {
+        proxy: "http_proxy https_proxy HTTP_PROXY HTTPS_PROXY",
+        ca_file: "SSL_CERT_FILE REQUESTS_CA_BUNDLE CURL_CA_BUNDLE NODE_EXTRA_CA_CERTS",
+        wgetrc: "WGETRC",
+        "localhost,127.0.0.1,::1": "no_proxy NO_PROXY",
+        "1": "NODE_USE_ENV_PROXY",  # else Node ignores the others
+        None: "all_proxy ALL_PROXY",
+    }
+    return {name: value for value, names in names_of.items() for name in names.split()}
+
+
+def _swap(variables: _Variables, opener: Any) -> tuple[_Variables, Any]:
+    """Set environment variables, and the opener of urllib; returns what was there.
+
+    With an opener of None, urllib makes a new one, with the proxies of then.
+    """
+    import urllib.request
+
+    found = {name: os.environ.get(name) for name in variables}
+    for name, value in variables.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    found_opener, urllib.request._opener = urllib.request._opener, opener  # type: ignore[attr-defined]
+    return found, found_opener
+
+
+def _addresses(host: Any) -> list[Any]:
+    """The addresses (IPv4) of a name; raises socket.gaierror if it has none."""
+    found = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
+    return [address[0] for *_, address in found]
+
+
+def _at(connection: socket.socket, real: tuple[str, int], rest: Any) -> tuple[Any, ...]:
+    """An address as a socket of its family takes it, with what else stands in another one."""
+    host, port = real
+    if connection.family == socket.AF_INET and ":" in host:
+        host = "127.0.0.1"  # a server at :: is there as well
+    elif connection.family == socket.AF_INET6 and ":" not in host:
+        host = f"::ffff:{host}"
+        with contextlib.suppress(OSError):  # it has a port already
+            connection.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    return (host, port, *rest)
+
+
+def _is_internet(connection: socket.socket, address: Any) -> bool:
+    """Whether an address, as methods of sockets take it, is one of a host and a port."""
+    is_pair = isinstance(address, tuple) and len(address) > 1 and isinstance(address[1], int)
+    return connection.family in _INTERNET and is_pair
 
 
 def _dead_ends() -> list[Any]:
@@ -5498,59 +5523,8 @@ def _dead_ends() -> list[Any]:
     return [listener, *clients]
 
 
-def _variables(proxy: str, ca_file: str, wgetrc: str) -> dict[str, Any]:
-    """The environment variables that lead clients to a proxy; those that lead away are absent."""
-    names_of = {
-        proxy: "http_proxy https_proxy HTTP_PROXY HTTPS_PROXY",
-        ca_file: "SSL_CERT_FILE REQUESTS_CA_BUNDLE CURL_CA_BUNDLE NODE_EXTRA_CA_CERTS",
-        wgetrc: "WGETRC",
-        "localhost,127.0.0.1,::1": "no_proxy NO_PROXY",
-        "1": "NODE_USE_ENV_PROXY",  # else Node ignores the others
-        _ABSENT: "all_proxy ALL_PROXY",
-    }
-    return {name: value for value, names in names_of.items() for name in names.split()}
-
-
-def _replace(places: _Places) -> _Places:
-    """Set these values, or remove those that are _ABSENT; returns what was there.
-
-    A method that a class inherits is not in its own ``vars()``.
-    """
-    found = []
-    for owner, name, value in places:
-        is_variable = owner is os.environ
-        found.append((owner, name, (owner if is_variable else vars(owner)).get(name, _ABSENT)))
-        if is_variable and value is _ABSENT:
-            owner.pop(name, None)
-        elif is_variable:
-            owner[name] = value
-        elif value is _ABSENT:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, value)
-    return found[::-1]  # in Windows' environment, http_proxy and HTTP_PROXY are the same place
-
-
-def _is_internet(connection: socket.socket, address: Any) -> bool:
-    """Whether an address, as methods of sockets take it, is one of a host and a port."""
-    is_pair = isinstance(address, tuple) and len(address) > 1 and isinstance(address[1], int)
-    return connection.family in _INTERNET and is_pair
-
-
-def _is_elsewhere(host: Any) -> bool:
-    """Whether a host is a name that could lead to the network: neither localhost nor an address."""
-    name = _as_text(host)
-    if not isinstance(name, str) or name.lower() in ("", "localhost"):
-        return False
-    try:
-        socket.inet_aton(name)  # also 127.1, as connect() and getaddrinfo() read it
-    except (OSError, ValueError):
-        return _packed(name.partition("%")[0]) is None
-    return False
-
-
-def _trusting(own: Any, *certificates: Union[str, bytes]) -> Any:
-    """A context that trusts these certificates, in PEM or DER.
+def _trusting(own: Any, certificates: str) -> Any:
+    """A context that trusts these certificates, in PEM.
 
     It replaces the client's own after a TLS object was made from that: whether and how to verify
     stays as it was, and only whom to trust is new. The CA could not be removed from the client's
@@ -5558,8 +5532,7 @@ def _trusting(own: Any, *certificates: Union[str, bytes]) -> Any:
     client's certificate.
     """
     context: Any = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    for certificate in certificates:
-        context.load_verify_locations(cadata=certificate)
+    context.load_verify_locations(cadata=certificates)
     level = getattr(own, "security_level", None)  # from Python 3.10
     ciphers = [each["name"] for each in own.get_ciphers()]
     context.set_ciphers(":".join(ciphers if level is None else [*ciphers, f"@SECLEVEL={level}"]))

@@ -9066,6 +9066,7 @@ class InterceptionTest(AnyHostTestCase):
     @unittest.skipUnless(socket.has_ipv6, "no IPv6 here")
     def test_more_than_host_and_port(self):
         server = self.serve()
+        server.resolve("example.com", "2001:db8::1")
         called, stub = self.called("connect")
         with stub, server.intercept(), socket.socket(socket.AF_INET6) as client:
             client.connect(("example.com", 80, 1, 2))
@@ -10101,6 +10102,22 @@ class ResolveTest(AnyHostTestCase):
             with self.assertRaises(socket.gaierror):
                 self.found("b.example")
         self.assertEqual((len(outer.requests), len(inner.requests)), (1, 2))
+
+    def test_an_address_of_the_outer_server_leads_there_from_inside_of_another(self):
+        outer, inner = self.serve(), self.serve()
+        outer.respond("*", lambda request: request.address.encode())
+        outer.resolve("a.example", PUBLIC)
+        with outer.intercept(proxy=False):
+            before = socket.create_connection(("a.example", 443), PATIENCE)
+            with inner.intercept(proxy=False), before:
+                context = ssl.create_default_context()
+                tls = context.wrap_socket(before, server_hostname="a.example")
+                now = socket.create_connection((PUBLIC, 80), PATIENCE)
+                for connection, port in ((tls, 443), (now, 80)):
+                    with connection:
+                        self.assertEqual(connection.getpeername(), (PUBLIC, port))
+                        self.assertEqual(self.ask(outer, connection), PUBLIC)
+        self.assertEqual(inner.requests, [])
 
     # Wrong arguments
 
@@ -18091,9 +18108,11 @@ class InterceptingMixinTest(FeedTestServerMixin, ServerTestCase):
             __module__ = __name__
 
             def runTest(self):
-                seen.append((socket.getaddrinfo is not outside, os.environ.get("http_proxy")))
+                found = socket.getaddrinfo("a.example", 80)
+                seen.append((found != outside, os.environ.get("http_proxy")))
 
-        outside, before = socket.getaddrinfo, os.environ.get("http_proxy")
+        # The test itself is inside of another server's.
+        outside, before = socket.getaddrinfo("a.example", 80), os.environ.get("http_proxy")
         for value, is_begun, proxy in (
             *((value, False, False) for value in (False, None, 0)),
             *((value, True, True) for value in (True, {}, 1, {"proxy": True})),
