@@ -1004,10 +1004,8 @@ class _Record:
         self.requests: list[Request] = []
         self.errors: list[str] = []
         self._ended = False  # the server, so that nothing more will come
-        #: Told of each request and each handshake that failed, of each response that has ended, and
-        #: of each error.
+        #: Told of each request and each handshake that failed, and of each error.
         self.log: Callable[[object], None] = _log
-        self.log_end: Callable[[Request], None] = lambda request: None
         self.log_error: Callable[[object], None] = _log
 
     def take_errors(self) -> list[str]:
@@ -1732,7 +1730,6 @@ class FeedTestRequestHandler:
             # A pause at the end does not count, if the client stays for it.
             is_sent = request.is_delivered and plan.whole is None
             request.ended_at = self.sent_at if is_sent else time.perf_counter()
-            self.record.log_end(request)
             if self.stream:
                 self.leave_stream(request)
 
@@ -5797,18 +5794,13 @@ class _Server(FeedTestServer):
         import queue  # for the command line only
 
         super().__init__(options.directory, host=options.bind, port=options.port, bind_timeout=0)
-        self.options = options
-        self._site.listing = self.own_page
-        self._record.log, self._record.log_end = self.note, self.note_end
+        self.options, self.every = options, options.every
+        self.stop_timeout = 60.0  # for a page about many requests
+        self._site.listing, self._record.log = self.own_page, self.note
         self._record.log_error = lambda words: self.tell(words, sys.stderr)
         #: Texts and streams to print them to, in a thread: a slow reader must not delay the server.
         self.texts: queue.SimpleQueue[Optional[tuple[str, Optional[TextIO]]]] = queue.SimpleQueue()
         self.printer = threading.Thread(target=self.print_texts, daemon=True)
-        #: The requests, but for those for its own pages.
-        self.judged: list[Request] = []
-        #: What each client calls itself, what it knows, and its requests; by its User-Agent without
-        #: digits, as some readers name the number of their subscribers.
-        self.clients: dict[str, tuple[str, _Client, list[Request]]] = {}
 
     def run(self) -> None:
         """Serve until told to stop."""
@@ -5817,6 +5809,28 @@ class _Server(FeedTestServer):
         url = f"{self.base_url}/"
         self.tell(url, url=url)
         super().run()
+
+    # What is printed
+
+    def note(self, event: object) -> None:
+        """Print a request, or how a handshake failed; not the refreshes of the page."""
+        if not isinstance(event, Request):
+            self.tell(event)
+        elif not (event.is_own and event.head.query in ("refresh", "reload")):
+            self.tell(event, request=_as_json(event) if self.options.json else None)
+
+    def report(self) -> int:
+        """Tell what the clients did wrong; returns how many findings and errors there were."""
+        count = len(self.errors)
+        for client, findings in self.clients():
+            count += len(findings)
+            self.tell(f"\n{_judgement(client, _by_rule(findings))}")
+            for each in findings:
+                told = {"client": client, "rule": each.rule, "text": _readable(each)}
+                self.tell(finding={**told, "url": _readable(each.request.url)})
+        for words in self.errors:
+            self.tell(error=_readable(words))
+        return count
 
     def tell(self, text: object = None, stream: Optional[TextIO] = None, **as_json: object) -> None:
         """Print a text, to stdout by default; with --json an object, where there is one."""
@@ -5839,115 +5853,117 @@ class _Server(FeedTestServer):
             self.printer.join(_PATIENCE)
         return not self.printer.is_alive()
 
-    def note(self, event: object) -> None:
-        """Print a request, and judge it; or print how a handshake failed."""
-        if not isinstance(event, Request):
-            self.tell(event)
-            return
-        # The refreshes of the page are not printed.
-        if not (event.is_own and event.head.query in ("refresh", "reload")):
-            self.tell(event, request=_as_json(event) if self.options.json else None)
-        if event.is_own:
-            return
-        self.judged.append(event)
-        if not event.refused:
-            name, key = _client_name(event)
-            if key not in self.clients:
-                self.clients[key] = name, _Client(self.options.every), []
-            _, client, requests = self.clients[key]
-            client.ask(event)
-            requests.append(event)
+    # What came in
 
-    def note_end(self, request: Request) -> None:
-        """Tell the audit of its client that the response to a request has ended."""
-        key = _client_name(request)[1]
-        if key in self.clients:
-            self.clients[key][1].end(request)
+    def judged(self) -> list[Request]:
+        """The requests so far, but for those for its own pages."""
+        return [request for request in self.requests if not request.is_own]
 
-    def report(self) -> int:
-        """Tell what the clients did wrong; returns how many findings and errors there were."""
-        count = len(self.errors)
-        for name, _, requests in self.clients.values():
-            # Again: while the server ran, not all of the responses before had ended.
-            findings = audit(requests, every=self.options.every)
-            count += len(findings)
-            self.tell(f"\n{_judgement(name, _by_rule(findings))}")
-            for each in findings if self.options.json else ():
-                told = {"client": name, "rule": each.rule, "text": _readable(each)}
-                self.tell(finding={**told, "url": _readable(each.request.url)})
-        for words in self.errors:
-            self.tell(error=_readable(words))
-        return count
+    def clients(self) -> Iterator[tuple[str, list[Finding]]]:
+        """What each client calls itself, and what it did wrong.
+
+        Digits do not tell clients apart, as some name the number of their subscribers.
+        """
+        sent: dict[str, list[Request]] = collections.defaultdict(list)
+        for request in self.judged():
+            if not request.refused:
+                sent[re.sub("[0-9]+", "", _client_name(request))].append(request)
+        for requests in sent.values():
+            yield _client_name(requests[0]), audit(requests, every=self.every)
 
     # Its own pages
 
     def own_page(self, request: Request, folder: str) -> Optional[Response]:
         """The page of a folder without an index, and what belongs to it; else None."""
-        path, below = request.path, folder + request.path[1:]
-        base, status, media_type = self.base_url if request.origin else "", 200, "text/html"
-        is_inside = path.endswith("/") and _file_names(request.head.path)
+        path, request.is_own = request.path, True
+        is_folder = path.endswith("/") and _file_names(request.head.path) and not request.origin
         if path == "/favicon.ico":
-            text, status = "", 404
-        elif path == "/fixtures.opml":
-            lines = "\n".join(self.outlines(base or request.origins[0]))
-            text, media_type = _OPML.format(lines), "text/x-opml"
-        elif not (is_inside and os.path.isdir(_path_of(self.directory, below))):
-            return None
-        elif request.head.query == "refresh":
-            text = self.shown()
-        else:
-            listed = [each for each in self.fixtures() if each.name.startswith(below)]
-            if not listed and path != "/":
-                return None
-            rows = "\n".join(_index_row(self._site, fixture, base) for fixture in listed)
-            title = html.escape(f"Fixtures in {path}")
-            text = _INDEX_PAGE.format(title=title, shown=self.shown(), rows=rows)
-        request.is_own = True
-        content_type = ("Content-Type", f"{media_type}; charset=utf-8")
-        return Response(_printable(_readable(text)).encode(), status, headers=[content_type])
+            return Response(status=404)
+        if path == "/fixtures.opml":
+            return _page(self.list_of_feeds(request.origins[0]), "text/x-opml")
+        if is_folder and os.path.isdir(_path_of(self.directory, path[1:])):
+            if request.head.query == "refresh":
+                return _page(self.seen(), "text/plain")
+            return _page(self.index(path), "text/html")
+        request.is_own = False
+        return None
 
-    def shown(self) -> str:
-        """The part of the page that tells what each client did wrong, and what came in."""
-        if not self.judged:
-            return "<h2>No requests so far</h2>"
-        clients = [*itertools.islice(self.clients.values(), _ROWS)]
-        more = f": the first {_ROWS} of {len(self.clients)}"
-        parts = [f"<h2>Clients{more if len(self.clients) > _ROWS else ''}</h2>"]
-        for name, client, _ in clients:
-            client.catch_up(time.perf_counter())
-            judgement = html.escape(_judgement(name, client.findings))
-            first, _, wrong = judgement.partition("\n")
-            parts.append(f"<h3>{first}</h3><p class='wrong'>{wrong}")
-        last = self.judged[: -_ROWS - 1 : -1]
-        more = f": the last {_ROWS} of {len(self.judged)}"
-        parts.append(f"<h2>Requests{more if len(self.judged) > _ROWS else ''}</h2>")
-        parts.append("<table><tr><th>Request<th>Response<th>Client")
-        for request in last:
-            asked, _, _ = f"{request}".rpartition(" -> ")
-            response = _shown_status(request.response).strip() if request.response else ""
-            response += f" ({request.step})" if request.step else ""
-            cells = map(html.escape, (asked, response, _client_name(request)[0]))
-            parts.append("<tr><td>" + "<td>".join(cells))
-        return "\n".join([*parts, "</table>"])
+    def index(self, path: str) -> Iterator[str]:
+        """The page: what was seen so far, and the fixtures below a path."""
+        fixtures = [each for each in self.fixtures() if each.name.startswith(path[1:])]
+        title, seen = html.escape(f"Fixtures in {path}"), html.escape(next(self.seen()))
+        yield _INDEX_PAGE.format(title=title, seen=seen, rows="\n".join(map(self.row, fixtures)))
 
-    def outlines(self, origin: str) -> Iterator[str]:
-        """The lines for all feeds in a list to subscribe to (OPML 2.0)."""
+    def seen(self) -> Iterator[str]:
+        """What each client did wrong, and the last requests, as text."""
+        texts = [_judgement(name, _by_rule(findings)) for name, findings in self.clients()]
+        requests = self.judged()
+        if len(requests) > _SHOWN_REQUESTS:
+            texts.append(f"The last {_SHOWN_REQUESTS} of {len(requests)} requests:")
+        last = requests[: -_SHOWN_REQUESTS - 1 : -1]
+        yield "\n\n".join([*texts, _transcript(last, ["User-Agent"])])
+
+    def row(self, fixture: Fixture) -> str:
+        """A fixture, and the response that it will give."""
+        path = html.escape(fixture.url[len(self.base_url) :])
+        link = f"<a href='{path}'>{html.escape(fixture.name)}</a>"
+        try:
+            response = self.response_of(fixture)
+        except (DirectiveError, OSError) as error:
+            return f"<tr><td>{link}<td>500<td colspan='2' class='wrong'>{html.escape(str(error))}"
+        status = f"{response.status} {_reason(response)}"
+        if response.asis:
+            status = bytes(response.content[:80]).decode("latin-1").partition("\n")[0].rstrip("\r")
+        if not _has_status_line(response):
+            status = "no response"
+        added = (("Date", ""), ("Server", _SERVER))
+        shown = [("code", ": ".join(field)) for field in response.headers if field not in added]
+        shown += [("em", text) for text in response.mechanics()]
+        items = "<br>".join(f"<{tag}>{html.escape(text)}</{tag}>" for tag, text in shown)
+        description = html.escape(response.description)
+        return f"<tr><td>{link}<td>{html.escape(status)}<td>{items}<td>{description}"
+
+    def response_of(self, fixture: Fixture) -> Response:
+        """The response that a GET of a fixture would get; raises DirectiveError, or OSError."""
+        head = _Head("GET", fixture.url[len(self.base_url) :], "1.1")
+        request = Request(head, self.base_url, "")
+        response = self._site.following(request, fixture.name, self._site.fixture(fixture.name))
+        return _plan(request, response, "", True).response
+
+    def list_of_feeds(self, origin: str) -> Iterator[str]:
+        """All feeds, to subscribe to at once (OPML 2.0)."""
+        lines = []
         for fixture in self.fixtures():
             types = [_media_type(fixture.name)]
             with contextlib.suppress(DirectiveError, OSError):  # its response is what is wrong
-                types += _response_of(self._site, fixture).members("content-type")
+                types += self.response_of(fixture).members("content-type")
             has_ending = os.path.splitext(fixture.name)[1].lower() not in ("", ".asis")
             is_unknown = not has_ending and set(types) == {_ANY_TYPE}
             if is_unknown or any(re.match(_FEED_TYPE, each) for each in types):
                 url = html.escape(f"{origin}{fixture.url[len(self.base_url) :]}")
-                yield f"<outline type='rss' text='{html.escape(fixture.name)}' xmlUrl='{url}'/>"
+                name = html.escape(fixture.name)
+                lines.append(f"<outline type='rss' text='{name}' xmlUrl='{url}'/>")
+        yield _OPML.format("\n".join(lines))
 
 
-def _client_name(request: Request) -> tuple[str, str]:
-    """What a client calls itself, also without digits: some name the number of subscribers."""
+#: The types of feeds; those of pages, pictures and OPML are none.
+_FEED_TYPE = r"(?!image/|[^;]*(?:html|opml))[^;]*(?:atom|json|rdf|rss|xml)"
+#: Requests that the page shows.
+_SHOWN_REQUESTS = 100
+#: Seconds that the command line waits at its end for some of its output to be read.
+_PATIENCE = 5.0
+
+
+def _page(texts: Iterator[str], media_type: str) -> Response:
+    """A page of the server's own; it is made in a worker thread, as all bodies in parts are."""
+    body = (_printable(_readable(text)).encode() for text in texts)
+    return Response(body, headers={"Content-Type": f"{media_type}; charset=utf-8"})
+
+
+def _client_name(request: Request) -> str:
+    """What a client calls itself."""
     name = request.head.values.get("user-agent")
-    called = _legible(name) if name else "a client without a name"
-    return called, re.sub("[0-9]+", "", called)
+    return _legible(name) if name else "a client without a name"
 
 
 def _as_json(request: Request) -> dict[str, object]:
@@ -5971,14 +5987,6 @@ def _printable(text: str) -> str:
         return match[0] if match[0].isprintable() else ascii(match[0])[1:-1]
 
     return re.sub(r"[^ -~\n\t\xa0\u3000]", shown, text)
-
-
-#: The types of feeds; those of pages, pictures and OPML are none.
-_FEED_TYPE = r"(?!image/|[^;]*(?:html|opml))[^;]*(?:atom|json|rdf|rss|xml)"
-#: Requests, and clients, that the page shows.
-_ROWS = 100
-#: Seconds that the command line waits at its end for some of its output to be read.
-_PATIENCE = 5.0
 
 
 def _say(text: object, stream: Optional[TextIO]) -> None:
@@ -6018,21 +6026,20 @@ body {{ font: 1rem/1.5 system-ui; margin: 2rem auto; max-width: 72rem; padding: 
 table {{ border-collapse: collapse; text-align: left; width: 100% }}
 tr {{ border-bottom: 1px solid #8884 }}
 th, td {{ padding: .2rem .8rem .2rem 0; vertical-align: top }}
-h3, p, td {{ overflow-wrap: anywhere }}
+td, pre {{ overflow-wrap: anywhere; white-space: pre-wrap }}
 td:first-child {{ min-width: 16rem }}
-ul {{ list-style: none; margin: 0; padding: 0 }}
-.wrong {{ color: light-dark(#b00020, #ff8a80); white-space: pre-line }}
+.wrong {{ color: light-dark(#b00020, #ff8a80) }}
 @media (max-width: 40rem) {{
   th {{ display: none }}
   td, tr {{ display: block }}
 }}
 </style>
 <noscript><meta http-equiv="refresh" content="2; url=?reload"></noscript>
-<div id="shown">{shown}</div>
+<pre id="seen">{seen}</pre>
 <script>
 setInterval(async () => {{
   const text = await (await fetch("?refresh")).text()
-  if (text !== shown.last) shown.innerHTML = shown.last = text
+  if (text !== seen.textContent) seen.textContent = text
 }}, 2000)
 </script>
 <h2>{title}</h2>
@@ -6042,39 +6049,6 @@ setInterval(async () => {{
 {rows}
 </table>
 """
-
-
-def _response_of(site: _Site, fixture: Fixture) -> Response:
-    """The response that a GET of a fixture would get; raises DirectiveError, or OSError."""
-    base_url = site.root_url()
-    request = Request(_Head("GET", fixture.url[len(base_url) :], "1.1"), base_url, "")
-    response = site.following(request, fixture.name, site.fixture(fixture.name))
-    return _plan(request, response, "", True).response
-
-
-def _index_row(site: _Site, fixture: Fixture, base: str) -> str:
-    """A row of the page: a fixture, with a link from ``base``, and the response it will give."""
-    target = base + fixture.url[len(site.root_url()) :]
-    link = f"<a href='{html.escape(target)}'>{html.escape(fixture.name)}</a>"
-    try:
-        response = _response_of(site, fixture)
-    except (DirectiveError, OSError) as error:
-        return f"<tr><td>{link}<td>500<td colspan='2' class='wrong'>{html.escape(str(error))}"
-    status = html.escape(_shown_status(response))
-    added = (("Date", ""), ("Server", _SERVER))
-    shown = [("code", ": ".join(field)) for field in response.headers if field not in added]
-    shown += [("em", text) for text in response.mechanics()]
-    items = "".join(f"<li><{tag}>{html.escape(text)}</{tag}>" for tag, text in shown)
-    description = html.escape(response.description or "")
-    return f"<tr><td>{link}<td>{status}<td><ul>{items}</ul><td>{description}"
-
-
-def _shown_status(response: Response) -> str:
-    if not _has_status_line(response):
-        return "no response"
-    if response.asis:
-        return bytes(response.content[:80]).decode("latin-1").partition("\n")[0].rstrip("\r")
-    return f"{response.status} {_reason(response)}"
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
