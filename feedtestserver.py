@@ -5794,7 +5794,7 @@ class _Server(FeedTestServer):
         import queue  # for the command line only
 
         super().__init__(options.directory, host=options.bind, port=options.port, bind_timeout=0)
-        self.options, self.every = options, options.every
+        self.options, self.every = options, _checked_every(options.every)
         self.stop_timeout = 60.0  # for a page about many requests
         self._site.listing, self._record.log = self.own_page, self.note
         self._record.log_error = lambda words: self.tell(words, sys.stderr)
@@ -6053,27 +6053,7 @@ setInterval(async () => {{
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run the command line; returns the exit status."""
-    options = _options(arguments)
-    try:
-        if options.record:
-            return _record_feed(*options.record)
-        if options.check:
-            return _check(options.directory)
-        return _serve(options)
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        _say(f"feedtestserver: {error}", sys.stderr)
-        return 1
-
-
-def _options(arguments: Optional[Sequence[str]]) -> Any:
     import argparse  # for the command line only
-
-    def interval(text: str) -> Optional[float]:
-        with contextlib.suppress(ValueError):
-            return _checked_every(float(text))
-        raise argparse.ArgumentTypeError(
-            f"found {text!r:.80}; it takes a positive number of seconds"
-        )
 
     parser = argparse.ArgumentParser("feedtestserver", description="Serve a directory of fixtures.")
     add = parser.add_argument
@@ -6083,46 +6063,41 @@ def _options(arguments: Optional[Sequence[str]]) -> Any:
     add("--check", action="store_true", help="read every directive, report errors")
     add("--json", action="store_true", help="print JSON, one object a line")
     add("--strict", action="store_true", help="status 1 if there were findings or errors")
-    add("--every", metavar="SECONDS", type=interval, help="how soon a URL may be asked for again")
+    add("--every", metavar="SECONDS", type=float, help="how soon a URL may be asked for again")
     add("--record", nargs=2, metavar=("URL", "FILE"), help="keep a live feed in FILE, FILE.headers")
     add("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    try:
+        if options.record:
+            return _record_feed(*options.record)
+        return _check(options.directory) if options.check else _serve(options)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        _say(f"feedtestserver: {error}", sys.stderr)
+        return 1
 
 
 def _serve(options: Any) -> int:
-    """Serve until Ctrl-C, SIGTERM or QUIT; then say what the clients did wrong."""
-    with _noted_signals() as signals:
-        server = _Server(options)
+    """Serve until Ctrl-C, SIGTERM or QUIT; then say what the clients did wrong.
+
+    The signals are only noted, as an exception raised by their handler could come at any point:
+    where it is swallowed, or while a lock is being released.
+    """
+    noted: list[int] = []
+    server = _Server(options)
+    with contextlib.ExitStack() as at_end:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.signal(number, lambda number, _: noted.append(number))
+            at_end.callback(signal.signal, number, before)
+        if __name__ == "__main__":  # the interpreter takes a moment to end
+            at_end.callback(_block_signals)
         server.start()
-        try:
-            while server.is_alive() and not signals:
-                server.join(0.1)
-        finally:
-            server.stop()
+        while server.is_alive() and not noted:
+            server.join(0.1)
+        server.stop()
         status = 1 if server.report() and options.strict else 0
         if not server.has_printed() and __name__ == "__main__":
             os._exit(status)  # at exit, the interpreter would wait for the output, or abort
     return status
-
-
-@contextlib.contextmanager
-def _noted_signals() -> Iterator[list[int]]:
-    """Note Ctrl-C and SIGTERM in a list, and do nothing else.
-
-    An exception raised by a signal handler could come at any point: where it is swallowed, or while
-    a lock is being released. Afterwards the handlers are as before, or, if this is the program
-    itself, the signals are blocked: the interpreter takes a moment to end.
-    """
-    noted: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {each: signal.signal(each, lambda each, _: noted.append(each)) for each in numbers}
-    try:
-        yield noted
-    finally:
-        if __name__ == "__main__":
-            _block_signals()
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _block_signals() -> None:
