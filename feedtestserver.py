@@ -5890,9 +5890,10 @@ class _Server(FeedTestServer):
 
     def index(self, path: str) -> Iterator[str]:
         """The page: what was seen so far, and the fixtures below a path."""
-        fixtures = [each for each in self.fixtures() if each.name.startswith(path[1:])]
+        below = [each for each in self.fixtures() if each.name.startswith(path[1:])]
         title, seen = html.escape(f"Fixtures in {path}"), html.escape(next(self.seen()))
-        yield _INDEX_PAGE.format(title=title, seen=seen, rows="\n".join(map(self.row, fixtures)))
+        fixtures = "\n".join(map(self.described, below))
+        yield _INDEX_PAGE.format(title=title, seen=seen, fixtures=fixtures)
 
     def seen(self) -> Iterator[str]:
         """What each client did wrong, and the last requests, as text."""
@@ -5903,25 +5904,24 @@ class _Server(FeedTestServer):
         last = requests[: -_SHOWN_REQUESTS - 1 : -1]
         yield "\n\n".join([*texts, _transcript(last, ["User-Agent"])])
 
-    def row(self, fixture: Fixture) -> str:
-        """A fixture, and the response that it will give."""
-        path = html.escape(fixture.url[len(self.base_url) :])
-        link = f"<a href='{path}'>{html.escape(fixture.name)}</a>"
+    def described(self, fixture: Fixture) -> str:
+        """A fixture with a link to it, and the response that it will give."""
         try:
             response = self.response_of(fixture)
         except (DirectiveError, OSError) as error:
-            return f"<tr><td>{link}<td>500<td colspan='2' class='wrong'>{html.escape(str(error))}"
-        status = f"{response.status} {_reason(response)}"
-        if response.asis:
-            status = bytes(response.content[:80]).decode("latin-1").partition("\n")[0].rstrip("\r")
-        if not _has_status_line(response):
-            status = "no response"
-        added = (("Date", ""), ("Server", _SERVER))
-        shown = [("code", ": ".join(field)) for field in response.headers if field not in added]
-        shown += [("em", text) for text in response.mechanics()]
-        items = "<br>".join(f"<{tag}>{html.escape(text)}</{tag}>" for tag, text in shown)
-        description = html.escape(response.description)
-        return f"<tr><td>{link}<td>{html.escape(status)}<td>{items}<td>{description}"
+            status, lines = "500", [str(error)]
+        else:
+            status = f"{response.status} {_reason(response)}"
+            if response.asis:
+                status = bytes(response.content[:80]).decode("latin-1").partition("\n")[0]
+            if not _has_status_line(response):
+                status = "no response"
+            added = (("Date", ""), ("Server", _SERVER))
+            lines = [": ".join(field) for field in response.headers if field not in added]
+            lines = [response.description, *lines, *response.mechanics()]
+        path = html.escape(fixture.url[len(self.base_url) :])
+        text = html.escape("\n      ".join(filter(None, [status.rstrip(), *lines])))
+        return f"<a href='{path}'>{html.escape(fixture.name)}</a> -> {text}"
 
     def response_of(self, fixture: Fixture) -> Response:
         """The response that a GET of a fixture would get; raises DirectiveError, or OSError."""
@@ -6021,19 +6021,7 @@ _INDEX_PAGE = """\
 <meta name="viewport" content="width=device-width">
 <link rel="icon" href="data:,">
 <title>{title}</title>
-<style>
-body {{ font: 1rem/1.5 system-ui; margin: 2rem auto; max-width: 72rem; padding: 0 1rem }}
-table {{ border-collapse: collapse; text-align: left; width: 100% }}
-tr {{ border-bottom: 1px solid #8884 }}
-th, td {{ padding: .2rem .8rem .2rem 0; vertical-align: top }}
-td, pre {{ overflow-wrap: anywhere; white-space: pre-wrap }}
-td:first-child {{ min-width: 16rem }}
-.wrong {{ color: light-dark(#b00020, #ff8a80) }}
-@media (max-width: 40rem) {{
-  th {{ display: none }}
-  td, tr {{ display: block }}
-}}
-</style>
+<style>pre {{ overflow-wrap: anywhere; white-space: pre-wrap }}</style>
 <noscript><meta http-equiv="refresh" content="2; url=?reload"></noscript>
 <pre id="seen">{seen}</pre>
 <script>
@@ -6044,10 +6032,7 @@ setInterval(async () => {{
 </script>
 <h2>{title}</h2>
 <p>All feeds, to subscribe to at once: <a href="/fixtures.opml">fixtures.opml</a>
-<table>
-<tr><th>Fixture<th>Status<th>Fields<th>Description
-{rows}
-</table>
+<pre>{fixtures}</pre>
 """
 
 

@@ -18550,27 +18550,26 @@ class CommandLineTest(CommandLineTestCase):
         page = response.content.decode()
         self.assertEqual(response.headers["Content-Type"], "text/html; charset=utf-8")
         for text in (
-            "<a href='/%3Cb%3E.xml'>&lt;b&gt;.xml</a>",
+            "<a href='/%3Cb%3E.xml'>&lt;b&gt;.xml</a> -> 200 OK\n",
             '<meta name="referrer" content="no-referrer">',
-            "ETag: &quot;&lt;v1&gt;&quot;",
-            "\u00fcber &lt;all&gt;",
-            "410 Gone",
-            "<code>X: Z\u00fcrich</code>",
-            "<td>G\u00f6teborg",
-            "<a href='/sub/x%20y.xml'>sub/x y.xml</a>",
+            "\n      \u00fcber &lt;all&gt;\n      ETag: &quot;&lt;v1&gt;&quot;\n",
+            "<a href='/gone.xml'>gone.xml</a> -> 410 Gone\n",
+            "\n      G\u00f6teborg\n      X: Z\u00fcrich\n",
+            "<a href='/sub/x%20y.xml'>sub/x y.xml</a> -> 200 OK\n",
             "Status: found &#x27;&lt;x&gt;&#x27;",
-            "Content-Type: application/xml",
-            "<em>Delay: 2</em><br><em>Pause: 2 at 50%</em><br><em>Pause: .5 at headers</em>",
-            "<br><em>Rate: 10</em><br><em>Fault: reset at 50%</em><br><em>Early: yes</em>",
-            "<code>Transfer-Encoding: chunked</code>",
-            "<td>HTTP/1.1 &lt;299&gt; OK<td><em>as it is</em><td>",
-            "<em>Next: gone.xml after 2</em>",
-            "<td>no response<td>",
+            "\n      Content-Type: application/xml\n",
+            "\n      Delay: 2\n      Pause: 2 at 50%\n      Pause: .5 at headers\n",
+            "\n      Rate: 10\n      Fault: reset at 50%\n      Early: yes\n",
+            "\n      Transfer-Encoding: chunked\n",
+            "</a> -> HTTP/1.1 &lt;299&gt; OK\n      as it is\n",
+            "\n      Next: gone.xml after 2\n",
+            "reset.xml</a> -> no response\n",
+            "reset.asis</a> -> no response\n",
         ):
             with self.subTest(text):
                 self.assertIn(text, page)
         self.assertIn("<title>Fixtures in /</title>", page)
-        self.assertRegex(page, "wrong.xml</a><td>500<td colspan='2' class='wrong'>.*line 2: Status")
+        self.assertRegex(page, "wrong.xml</a> -> 500\n      .*line 2: Status")
         for text in ("HTTP/1.1 298", "Server: ", "Date: "):
             self.assertNotIn(text, page)
         self.assertIn("sub/x y.xml", below.content.decode())
@@ -19188,7 +19187,7 @@ class PageTest(CommandLineTestCase):
         before, after = [], []
         self.serve_main(client, self.make_directory({"feed.xml": comment("Status: 299 Odd")}))
         for text in (*before, *after):
-            self.assertIn("feed.xml 299 Odd ", text)
+            self.assertIn("feed.xml -> 299 Odd ", text)
         self.assertNotIn("GET", before[0])
         self.assertIn("The server got no request.", before[0])
         self.assertNotIn("got no request", after[0])
@@ -19253,7 +19252,7 @@ class PageTest(CommandLineTestCase):
         markups = []
         self.serve_main(client, self.make_directory(files))
         plain, *others = markups
-        self.assertIn("table", plain[0])
+        self.assertIn("pre id", plain[0])
         for text, found in zip(odd, others):
             with self.subTest(text):
                 self.assertEqual(found, plain)
@@ -19434,10 +19433,10 @@ class PageTest(CommandLineTestCase):
 
         def client(url):
             for _ in range(3):
-                self.assertIn("feed.xml 298 ", self.page(url).text)
+                self.assertIn("feed.xml -> 298 ", self.page(url).text)
                 self.read(f"{url}fixtures.opml")
             self.assertEqual(self.get(at(url), "/feed.xml").status, 298)
-            self.assertIn("feed.xml 410 Gone ", self.page(url).text)
+            self.assertIn("feed.xml -> 410 Gone ", self.page(url).text)
             self.assertEqual(self.get(at(url), "/feed.xml").status, 410)
 
         self.serve_main(client, self.make_directory(files))
