@@ -5229,11 +5229,10 @@ def _is_elsewhere(host: Any) -> bool:
     name = _as_text(host)
     if not isinstance(name, str) or name.lower() in ("", "localhost"):
         return False
-    try:
+    with contextlib.suppress(OSError, ValueError):
         socket.inet_aton(name)  # also 127.1, as connect() and getaddrinfo() read it
-    except (OSError, ValueError):
-        return _numeric(name.partition("%")[0]) is None
-    return False
+        return False
+    return _numeric(name.partition("%")[0]) is None
 
 
 class _Interception:
@@ -5335,17 +5334,16 @@ class _Interception:
             is_here = _is_elsewhere(name)
         if is_server or not is_here:
             return original(own, *args, **how)
-        how["session"] = None  # it would be of the other context
-        return self.begin_tls("", original, own, *args, **how)
+        return self.begin_tls("", original, own, args, how)
 
     def wrap_bio(self, original: _Function, own: Any, *ends: Any, **how: Any) -> Any:
         """Begin TLS where nothing tells whether it is to the server: its CA is trusted as well."""
         if how.get("server_side"):
             return original(own, *ends, **how)
         trusted = "".join(map(ssl.DER_cert_to_PEM_cert, own.get_ca_certs(binary_form=True)))
-        return self.begin_tls(trusted, original, own, *ends, **how)
+        return self.begin_tls(trusted, original, own, ends, how)
 
-    def begin_tls(self, trusted: str, original: _Function, own: Any, *a: Any, **how: Any) -> Any:
+    def begin_tls(self, trusted: str, original: _Function, own: Any, args: Any, how: Any) -> Any:
         """Begin TLS by the client's own context, but verify the server by another one.
 
         That trusts these certificates, in PEM, and the CA.
@@ -5354,7 +5352,7 @@ class _Interception:
         is_pypy = sys.implementation.name == "pypy"
         if is_pypy:  # elsewhere, the callback comes with the context
             own._msg_callback = trusting._msg_callback
-        tls = original(own, *a, **how)
+        tls = original(own, *args, **how)
         tls.context = trusting
         if is_pypy:
             with contextlib.suppress(TypeError):  # it is raised though this is done
