@@ -1483,7 +1483,6 @@ _open_servers: weakref.WeakSet[StoppableHttpServer] = weakref.WeakSet()
 
 def _leave_to_the_parent() -> None:
     # No thread here would release the other ones.
-    _Interception.lock = threading.RLock()
     _Key.lock, _Names.lock = threading.Lock(), threading.RLock()
     for server in _open_servers:
         with contextlib.suppress(OSError):  # out of descriptors
@@ -5096,6 +5095,8 @@ _interceptions: list[_Interception] = []
 _replaced = contextlib.ExitStack()
 
 _Function = Callable[..., Any]
+#: The addresses that a look-up finds.
+_Found = tuple[str, ...]
 #: Environment variables; None for those that are not set.
 _Variables = Mapping[str, Optional[str]]
 #: What look-ups find for hosts that refuse connections, or never respond.
@@ -5109,11 +5110,12 @@ _Socket: Any = socket.SocketType
 class _Names:
     """What the look-ups of hosts find, as resolve() says, and who connects to what was found."""
 
+    #: Also held while an interception begins or ends.
     lock = threading.RLock()
 
     def __init__(self) -> None:
-        #: By host or pattern: the answers, and how many of them each host has taken.
-        self._answers: dict[str, tuple[list[tuple[str, ...]], dict[str, int]]] = {}
+        #: By host or pattern: what matches it, the answers, and how many each host has taken.
+        self._answers: dict[str, tuple[Callable[[str], object], list[_Found], dict[str, int]]] = {}
         #: All addresses that were ever answers, as clients remember them.
         self.addresses: set[str] = set()
         #: The address and the port that a client believes to be connected to, by its own port; and
@@ -5133,7 +5135,7 @@ class _Names:
         found = [_answer(answer) for answer in answers]
         with self.lock:
             self._answers.pop(name, None)  # of two patterns the one given last comes last
-            self._answers[name] = found, {}
+            self._answers[name] = _glob(name), found, {}
             self.addresses.update(*found)
 
     def clear(self) -> None:
@@ -5141,14 +5143,14 @@ class _Names:
         with self.lock:
             self._answers.clear()
 
-    def look_up(self, host: Union[str, bytes]) -> Optional[tuple[str, ...]]:
+    def look_up(self, host: Union[str, bytes]) -> Optional[_Found]:
         """The addresses of a host, none if it is unknown; None if resolve() says nothing of it."""
         name = _host_name(_as_text(host))
         with self.lock:
-            fitting = [each for each in self._answers if _glob(each)(name)]
+            fitting = [each for each, (matches, *_) in self._answers.items() if matches(name)]
             if not fitting:
                 return None
-            answers, taken = self._answers[name if name in fitting else fitting[-1]]
+            _, answers, taken = self._answers[name if name in fitting else fitting[-1]]
             taken[name] = taken.get(name, 0) + 1
             return answers[min(taken[name], len(answers)) - 1]
 
@@ -5186,7 +5188,7 @@ class _Names:
                 self._dead_ends.pop().close()
 
 
-def _answer(given: Union[str, Sequence[str]]) -> tuple[str, ...]:
+def _answer(given: Union[str, Sequence[str]]) -> _Found:
     """The addresses of an answer of resolve(), in the form that is compared."""
     if isinstance(given, str) and given in _ANSWERS:
         return _ANSWERS[given]
@@ -5238,14 +5240,12 @@ def _is_elsewhere(host: Any) -> bool:
 class _Interception:
     """What makes every host lead to a server, until ``end()``; the innermost one comes first."""
 
-    lock = threading.RLock()
-
     def __init__(self, address: tuple[str, int], variables: _Variables, names: _Names) -> None:
         self.address, self.names = address, names
         self.trusting = functools.lru_cache(maxsize=64)(_trusting)
         #: The ports that hosts were looked up for.
         self.ports: set[int] = set()
-        with self.lock:
+        with _Names.lock:
             if not _interceptions:
                 _replace_functions()
             #: The environment, and the opener of urllib, that it has replaced.
@@ -5254,7 +5254,7 @@ class _Interception:
 
     def end(self) -> None:
         """Put back what was found; one inside of this that has replaced it as well keeps it."""
-        with self.lock:
+        with _Names.lock:
             position = _interceptions.index(self)
             del _interceptions[position]
             inner = next((each for each in _interceptions[position:] if each.found), None)
@@ -5368,7 +5368,7 @@ class _Interception:
             host, port = socket.getaddrinfo(host, port, connection.family)[0][4][:2]
         numeric = _numeric(host)
         if numeric in _NO_CONNECTION:
-            with self.lock:  # what is opened here is closed after end()
+            with _Names.lock:  # what is opened here is closed after end()
                 if self in _interceptions:
                     return _at(connection, self.names.dead_end(numeric), rest)
             raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")

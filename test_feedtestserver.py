@@ -19252,7 +19252,7 @@ class PageTest(CommandLineTestCase):
         markups = []
         self.serve_main(client, self.make_directory(files))
         plain, *others = markups
-        self.assertIn("pre id", plain[0])
+        self.assertIn("pre", plain[0])
         for text, found in zip(odd, others):
             with self.subTest(text):
                 self.assertEqual(found, plain)
