@@ -5923,8 +5923,7 @@ class _Server(FeedTestServer):
 
     def response_of(self, fixture: Fixture) -> Response:
         """The response that a GET of a fixture would get; raises DirectiveError, or OSError."""
-        head = _Head("GET", fixture.url[len(self.base_url) :], "1.1")
-        request = Request(head, self.base_url, "")
+        request = Request(_Head("GET", fixture.url[len(self.base_url) :], "1.1"), self.base_url, "")
         response = self._site.following(request, fixture.name, self._site.fixture(fixture.name))
         return _plan(request, response, "", True).response
 
