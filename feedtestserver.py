@@ -651,7 +651,7 @@ class FeedTestServer(threading.Thread):
         found = audit(requests, every=every)
         findings = [finding for finding in found if finding.rule not in ignored]
         if findings:
-            judgement = _judgement("the client", _by_rule(findings))
+            judgement = _judgement("the client", findings)
             raise AssertionError(f"{judgement}\n{_transcript(requests)}")
 
 
@@ -4425,7 +4425,7 @@ class _Client:
         self.cookies: dict[str, set[str]] = {}
         self.numbers = itertools.count(1)
         #: What is wrong with the requests so far, by the rules.
-        self.findings = _by_rule(())
+        self.findings: dict[str, list[Finding]] = {rule: [] for rule in _POLITENESS}
         #: By the ids of their requests: the exchanges in flight; a heap of those that have ended.
         self.in_flight: dict[int, _Exchange] = {}
         self.ended: list[tuple[float, int, _Exchange]] = []
@@ -4720,17 +4720,11 @@ _OF_ANY_METHOD = ["burst", "leaked-credentials"]
 _SHOWN = 5
 
 
-def _by_rule(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
-    by_rule: dict[str, list[Finding]] = {rule: [] for rule in _POLITENESS}
-    for finding in findings:
-        by_rule[finding.rule].append(finding)
-    return by_rule
-
-
-def _judgement(client: str, findings: Mapping[str, Sequence[Finding]]) -> str:
+def _judgement(client: str, findings: Sequence[Finding]) -> str:
     """What a person reads of the findings: rule by rule, the first ones of each."""
-    lines = [f"{client} was not polite:" if any(findings.values()) else f"{client} was polite"]
-    for rule, broken in findings.items():
+    lines = [f"{client} was not polite:" if findings else f"{client} was polite"]
+    for rule in _POLITENESS:
+        broken = [finding for finding in findings if finding.rule == rule]
         lines += [f"  {finding} [{rule}]" for finding in broken[:_SHOWN]]
         lines += [f"  and {len(broken) - _SHOWN} more [{rule}]"] if broken[_SHOWN:] else []
     return "\n".join(lines)
@@ -5822,7 +5816,7 @@ class _Server(FeedTestServer):
         count = len(self.errors)
         for client, findings in self.clients():
             count += len(findings)
-            self.tell(f"\n{_judgement(client, _by_rule(findings))}")
+            self.tell(f"\n{_judgement(client, findings)}")
             for each in findings:
                 told = {"client": client, "rule": each.rule, "text": _readable(each)}
                 self.tell(finding={**told, "url": _readable(each.request.url)})
@@ -5895,7 +5889,7 @@ class _Server(FeedTestServer):
 
     def seen(self) -> Iterator[str]:
         """What each client did wrong, and the last requests, as text."""
-        texts = [_judgement(name, _by_rule(findings)) for name, findings in self.clients()]
+        texts = [_judgement(name, findings) for name, findings in self.clients()]
         requests = self.judged()
         if len(requests) > _SHOWN_REQUESTS:
             texts.append(f"The last {_SHOWN_REQUESTS} of {len(requests)} requests:")
