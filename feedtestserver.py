@@ -3966,7 +3966,6 @@ def audit(requests: Iterable[Request], *, every: Optional[float] = None) -> list
     for request in sorted(requests, key=lambda request: request.heard_at):
         places[id(request)] = len(places)
         client.ask(request)
-        client.end(request)
     client.catch_up(math.inf)
     # Those about one request stay in the order of the rules.
     in_rules = itertools.chain(*client.findings.values())
@@ -4426,8 +4425,7 @@ class _Client:
         self.numbers = itertools.count(1)
         #: What is wrong with the requests so far, by the rules.
         self.findings: dict[str, list[Finding]] = {rule: [] for rule in _POLITENESS}
-        #: By the ids of their requests: the exchanges in flight; a heap of those that have ended.
-        self.in_flight: dict[int, _Exchange] = {}
+        #: A heap of the exchanges that were judged, by when they end, until they are learned from.
         self.ended: list[tuple[float, int, _Exchange]] = []
         #: GETs that are the same, from the first one on that is still in flight.
         self.alike: dict[object, collections.deque[_Exchange]]
@@ -4439,7 +4437,6 @@ class _Client:
         if request.response is None or request.refused or request.method == "CONNECT":
             return
         exchange = _Exchange(request, request.response, next(self.numbers))
-        self.in_flight[id(request)] = exchange
         known = self.urls[exchange.url]
         self.origins[exchange.origin].count(exchange, 1)
         if exchange.is_get:
@@ -4452,15 +4449,10 @@ class _Client:
         self.note_credentials(exchange)
         if request.method in ("GET", "HEAD"):
             known.hear(exchange)
-
-    def end(self, request: Request) -> None:
-        """Note that the response to a request has ended, by the time of ``request.ended_at``."""
-        exchange = self.in_flight.pop(id(request), None)
-        if exchange:
-            # When a client leaves is not seen at once, so from then on nothing is held against it.
-            is_done = request.is_delivered or exchange.is_cut or request.ended_at == math.inf
-            ended_at = request.ended_at if is_done else request.heard_at
-            heapq.heappush(self.ended, (ended_at, exchange.number, exchange))
+        # When a client leaves is not seen at once, so from then on nothing is held against it.
+        is_done = request.is_delivered or exchange.is_cut or request.ended_at == math.inf
+        ended_at = request.ended_at if is_done else request.heard_at
+        heapq.heappush(self.ended, (ended_at, exchange.number, exchange))
 
     def catch_up(self, now: float) -> None:
         """Learn from what has ended by now, and judge what was asked for twice meanwhile."""
