@@ -8856,6 +8856,17 @@ class InterceptionTest(AnyHostTestCase):
                 self.assertIs(seen[-1].context, listening)
                 tls.close()
 
+    def test_tls_over_a_pair_of_sockets(self):
+        """These are no internet sockets, except on Windows."""
+        server, (one, another) = self.serve(), socket.socketpair()
+        context = server.ssl_context()
+        with server.intercept(), one, another:
+            tls = context.wrap_socket(
+                one, server_hostname="a.example", do_handshake_on_connect=False
+            )
+            with tls:
+                self.assertIs(tls.context, context)
+
     def test_sessions(self):
         server = self.serve(self.FILES)
         context = ssl.create_default_context()
