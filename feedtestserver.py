@@ -6008,9 +6008,10 @@ _INDEX_PAGE = """\
 <noscript><meta http-equiv="refresh" content="2; url=?reload"></noscript>
 <pre id="seen">{seen}</pre>
 <script>
-setInterval(async () => {{
+setTimeout(async function refresh() {{
   const text = await (await fetch("?refresh")).text()
   if (text !== seen.textContent) seen.textContent = text
+  setTimeout(refresh, 2000)
 }}, 2000)
 </script>
 <h2>{title}</h2>
