@@ -1671,8 +1671,10 @@ class FeedTestRequestHandler:
     stream: Optional[_Stream] = None
     empty_items = 0  # of it, in a row
     client_left = closing = lingering = False
-    #: Whether the response does not wait for the body of the request, and breaks it off.
-    is_early = cuts_upload = False
+    #: Whether the response does not wait for the body of the request; None if there is none.
+    is_early: Optional[bool] = None
+    #: Whether it breaks the body off.
+    cuts_upload = False
     #: Why the connection ends without a proper end: the kind of the fault, or an error.
     broken_off = ""
     heard_at = sent_at = 0.0
@@ -1819,6 +1821,7 @@ class FeedTestRequestHandler:
             if self.scheme == "http" and head.is_for_https and not self.site.intercepting:
                 raise _Refusal(400, "an https URL was asked for without TLS (RFC 9110 7.4)")
             request = self.request(head)
+            self.is_early = None
             if head.body_size != 0:
                 by_fixture = type(self) is FeedTestRequestHandler
                 self.is_early = self.site.is_early(request, by_fixture)
@@ -1940,27 +1943,28 @@ class FeedTestRequestHandler:
         try:
             if request.head.origin and (response := self.site.unreachable(request)):
                 return self.plan(request, response)
-            for step in self.site.steps_for(request):
+            for step in self.steps(request):
                 if callable(step):
                     response = yield from self.work(request, self.perform, request, step)
                     self.time()
+                    self.is_early = False  # it was asked with the whole request
                 else:
                     response = self.site.response(step, request)
                 if response is not None:
                     break
-            else:
-                request.step = ""
-                if type(self) is FeedTestRequestHandler:
-                    response = self.unscripted(request)
-                else:  # it may be a test's own method, which may take its time
-                    response = yield from self.work(request, self.perform, request, self.unscripted)
-                    self.time()
             assert response is not None
             if len(response.content) > _MUCH and (response.compress or response.template):
                 return (yield from self.work(request, self.plan, request, response))
             return self.plan(request, response)
         except Exception as error:
             return self.plan(request, self.fail(_explain(error, request)))
+
+    def steps(self, request: Request) -> Iterator[Step]:
+        """The steps for a request; where all of them pass, what its do_ method responds."""
+        yield from self.site.steps_for(request)
+        request.step = ""
+        # A method of a subclass is test code, which may take its time.
+        yield self.unscripted(request) if type(self) is FeedTestRequestHandler else self.unscripted
 
     def work(self, request: Request, function: Callable[..., _T], *arguments: object) -> _Part[_T]:
         """Call a function for a request that may block, and look whether the client has left."""
@@ -1979,9 +1983,7 @@ class FeedTestRequestHandler:
         """
         try:
             result = _called(step, request)
-            response = None if result is None else self.site.response(result, request)
-            # It was asked with the whole request.
-            return _with(response, early=False) if response and response.early else response
+            return None if result is None else self.site.response(result, request)
         except BaseException as error:  # pytest.fail() raises no Exception
             return self.fail(_explain(error, request))
 
@@ -2064,8 +2066,8 @@ class FeedTestRequestHandler:
 
     def plan(self, request: Request, response: Response) -> _Plan:
         """Decide the response completely, and whether the connection ends with it."""
-        if response.early and request.head.body_size != 0 and not self.is_early:
-            response = _with(response, early=False)  # a step before this one has passed
+        if response.early and self.is_early is False:
+            response = _with(response, early=False)
         begins_tunnel = _begins_tunnel(request.head, response)
         persistent = begins_tunnel or _ignoring(request.head, response.ignore).persists
         lasting = persistent and not (self.server.stopping or self.is_early or response.early)
