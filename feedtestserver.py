@@ -1673,8 +1673,6 @@ class FeedTestRequestHandler:
     client_left = closing = lingering = False
     #: Whether the response does not wait for the body of the request; None if there is none.
     is_early: Optional[bool] = None
-    #: Whether it breaks the body off.
-    cuts_upload = False
     #: Why the connection ends without a proper end: the kind of the fault, or an error.
     broken_off = ""
     heard_at = sent_at = 0.0
@@ -1737,11 +1735,11 @@ class FeedTestRequestHandler:
     def finish(self) -> _Part[None]:
         """Let a client that may still be sending read the response before the connection closes.
 
-        See RFC 9112 9.6. An upload that a fault breaks off is not read to its end.
+        See RFC 9112 9.6.
         """
         if self.tls and not self.broken_off:
             yield self.tls.close()
-        if (self.lingering or self.buffer) and not (self.cuts_upload or self.server.stopping):
+        if (self.lingering or self.buffer) and not self.server.stopping:
             self.connection.shutdown(socket.SHUT_WR)
             while (yield _RECEIVE):
                 pass
@@ -1791,21 +1789,19 @@ class FeedTestRequestHandler:
         host = (name or _host_and_port(tunnel)[0] or self.address).lower()
         kind, asked = self.test_server.certificate, self.test_server.client_certificates
         configure = self.test_server.configure_tls
+        make: Callable[..., ssl.SSLContext] = _server_context
+        if configure is not None or asked != "none":
+            make = _server_context.__wrapped__  # no session of another context can be resumed in it
+        what = f"the certificate for {host}"
         try:
             with _Key.lock:  # else clients that come at once would each have one made
-                if configure is None and asked == "none":
-                    return _server_context(host, kind)
-                # A new one, as no session of another one can be resumed in it.
-                context = _server_context.__wrapped__(host, kind, asked)
-        except OSError as error:
-            self.record.fail(f"there is no certificate for {host}: {error}")
-            raise
-        try:
+                context = make(host, kind, asked)
             if configure is not None:
+                what = f"configure_tls for {host}"
                 _called(configure, context)
         except BaseException as error:
-            self.record.fail(_explain(error, f"configure_tls for {host}"))
-            raise RuntimeError("configure_tls has failed") from None
+            self.record.fail(_explain(error, what))
+            raise RuntimeError(f"{what} failed") from None
         return context
 
     # Read
@@ -1858,13 +1854,11 @@ class FeedTestRequestHandler:
         data = yield wait
         if data is None:
             return
-        self.heard_at = time.perf_counter()
+        self.heard_at, self.client_left = time.perf_counter(), not data
         if self.tls:
             yield from self.decipher(data)
         else:
             self.buffer += data
-        if not data:
-            self.client_left = True
         if self.is_early:  # it is the rest of the request
             self.buffer.clear()
 
@@ -1876,7 +1870,7 @@ class FeedTestRequestHandler:
         finally:
             if sealed := self.tls.seal():  # TLS has something to say itself, maybe an alert
                 yield sealed
-        self.client_left = self.tls.ended
+        self.client_left = self.client_left or self.tls.ended
 
     def read_head(self) -> _Part[_Head]:
         """Read the request line and the field lines, up to the empty line that ends them."""
@@ -1905,15 +1899,12 @@ class FeedTestRequestHandler:
         return data
 
     def read_body(self, head: _Head) -> _Part[bytes]:
+        """Read the body of a request, and decode its chunks (RFC 9112 7.1)."""
         expected = _members(head.values.get("expect", "")) if head.version != "1.0" else []
         if "100-continue" in expected and not self.buffer:
             yield from self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         if head.body_size is not None:
             return (yield from self.take(head.body_size))
-        return (yield from self.read_chunks())
-
-    def read_chunks(self) -> _Part[bytes]:
-        """A body in the chunked transfer coding (RFC 9112 7.1), decoded."""
         body = bytearray()
         while size := _chunk_size((yield from self.read_line(too_long=400))):
             _check_size(len(body) + size)
@@ -2082,7 +2073,10 @@ class FeedTestRequestHandler:
             # It may still be sending, unless it has asked for the end and gets all in one piece.
             is_given = response.value("connection") is not None or response.asis
             asked = not persistent and not is_given
-            self.lingering = not asked or plan.whole is None or self.is_early
+            self.lingering = not asked or plan.whole is None
+        if self.is_early:  # a fault before the end breaks the upload off
+            self.buffer.clear()
+            self.lingering = response.fault is None or response.fault.endswith("at end")
         return plan
 
     def time(self) -> float:
@@ -2107,8 +2101,6 @@ class FeedTestRequestHandler:
             now = time.perf_counter()
             if isinstance(part, str):
                 self.sent_at = now  # nothing more is sent
-                is_whole = f"{plan.response.fault}".endswith("at end")
-                self.cuts_upload = self.is_early and not is_whole
                 yield from self.break_off(part)
             elif part is None:
                 yield from self.produce(request)

@@ -7477,8 +7477,9 @@ class TlsTest(TlsTestCase):
         with no_room, connect(server) as connection:
             connection.sendall(hello_for(host))
             self.assertEqual(read_all(connection), b"")
-        error = f"there is no certificate for {host}: [Errno {errno.ENOSPC}] no room"
-        self.assertEqual(server.errors, [error])
+        [error] = server.errors
+        words = f"the certificate for {host}: OSError({errno.ENOSPC}, 'no room')\n"
+        self.assertTrue(error.startswith(words), error)
 
     def test_making_a_certificate_keeps_nobody_waiting(self):
         begun, go_on, mkstemp = threading.Event(), threading.Event(), tempfile.mkstemp
