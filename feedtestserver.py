@@ -1127,16 +1127,27 @@ class StoppableHttpServer(http.server.HTTPServer):
         RequestHandlerClass: Callable[..., Any],
         bind_and_activate: bool = True,
     ) -> None:
-        #: Whether the server has been told to stop, and to close the port.
-        self.stopping = self.closed = False
+        #: Whether the server has been told to stop, and whether the port is closed.
+        self.stopping, self.closed = False, True
+        self.started = False  # whether a thread serves, or is about to
         #: Counts the turns of the loop. What is received in a turn was sent before it began.
         self.turn = 0
-        # For all threads, guarded by the Condition: the one that serves; functions that it is to
-        # call; what the workers are doing; which of these wait in join(), and which have ended; and
+        self._begin()
+        if ":" in server_address[0]:
+            self.address_family = socket.AF_INET6
+        self._opened: list[Any] = []  # what server_close() closes besides the port
+        super().__init__(server_address, RequestHandlerClass, bind_and_activate)
+        _open_servers.add(self)
+
+    def _begin(self) -> None:
+        """Begin with no thread and no connection, also in a forked child."""
+        # For all threads, guarded by the lock: the one that serves; functions that it is to call;
+        # what the workers are doing; which of these wait in join(), and which have ended; and
         # whether the port is closed and all connections have ended but the one that is spared.
-        self._make_lock()
+        # `with` on a lock cannot be interrupted by Ctrl-C half-way, as it can on a Condition.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._thread: Optional[threading.Thread] = None
-        self.started = False  # whether a thread serves, or is about to
         self._calls: collections.deque[Callable[[], object]] = collections.deque()
         self._running: dict[threading.Thread, tuple[Optional[_Connection], str]] = {}
         self._joining: set[threading.Thread] = set()
@@ -1146,17 +1157,6 @@ class StoppableHttpServer(http.server.HTTPServer):
         self.connections: dict[socket.socket, _Connection] = {}
         self.current: Optional[_Connection] = None
         self._timers: list[tuple[float, int, Callable[[], object]]] = []  # a heap
-        self._numbers = itertools.count()
-        if ":" in server_address[0]:
-            self.address_family = socket.AF_INET6
-        self._opened: list[Any] = []  # what server_close() closes besides the port
-        super().__init__(server_address, RequestHandlerClass, bind_and_activate)
-        _open_servers.add(self)
-
-    def _make_lock(self) -> None:
-        # `with` on a lock cannot be interrupted by Ctrl-C half-way, as it can on a Condition.
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
 
     def server_bind(self) -> None:
         """Bind the socket, without looking up the host's name as HTTPServer does."""
@@ -1172,17 +1172,15 @@ class StoppableHttpServer(http.server.HTTPServer):
         super().server_activate()
         self.socket.setblocking(False)
         if not self._opened:
-            self._open_selector()
-
-    def _open_selector(self) -> None:
-        self.selector = selectors.DefaultSelector()
-        self._opened.append(self.selector)
-        self._waker, self._woken = pair = socket.socketpair()
-        self._opened += pair
-        for each in pair:
-            each.setblocking(False)
-        self.selector.register(self._woken, _READ, self._run_calls)
-        self.selector.register(self.socket, _READ, self._accept)
+            self.selector = selectors.DefaultSelector()
+            self._opened.append(self.selector)
+            self._waker, self._woken = pair = socket.socketpair()
+            self._opened += pair
+            for each in pair:
+                each.setblocking(False)
+            self.selector.register(self._woken, _READ, self._run_calls)
+        self.closed = False
+        self._go_on_accepting()
 
     def own_address(self) -> tuple[str, int]:
         """An address at which the server can be reached from this machine."""
@@ -1223,11 +1221,10 @@ class StoppableHttpServer(http.server.HTTPServer):
 
     def call_at(self, when: float, function: Callable[[], object]) -> None:
         """Call a function at a time of ``time.perf_counter()``."""
-        heapq.heappush(self._timers, (when, next(self._numbers), function))
+        # Of two at the same time, neither comes first; but functions cannot be compared.
+        heapq.heappush(self._timers, (when, id(function), function))
 
     def _accept(self) -> None:
-        if hasattr(self.socket, "do_handshake_on_connect"):  # in TLS; the handler's thread does it
-            self.socket.do_handshake_on_connect = False
         # More at a time when many are open, so that a new one does not wait for all of them.
         for _ in range(min(1 + len(self.connections), _ACCEPTED_AT_ONCE)):
             if self.closed:  # by an earlier event of this turn
@@ -1249,17 +1246,14 @@ class StoppableHttpServer(http.server.HTTPServer):
             begun.resume()  # it has often sent its request already
 
     def _go_on_accepting(self) -> None:
-        if not self.closed:
-            with contextlib.suppress(KeyError):  # after bind_again() it is accepting
+        with contextlib.suppress(KeyError):  # it is accepting, after bind_again()
+            if not self.closed:
                 self.selector.register(self.socket, _READ, self._accept)
 
     def conversation(self, request: socket.socket, client_address: Any) -> _Conversation:
         """What happens on a connection: the blocking handler, in a worker thread."""
         # Another socket, as this one is closed whenever the server is stopped.
-        copy = socket.fromfd(request.fileno(), request.family, request.type, request.proto)
-        if hasattr(request, "context"):  # the listening socket was wrapped in TLS
-            how = {"server_side": True, "do_handshake_on_connect": False}
-            copy = request.context.wrap_socket(copy, **how)
+        copy = request.dup()
         handle = functools.partial(self._handle, copy, client_address)
         try:
             yield _Call(handle, f"the handler of {client_address!r:.80}")
@@ -1389,16 +1383,13 @@ class StoppableHttpServer(http.server.HTTPServer):
         self.server_bind()
         if listening:
             self.server_activate()
-            self.closed = False
-            self._go_on_accepting()
 
     def _close_port(self, spared: Optional[_Connection], stopping: bool) -> None:
         self.closed, self.stopping = True, self.stopping or stopping
-        if self.socket.fileno() >= 0:
-            with contextlib.suppress(KeyError):  # it is not accepting
-                if self._opened:
-                    self.selector.unregister(self.socket)
-            self.socket.close()
+        with contextlib.suppress(KeyError, ValueError):  # it is not accepting, or closed
+            if self._opened:
+                self.selector.unregister(self.socket)
+        self.socket.close()
         for connection in list(self.connections.values()):
             if connection is not spared:
                 connection.end()
@@ -1458,21 +1449,18 @@ class StoppableHttpServer(http.server.HTTPServer):
         epoll set is the parent's as well, so nothing is unregistered. A server that does not serve
         yet may do so in the child, with a selector of its own.
         """
+        for connection in self.connections.values():
+            connection.socket.close()  # before the conversation ends, which could shut it down
+            # It is kept, as test code in it may clean up when it goes, which is the parent's.
+            _left_to_the_parent.append(connection.conversation)
+            connection.conversation = None
+        self._begin()  # nobody here would release the lock
         if self.started or self.stopping:
-            self._make_lock()  # nobody here would release the other one
             self.stopping = self.closed = True
-            self._thread = None
-            self._running.clear()
-            for connection in self.connections.values():
-                connection.socket.close()  # before the conversation ends, which could shut it down
-                # It is kept, as test code in it may clean up when it goes, which is the parent's.
-                _left_to_the_parent.append(connection.conversation)
-                connection.conversation = None
-            self.connections.clear()
             self.server_close()
         elif self._opened:
             self._close_selector()
-            self._open_selector()
+            self.server_activate()
 
 
 #: In a forked child, the conversations of its parent.
@@ -1505,7 +1493,7 @@ class _Connection:
         self.conversation: Optional[_Conversation] = server.conversation(connection, address)
         self._events = 0  # that the selector watches for
         self._waiting: Optional[_Yielded] = None  # for these bytes to be sent, or for this to come
-        self._timer = -math.inf  # when the timer calls _go_on(), or has called it last
+        self._timer = -math.inf  # the last time at which a timer calls _go_on()
         self._spent = 0  # bytes sent and received in this turn
 
     def resume(self, value: Any = None, error: Optional[BaseException] = None) -> None:
@@ -1522,14 +1510,11 @@ class _Connection:
                 value, error = self._attempt(yielded)
         except StopIteration as stop:
             self._close(by_reset=stop.value)
-        except BaseException as fault:
-            try:
-                if isinstance(fault, KeyboardInterrupt):
-                    raise
-                if not isinstance(fault, GeneratorExit):
-                    self._server.handle_error(self.socket, self._address)
-            finally:
-                self._close()
+        except GeneratorExit:
+            self._close()
+        except Exception:  # what else there is ends the server, which closes all connections
+            self._server.handle_error(self.socket, self._address)
+            self._close()
         self._server.current, error = current, None  # an exception refers to this frame
 
     def _go_on(self, is_ready: bool = True) -> None:
@@ -1586,7 +1571,7 @@ class _Connection:
             now = time.perf_counter()
             if wait.until <= now:
                 return None
-            if not now < self._timer <= wait.until:  # else that one is enough
+            if self._timer != wait.until:  # else it goes on then anyway
                 self._timer = wait.until
                 self._server.call_at(wait.until, functools.partial(self._go_on, is_ready=False))
         self._watch(_READ if wait.receiving else 0)

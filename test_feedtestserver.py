@@ -13048,40 +13048,6 @@ class StoppableHttpServerTest(unittest.TestCase):
         done = run_script(script)
         self.assertEqual((done.stdout, done.stderr), ("b'1\\n'\n" * 2, ""))
 
-    def test_a_listening_socket_in_tls(self):
-        class Handler(socketserver.StreamRequestHandler):
-            def handle(self):
-                self.wfile.write(self.rfile.readline())
-
-        host, context = (
-            f"{random.getrandbits(64):x}.example",
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
-        )
-        load = ssl.SSLContext.load_cert_chain
-
-        def load_here_as_well(other, path):
-            load(other, path)
-            load(context, path)
-
-        with (
-            mock.patch.object(ssl.SSLContext, "load_cert_chain", load_here_as_well),
-            FeedTestServer(HERE / "data") as maker,
-        ):
-            trusting = maker.ssl_context()
-            trusting.wrap_socket(connect(maker), server_hostname=host).close()
-        server = StoppableHttpServer(("127.0.0.1", 0), Handler)
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        self.addCleanup(thread.join)
-        self.addCleanup(server.shutdown)
-        silent = self.connect(server)  # its handshake is nobody else's affair
-        with trusting.wrap_socket(self.connect(server), server_hostname=host) as connection:
-            connection.sendall(b"line\n")
-            self.assertEqual(read_all(connection), b"line\n")
-        server.shutdown()
-        self.assertEqual(read_to_the_end(silent)[0], b"")
-
     def test_functions_posted_while_the_loop_is_busy(self):
         """More than the buffer of a socket pair has room for wakes, and nobody waits."""
         called = []
