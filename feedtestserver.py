@@ -1099,6 +1099,8 @@ _Yielded = Union[bytes, memoryview, _Wait, _Call]
 _Conversation = Generator[_Yielded, Any, bool]
 #: A part of such code.
 _Part = Generator[_Yielded, Any, _T]
+#: What came of what it has yielded, maybe that it has to wait, and the error, if it failed.
+_Result = tuple[Any, Optional[BaseException]]
 
 _RECEIVE = _Wait()
 #: To receive what has arrived already, else None.
@@ -1142,15 +1144,14 @@ class StoppableHttpServer(http.server.HTTPServer):
     def _begin(self) -> None:
         """Begin with no thread and no connection, also in a forked child."""
         # For all threads, guarded by the lock: the one that serves; functions that it is to call;
-        # what the workers are doing; which of these wait in join(), and which have ended; and
-        # whether the port is closed and all connections have ended but the one that is spared.
+        # the workers, each named after what it does, and for which connection; those that have
+        # ended; whether the port is closed, and all connections have ended but the one spared.
         # `with` on a lock cannot be interrupted by Ctrl-C half-way, as it can on a Condition.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._thread: Optional[threading.Thread] = None
         self._calls: collections.deque[Callable[[], object]] = collections.deque()
-        self._running: dict[threading.Thread, tuple[Optional[_Connection], str]] = {}
-        self._joining: set[threading.Thread] = set()
+        self._running: dict[threading.Thread, Optional[_Connection]] = {}
         self._ended: list[threading.Thread] = []
         self._quiet = False
         # Used by the thread that serves only; `current` is the connection that it is busy with.
@@ -1309,11 +1310,11 @@ class StoppableHttpServer(http.server.HTTPServer):
                 self._ended.append(thread)
                 self._changed.notify_all()
 
-        thread = threading.Thread(target=work, name="feedtestserver worker", daemon=True)
+        thread = threading.Thread(target=work, name=str(call.name), daemon=True)
         with self._lock:
             self._ended = [each for each in self._ended if each.is_alive()]
             thread.start()
-            self._running[thread] = connection, str(call.name)  # it needs the lock to end
+            self._running[thread] = connection  # it needs the lock to end
 
     def post(self, function: Callable[[], object]) -> None:
         """Have a function called by the thread that serves; if there is none, call it here."""
@@ -1358,7 +1359,10 @@ class StoppableHttpServer(http.server.HTTPServer):
     # Stopping
 
     def shutdown(self) -> None:
-        """End the server and all its connections, and wait for its threads, except this one."""
+        """End the server and all its connections, and wait until its threads have ended.
+
+        In one of these, such as a handler's, it waits for the port and the connections only.
+        """
         self.close_port(stopping=True)
         self.join()
 
@@ -1371,7 +1375,7 @@ class StoppableHttpServer(http.server.HTTPServer):
         this = threading.current_thread()
         with self._lock:
             self._quiet = False
-            own = self.current if this is self._thread else self._running.get(this, [None])[0]
+            own = self.current if this is self._thread else self._running.get(this)
         self.post(functools.partial(self._close_port, own, stopping))
 
     def bind_again(self, listening: bool = False) -> None:
@@ -1400,22 +1404,17 @@ class StoppableHttpServer(http.server.HTTPServer):
     def join(self, timeout: Optional[float] = None) -> bool:
         """Wait until all threads have ended, after close_port(); tell whether they have.
 
-        If the server serves on, only the workers have to end. Those of the server's own that wait
-        here do not wait for each other. ``timeout`` is in seconds; None waits as long as it takes.
+        If the server serves on, only the workers have to end. A thread of its own waits for the
+        port and the connections only. ``timeout`` is in seconds; None waits as long as it takes.
         """
-        this = threading.current_thread()
         is_own = self.is_own_thread()
 
         def has_ended() -> bool:
-            if is_own or not self.stopping:
-                return self._quiet and self._running.keys() <= self._joining
-            return not (self._thread or self._running)
+            has_to_end = None if is_own else (self._running or (self.stopping and self._thread))
+            return self._quiet and not has_to_end
 
         with self._lock:
-            self._joining |= {this} & self._running.keys()
-            self._changed.notify_all()
             ended = self._changed.wait_for(has_ended, timeout)
-            self._joining.discard(this)
             for thread in self._ended:  # one of us at a time, as Thread.join() needs it
                 thread.join()
         return ended
@@ -1428,7 +1427,7 @@ class StoppableHttpServer(http.server.HTTPServer):
     def running(self) -> list[str]:
         """What the workers are doing, in words."""
         with self._lock:
-            return [name for _, name in self._running.values()]
+            return [thread.name for thread in self._running]
 
     def server_close(self) -> None:
         """Close the port, and what the thread that serves waits on; that is stopped before."""
@@ -1523,13 +1522,8 @@ class _Connection:
         if yielded is not None:
             self.resume(*self._attempt(yielded, is_ready))
 
-    def _attempt(
-        self, yielded: _Yielded, is_ready: bool = False
-    ) -> tuple[Any, Optional[BaseException]]:
-        """Try what the conversation has yielded: its result, maybe _LATER, and its error.
-
-        ``is_ready``: the selector says that the socket is.
-        """
+    def _attempt(self, yielded: _Yielded, is_ready: bool = False) -> _Result:
+        """Try what the conversation has yielded; the selector says whether the socket is ready."""
         try:
             if isinstance(yielded, _Wait):
                 return self._receive_or_wait(yielded, is_ready), None
@@ -1582,15 +1576,12 @@ class _Connection:
         """Have the selector watch for these events, or for none."""
         if events == self._events:
             return
-        selector = self._server.selector
-        before, self._events = self._events, 0  # what it is if this fails
-        if not before:
-            selector.register(self.socket, events, self._go_on)
-        elif not events:
-            selector.unregister(self.socket)
-        else:
-            selector.modify(self.socket, events, self._go_on)
-        self._events = events
+        if self._events:
+            self._server.selector.unregister(self.socket)
+            self._events = 0  # what it is if this fails
+        if events:
+            self._server.selector.register(self.socket, events, self._go_on)
+            self._events = events
 
     def end(self) -> None:
         """End the conversation where it waits, and close the connection."""
@@ -1701,9 +1692,8 @@ class FeedTestRequestHandler:
             request.refused = True
             plan = self.plan(request, _refuse(*refusal.args))
         request.response = plan.response
-        # It is request.tunnel of what comes through it.
-        is_plain_tunnel = self.tunnel is request and not request.is_scripted
-        if request.method != "QUIT" and not is_plain_tunnel:
+        # What has begun a tunnel is request.tunnel of what comes through it.
+        if request.method != "QUIT" and (request.is_scripted or self.tunnel is not request):
             self.record.add(request)
         try:
             yield from (
@@ -1804,8 +1794,7 @@ class FeedTestRequestHandler:
             request = self.request(head)
             self.is_early = None
             if head.body_size != 0:
-                by_fixture = type(self) is FeedTestRequestHandler
-                self.is_early = self.site.is_early(request, by_fixture)
+                self.is_early = self.site.is_early(request, type(self) is FeedTestRequestHandler)
                 if not self.is_early:
                     request.body = yield from self.read_body(head)
         except EOFError:
@@ -1933,7 +1922,7 @@ class FeedTestRequestHandler:
                 return (yield from self.work(request, self.plan, request, response))
             return self.plan(request, response)
         except Exception as error:
-            return self.plan(request, self.fail(_explain(error, request)))
+            return self.plan(request, self.report(request, error))
 
     def steps(self, request: Request) -> Iterator[Step]:
         """The steps for a request; where all of them pass, what its do_ method responds."""
@@ -1961,13 +1950,14 @@ class FeedTestRequestHandler:
             result = _called(step, request)
             return None if result is None else self.site.response(result, request)
         except BaseException as error:  # pytest.fail() raises no Exception
-            return self.fail(_explain(error, request))
+            return self.report(request, error)
 
     def unscripted(self, request: Request) -> Response:
         """Call the do_ method of the request's method, and return what it replied."""
         is_for_host = request.origin and request.method not in _FOR_THE_SERVER
         if is_for_host and (words := self.site.unknown_host(request)):
-            return _with(self.fail(words), status=502)
+            self.record.fail(words)
+            return _text_response(502, words)
         self.received, self.response = request, None
         name = f"do_{request.method}"
         method = getattr(self, name, None)
@@ -1978,14 +1968,11 @@ class FeedTestRequestHandler:
             raise RuntimeError(f"{name}() did not call self.reply()")
         return self.response
 
-    def fail(self, words: str) -> Response:
-        """Note what is wrong with a fixture or with test code; the client gets the same words."""
+    def report(self, request: Request, error: BaseException) -> Response:
+        """Put on record what is wrong with a fixture or test code; the client gets the same."""
+        words = _explain(error, request)
         self.record.fail(words)
         return _text_response(500, words)
-
-    def report(self, request: Request, error: BaseException) -> None:
-        """Put on record what test code has raised."""
-        self.record.fail(_explain(error, request))
 
     def reply(self, response: Response) -> None:
         """Respond to the request by this response; a do_ method calls it once.
@@ -2087,20 +2074,18 @@ class FeedTestRequestHandler:
             if isinstance(part, str):
                 self.sent_at = now  # nothing more is sent
                 yield from self.break_off(part)
-            elif part is None:
-                yield from self.produce(request)
+            elif isinstance(part, _Stream):
+                yield from self.produce(request, part)
             elif isinstance(part, float):
                 yield from self.pause_until(part + (now if isinstance(part, _Pause) else begin))
             else:
                 yield from self.send(part)
                 self.sent_at = time.perf_counter()
-            if part is None or isinstance(part, _Pause):
+            if isinstance(part, (_Pause, _Stream)):  # meanwhile, the clock of Rate stands still
                 begin += time.perf_counter() - now
 
-    def produce(self, request: Request) -> _Part[None]:
+    def produce(self, request: Request, stream: _Stream) -> _Part[None]:
         """Wait for the next item of the body."""
-        stream = self.stream
-        assert stream is not None
         try:
             yield from self.work(request, stream.next)
         except RuntimeError as error:  # there are no more threads
@@ -3804,15 +3789,15 @@ class _Pause(float):
 
 
 #: What happens to a response on its way: bytes, pauses and times, the stream's items, the fault.
-_Happening = Union[bytes, memoryview, float, str, None]
+_Happening = Union[bytes, memoryview, float, str, _Stream]
 
 
 def _timeline(plan: _Plan, stream: Optional[_Stream] = None) -> Iterator[_Happening]:
     """What happens to a response, in order: delay, status line and fields, body, fault.
 
     Bytes are sent, and a _Pause is waited for. Another number is the time of what comes next, in
-    seconds from the first of these, without pauses. None asks for the stream's next item, and a str
-    is the fault that ends the connection.
+    seconds from the first of these, without pauses. The stream is asked for its next item, and a
+    str is the fault that ends the connection.
     """
     content, rate, chunked = plan.content, plan.response.rate, plan.response.chunked
     # At a rate, a block takes a tenth of a second, unless that is less than a byte. There are a
@@ -3832,7 +3817,7 @@ def _timeline(plan: _Plan, stream: Optional[_Stream] = None) -> Iterator[_Happen
                 yield _in_chunks(part, position - begin, chunked, size) if chunked else part
                 block, position = block[len(part) :], position + len(part)
             elif stream and isinstance(content, _Items):
-                yield None
+                yield stream
                 block, begin, size = stream.item, position, len(stream.item or b"")
             else:
                 block = next(blocks, None)

@@ -13203,7 +13203,7 @@ class StoppableHttpServerTest(unittest.TestCase):
         self.assertEqual(read_all(waiting), b"")
         thread.join()
         server.shutdown()
-        self.assertEqual(ended, ["waiting", "shutdown"])
+        self.assertEqual(sorted(ended), ["shutdown", "waiting"])
 
     def test_shutdown_from_two_handlers(self):
         both = threading.Barrier(2)
