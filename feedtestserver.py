@@ -1072,16 +1072,6 @@ _LONGEST_WAIT = 24 * 60 * 60.0
 _MAX_CONNECTIONS = 500 if os.name == "nt" else sys.maxsize
 
 
-class _Wait:
-    """Yielded to receive: bytes, or b"" at their end, or None if ``until`` comes first.
-
-    ``until`` is a time of ``time.perf_counter()``. Without ``receiving``, only time passes.
-    """
-
-    def __init__(self, until: float = math.inf, receiving: bool = True) -> None:
-        self.until, self.receiving = until, receiving
-
-
 class _Call:
     """Yielded to call a function in a worker thread: its result, or its exception is raised.
 
@@ -1092,20 +1082,14 @@ class _Call:
         self.function, self.name = function, name
 
 
-#: What a conversation yields whenever it has to wait: bytes to send, or one of the above.
-_Yielded = Union[bytes, memoryview, _Wait, _Call]
-#: The code of a connection, which is resumed with what came of that; OSErrors are raised in it. It
+#: What a conversation yields whenever it has to wait: a call; or what its socket has to be ready
+#: for, if anything, and until when, by time.perf_counter(). Then it is told whether it is ready.
+_Yielded = Union[_Call, tuple[int, float]]
+#: The code of a connection. OSErrors and RuntimeErrors of what it yields are raised in it. It
 #: returns whether the connection ends by a reset (RST).
 _Conversation = Generator[_Yielded, Any, bool]
 #: A part of such code.
 _Part = Generator[_Yielded, Any, _T]
-#: What came of what it has yielded, maybe that it has to wait, and the error, if it failed.
-_Result = tuple[Any, Optional[BaseException]]
-
-_RECEIVE = _Wait()
-#: To receive what has arrived already, else None.
-_LOOK = _Wait(-math.inf)
-_LATER = object()
 
 
 class StoppableHttpServer(http.server.HTTPServer):
@@ -1491,7 +1475,7 @@ class _Connection:
         #: None once it has ended.
         self.conversation: Optional[_Conversation] = server.conversation(connection, address)
         self._events = 0  # that the selector watches for
-        self._waiting: Optional[_Yielded] = None  # for these bytes to be sent, or for this to come
+        self._awaited: Optional[_Yielded] = None
         self._timer = -math.inf  # the last time at which a timer calls _go_on()
         self._spent = 0  # bytes sent and received in this turn
 
@@ -1499,14 +1483,12 @@ class _Connection:
         """Go on with the conversation until it has to wait, or has ended."""
         if self.conversation is None:  # it has ended while a worker was at work for it
             return
-        current, self._server.current = self._server.current, self
+        current, self._server.current, self._spent = self._server.current, self, 0
         try:
-            while value is not _LATER:
-                if error is None:
-                    yielded = self.conversation.send(value)
-                else:
-                    yielded = self.conversation.throw(error)
-                value, error = self._attempt(yielded)
+            if error is None:
+                self._await(self.conversation.send(value))
+            else:
+                self._await(self.conversation.throw(error))
         except StopIteration as stop:
             self._close(by_reset=stop.value)
         except GeneratorExit:
@@ -1516,61 +1498,61 @@ class _Connection:
             self._close()
         self._server.current, error = current, None  # an exception refers to this frame
 
-    def _go_on(self, is_ready: bool = True) -> None:
-        """Try again what the conversation waits for, if it still waits."""
-        yielded, self._waiting, self._spent = self._waiting, None, 0
-        if yielded is not None:
-            self.resume(*self._attempt(yielded, is_ready))
-
-    def _attempt(self, yielded: _Yielded, is_ready: bool = False) -> _Result:
-        """Try what the conversation has yielded; the selector says whether the socket is ready."""
+    def _await(self, awaited: _Yielded) -> None:
+        self._awaited = awaited
         try:
-            if isinstance(yielded, _Wait):
-                return self._receive_or_wait(yielded, is_ready), None
-            if not isinstance(yielded, _Call):
-                return self._send(yielded), None
-            self._watch(0)
-            self._spent = 0  # others are served meanwhile
-            self._server.run_in_worker(self, yielded)
-            return _LATER, None
+            if isinstance(awaited, _Call):
+                self._watch(0)
+                self._server.run_in_worker(self, awaited)
+                return
+            events, until = awaited
+            self._watch(events)
+            if until < math.inf and until != self._timer:  # else it goes on then anyway
+                self._timer = until
+                self._server.call_at(until, functools.partial(self._go_on, is_ready=False))
         except (OSError, RuntimeError) as failure:
-            return None, failure
+            self.resume(error=failure)
 
-    def _send(self, data: Union[bytes, memoryview]) -> Any:
-        sent = 0
-        try:
-            if self._spent <= _A_TURN:  # else others are served first
-                sent = self.socket.send(data)
-        except BlockingIOError:
-            pass
-        self._spent += sent + 1000  # as a small block takes its time as well
-        if sent == len(data):
-            return None
-        self._watch(_WRITE)
-        self._waiting = memoryview(data)[sent:]
-        return _LATER
+    def _go_on(self, is_ready: bool = True) -> None:
+        """Resume the conversation if what it waits for has come, and not for an earlier wait."""
+        if isinstance(self._awaited, tuple):
+            events, until = self._awaited
+            if (is_ready and events) or until <= time.perf_counter():
+                self._awaited = None
+                self.resume(is_ready)
 
-    def _receive_or_wait(self, wait: _Wait, is_ready: bool) -> Any:
+    def receive(self, until: float = math.inf) -> _Part[Optional[bytes]]:
+        """Receive bytes, or b"" at their end; None if ``until`` comes first."""
         # A new client has often sent its request already, and others have sent something since.
-        if wait.receiving and (is_ready or not self._events) and self._spent <= _A_TURN:
-            if not is_ready:
-                self._server.turn += 1  # as this may have been sent just now
+        is_ready = not self._events
+        if is_ready:
+            self._server.turn += 1  # as this may have been sent just now
+        while True:
+            if is_ready and self._spent <= _A_TURN:  # else others are served first
+                try:
+                    data = self.socket.recv(65536)
+                    self._spent += len(data) + 1000  # as a small block takes its time as well
+                    return data
+                except BlockingIOError:
+                    pass
+            if until < math.inf and until <= time.perf_counter():
+                return None
+            is_ready = yield _READ, until
+
+    def send(self, data: Union[bytes, memoryview]) -> _Part[None]:
+        """Send all of it, as the client takes it."""
+        while True:
+            sent = 0
             try:
-                data = self.socket.recv(65536)
-                self._spent += len(data) + 1000
-                return data
+                if self._spent <= _A_TURN:
+                    sent = self.socket.send(data)
             except BlockingIOError:
                 pass
-        if wait.until < math.inf:
-            now = time.perf_counter()
-            if wait.until <= now:
-                return None
-            if self._timer != wait.until:  # else it goes on then anyway
-                self._timer = wait.until
-                self._server.call_at(wait.until, functools.partial(self._go_on, is_ready=False))
-        self._watch(_READ if wait.receiving else 0)
-        self._waiting = wait
-        return _LATER
+            self._spent += sent + 1000
+            if sent == len(data):
+                return
+            data = memoryview(data)[sent:]
+            yield _WRITE, math.inf
 
     def _watch(self, events: int) -> None:
         """Have the selector watch for these events, or for none."""
@@ -1588,7 +1570,7 @@ class _Connection:
         self.resume(error=GeneratorExit())
 
     def _close(self, by_reset: bool = False) -> None:
-        self.conversation = self._waiting = None
+        self.conversation = self._awaited = None
         self._watch(0)
         self._server.connections.pop(self.socket, None)
         with contextlib.suppress(OSError):  # the client was faster
@@ -1661,6 +1643,7 @@ class FeedTestRequestHandler:
         self.test_server, self.server = test_server, server
         self.site, self.record = test_server._site, test_server._record
         self.connection, self.client_address = sock, client
+        self.transport = server.connections[sock]
         self.connection_number = next(test_server._connection_numbers)
         self.address = self.site.names.taken(client[1]) or _own_address(sock, server.server_name)
         self.buffer = bytearray()
@@ -1713,10 +1696,10 @@ class FeedTestRequestHandler:
         See RFC 9112 9.6.
         """
         if self.tls and not self.broken_off:
-            yield self.tls.close()
+            yield from self.transport.send(self.tls.close())
         if (self.lingering or self.buffer) and not self.server.stopping:
             self.connection.shutdown(socket.SHUT_WR)
-            while (yield _RECEIVE):
+            while (yield from self.transport.receive()):
                 pass
 
     # Begin, in plain text or in TLS
@@ -1807,7 +1790,7 @@ class FeedTestRequestHandler:
         """Make the Request that goes on record."""
         origin = self.site.origin_of(head, self.scheme, self.tunnel)
         if origin and self.site.intercepting:
-            self.server.connections[self.connection].is_intercepted = True
+            self.transport.is_intercepted = True
         request = Request(head, self.base_url, origin)
         request.tunnel, request.connection = self.tunnel, self.connection_number
         request.address, request.client_certificate = self.address, self.client_certificate
@@ -1818,14 +1801,14 @@ class FeedTestRequestHandler:
         request.time, request.heard_at = self.time(), self.heard_at
         return request
 
-    def receive(self, wait: _Wait = _RECEIVE) -> _Part[None]:
+    def receive(self, until: float = math.inf) -> _Part[None]:
         """Wait for what the client sends, and add it to the buffer.
 
         Raises EOFError if no more comes.
         """
         if self.client_left:
             raise EOFError
-        data = yield wait
+        data = yield from self.transport.receive(until)
         if data is None:
             return
         self.heard_at, self.client_left = time.perf_counter(), not data
@@ -1843,7 +1826,7 @@ class FeedTestRequestHandler:
             self.buffer += self.tls.open(data)
         finally:
             if sealed := self.tls.seal():  # TLS has something to say itself, maybe an alert
-                yield sealed
+                yield from self.transport.send(sealed)
         self.client_left = self.client_left or self.tls.ended
 
     def read_head(self) -> _Part[_Head]:
@@ -1936,7 +1919,7 @@ class FeedTestRequestHandler:
         result: _T = yield _Call(functools.partial(function, *arguments), request)
         try:
             if not self.client_left and len(self.buffer) <= _A_TURN:
-                yield from self.receive(_LOOK)
+                yield from self.receive(until=-math.inf)
         except OSError:  # no error of the function
             self.client_left = True
         return result
@@ -2105,9 +2088,9 @@ class FeedTestRequestHandler:
             with contextlib.suppress(RuntimeError):  # there are no more threads
                 self.server.run_in_worker(None, _Call(stream.close, request))
 
-    def send(self, data: Union[bytes, memoryview]) -> Iterable[_Yielded]:
-        """What to yield to send it all, in TLS if that is spoken."""
-        return (data,) if self.tls is None else (self.tls.seal(data),)
+    def send(self, data: Union[bytes, memoryview]) -> _Part[None]:
+        """Send all of it, in TLS if that is spoken."""
+        return self.transport.send(data if self.tls is None else self.tls.seal(data))
 
     def pause_until(self, end: float) -> _Part[None]:
         """Let time pass, unless the client leaves or the server stops; what it sends is kept.
@@ -2115,8 +2098,10 @@ class FeedTestRequestHandler:
         A half-close cannot be told from a disconnect, so the rest is sent without further delay.
         """
         while time.perf_counter() < end and not (self.client_left or self.server.stopping):
-            is_full = len(self.buffer) > _MAX_BODY  # so that a client cannot exhaust the memory
-            yield from self.receive(_Wait(end, receiving=not is_full))
+            if len(self.buffer) <= _MAX_BODY:
+                yield from self.receive(end)
+            else:  # so that a client cannot exhaust the memory
+                yield 0, end
 
     def break_off(self, fault: str) -> _Part[None]:
         """Begin a fault; a stall is silence until the client leaves. The connection ends after it.
@@ -2133,7 +2118,7 @@ class FeedTestRequestHandler:
         while _in_flight(self.connection) and not self.server.stopping:
             if self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 return  # the client has left
-            yield _Wait(time.perf_counter() + seconds, receiving=False)
+            yield 0, time.perf_counter() + seconds
             seconds = min(2 * seconds, 0.02)
 
 
