@@ -3193,13 +3193,12 @@ class Response:
     asis: bool
     # For this module: the body before any coding, maybe in a file; what Content-Type it gets; of a
     # fixture, its description, which one is the next, and after how many responses; on a 304 that
-    # stands for another response, the fields of that one which it leaves out; and whether there is
-    # something to expand.
+    # stands for another response, that one; and whether there is something to expand.
     content: _Content
     media_type: Optional[str] = None
     description: Optional[str] = None
     next: Optional[_Next] = None
-    unsaid: Optional[tuple[tuple[str, str], ...]] = None
+    confirms: Optional[Response] = None
     has_expressions: bool
 
     def __init__(
@@ -3493,8 +3492,7 @@ def _not_modified(response: Response) -> Response:
     """The 304 for a response, with the fields that RFC 9110 15.4.5 asks for."""
     kept = _IN_304 | {"last-modified"} if response.value("etag") is None else _IN_304
     headers = tuple(field for field in response.headers if field[0].lower() in kept)
-    unsaid = tuple(field for field in response.headers if field not in headers)
-    return _become(response, 304, headers, unsaid=unsaid)
+    return _become(response, 304, headers, confirms=response)
 
 
 def _error_for(response: Response, status: int, words: str, headers: _Fields = ()) -> Response:
@@ -3911,22 +3909,19 @@ def audit(requests: Iterable[Request], *, every: Optional[float] = None) -> list
     audited. Raises ValueError if ``every`` is no positive number.
     """
     client = _Client(_checked_every(every))
-    places: dict[int, int] = {}
     for request in sorted(requests, key=lambda request: request.heard_at):
-        places[id(request)] = len(places)
         client.ask(request)
     client.catch_up(math.inf)
-    # Those about one request stay in the order of the rules.
-    in_rules = itertools.chain(*client.findings.values())
-    return sorted(in_rules, key=lambda finding: places[id(finding.request)])
+    return [client.found[place] for place in sorted(client.found)]
 
 
 # The audit: what an exchange is
 
-#: The validators that responses give, the conditions that send them back, and their sections.
-_VALIDATORS = {
-    "ETag": ("If-None-Match", "RFC 9110 13.1.2"),
-    "Last-Modified": ("If-Modified-Since", "RFC 9110 13.1.3"),
+#: The validators that responses give: the conditions that send them back, the sections on these,
+#: and which values are well-formed; blanks occur in an ETag, though they may not.
+_VALIDATORS: dict[str, tuple[str, str, Callable[[str], object]]] = {
+    "ETag": ("If-None-Match", "RFC 9110 13.1.2", functools.partial(re.fullmatch, '(?:W/)?"[^"]*"')),
+    "Last-Modified": ("If-Modified-Since", "RFC 9110 13.1.3", email.utils.parsedate_tz),
 }
 #: "Authorization" and its value, or "Cookie" and a pair of name and value.
 _Credential = tuple[str, str]
@@ -3945,34 +3940,24 @@ class _Exchange:
     # How many GETs of its URL there were, with this one, and which response had asked for it.
     gets = 0
     expected_by: Optional[_Exchange] = None
-    # The credentials in it that belong to an origin that redirected to it, and to which.
-    leaks: Mapping[_Credential, str] = {}
-    # Known later: whether it is over; an earlier one like it that was on its way and came whole.
-    is_over = False
+    # Known later: an earlier one like it that was on its way, and came whole.
     repeats: Optional[_Exchange] = None
 
-    def __init__(self, request: Request, response: Response, number: int) -> None:
-        self.number = number  # its place among all
-        self.is_get = request.method == "GET"
+    def __init__(self, request: Request, response: Response, client: _Client) -> None:
         self.request, self.response, self.status = request, response, response.status
-        url, self.origin = request.url, request.origins[0]
-        #: The URL as it is compared, and what is equal for requests that are the same.
-        self.url, self.alike = _comparable(url), (url, *request.head.fields)
-        self.sent, self.given = request.head.values, _by_name(response.headers)
-        self.validators = {name: self.spellings(name) for name in _VALIDATORS}
-        self.chosen_by = _CHOOSING.intersection(self.members("Vary"))
-        #: Where a redirect leads to, also as it is compared; empty for other responses.
+        self.client, self.number = client, next(client.numbers)
+        self.is_get, self.sent = request.method == "GET", request.head.values
+        self.known = client.urls[_comparable(request.url)]
+        self.origin = client.origin(request.origins[0])
+        self.validators = {name: _spellings(response, name) for name in _VALIDATORS}
+        self.directives, self.varies = response.members("cache-control"), response.members("vary")
+        self.credentials = self.find_credentials()
+        #: Where a redirect leads to, and the target; empty, and None, for other responses.
         self.location = self.find_location() if self.status in _REDIRECTS else ""
-        self.leads_to = _comparable(self.location) if self.location else ""
-        self.is_cut = self.looks_cut()
+        self.leads_to = client.urls[_comparable(self.location)] if self.location else None
+        self.is_cut, self.leaks = self.looks_cut(), self.find_leaks()
 
     # The request
-
-    @functools.cached_property
-    def about(self) -> str:
-        """The beginning of what is said about it."""
-        which = f" ({_ordinal(self.gets)} request)" if self.is_get else ""
-        return f"{self.request.method} {self.request.shown}{which}"
 
     def said(self, name: str) -> str:
         """The beginning of a sentence: what was sent in a field, if anything."""
@@ -3984,37 +3969,47 @@ class _Exchange:
         value = self.sent.get(_VALIDATORS[name][0].lower())
         if value is None:
             return []
-        return [value, *(_entity_tags(value) if name == "ETag" else [])]
+        # Commas separate entity tags, and may be inside of one.
+        members = re.findall('(?:[^",]|"[^"]*")+', value) if name == "ETag" else []
+        return [value, *(member.strip(" \t") for member in members)]
 
-    @property
-    def credentials(self) -> list[_Credential]:
+    def find_credentials(self) -> list[_Credential]:
         """The fields and values that tell who it is from: Authorization, and each cookie."""
         value = self.sent.get("authorization")
-        if value is None and "cookie" not in self.sent:
-            return []
         found = [("Authorization", value)] if value else []
-        # $Version and the like are no cookies (RFC 2965).
-        pairs = _cookies("; ".join(self.request.headers.get_all("Cookie")))
-        return found + [("Cookie", pair) for pair in pairs if pair[0] != "$"]
+        if "cookie" in self.sent:  # $Version and the like are none (RFC 2965)
+            pairs = _cookies("; ".join(self.request.headers.get_all("Cookie")))
+            found += [("Cookie", pair) for pair in pairs if pair[0] != "$"]
+        return found
+
+    def find_leaks(self) -> dict[_Credential, _Origin]:
+        """The credentials in it that belong to an origin that redirected here, and to which.
+
+        The two may share them: a cookie that is for both, or what this origin has asked for.
+        """
+        leaks: dict[_Credential, _Origin] = {}
+        here, source = self.origin, self.known.led_from
+        for field, value in self.credentials if source else ():
+            domains = self.client.cookies.get(value, ())
+            owner = self.known.carried.get((field, value))
+            if source and owner is None and _covers(domains, source.host):
+                owner = source
+            if owner is None or owner is here or (field, value) in here.credentials:
+                continue
+            if field == "Cookie":
+                is_shared = _covers([owner.host, *domains], here.host)
+            else:  # from http to https, it is the same site
+                is_secured = here.name.startswith("https:") and owner.name.startswith("http:")
+                is_shared = here.asks or (is_secured and owner.host == here.host)
+            if not is_shared:
+                leaks[field, value] = owner
+        return leaks
 
     # The response
 
-    def value(self, name: str) -> str:
-        """The value of a field, that of repeated ones as a list; empty for none."""
-        return ", ".join(self.given.get(name.lower(), ()))
-
-    def members(self, name: str) -> list[str]:
-        """The members of a field that is a list, in lower case."""
-        return _members(self.value(name)) if name.lower() in self.given else []
-
-    def spellings(self, name: str) -> tuple[str, ...]:
-        """The values of a field; clients may read one that is given twice as a list."""
-        values = tuple(filter(None, self.given.get(name.lower(), ())))
-        return (*values, ", ".join(values)) if len(values) > 1 else values
-
     def find_location(self) -> str:
         """The URL in Location; empty where no client can follow."""
-        location = self.given.get("location", [""])[0]
+        location = self.response.value("location") or ""
         as_text = location.encode("latin-1").decode("utf-8", "surrogateescape")
         with contextlib.suppress(ValueError):  # from urljoin(), or there is no host in it
             url = urllib.parse.urljoin(self.request.url, as_text)
@@ -4029,19 +4024,33 @@ class _Exchange:
         whole = math.inf if response.chunked or size is None else size
         ends_early = _fault_place(response, size or 0) < whole
         has_length = not (response.chunked or _has_no_content(self.request.head, response))
-        is_short = has_length and (_number(self.value("Content-Length")) or 0) > (size or 0)
-        return ends_early or is_short or response.asis
+        length = _number(response.value("content-length") or "") or 0
+        return ends_early or (has_length and length > (size or 0)) or response.asis
 
     @property
     def is_whole(self) -> bool:
         """Whether the response has come whole, to a client that waited for it."""
         return self.request.is_delivered and not self.is_cut
 
+    def media_type(self) -> str:
+        """The type of what the URL is known to have, or may have by its name."""
+        given = self.response.value("content-type") if 200 <= self.status < 300 else None
+        known = (given or "").partition(";")[0].strip(" \t").lower() or self.known.media_type
+        return known or _media_type(self.request.head.path)
+
+    def confirmed(self, name: str) -> tuple[str, ...]:
+        """What a 304 confirms of a validator that was given before the record began."""
+        if self.response.confirms:
+            return _spellings(self.response.confirms, name)
+        # A 304 of the test's own confirms what was sent.
+        sent = (value for value in self.sends_back(name) if value != "*")
+        return self.validators[name] or tuple(sent)
+
     def retry_after(self) -> Optional[tuple[float, str]]:
         """Until when it asks to wait, and in which words, if it does (RFC 9110 10.2.3)."""
         if self.status not in (429, 503):
             return None
-        value = self.given.get("retry-after", [""])[0]
+        value = self.response.value("retry-after") or ""
         end, seconds = _seconds(value), _number(value)
         if seconds is not None:  # clients may count from Date, which has no fractions
             end = math.floor(self.request.time) + seconds
@@ -4049,28 +4058,22 @@ class _Exchange:
 
     def freshness(self) -> Optional[tuple[float, str]]:
         """Until when it is fresh, and by which words, if it tells (RFC 9111 4.2)."""
-        directives = self.members("Cache-Control")
-        max_ages = [each[len("max-age=") :] for each in directives if each.startswith("max-age=")]
-        name = "Cache-Control" if max_ages else "Expires"
         # Also no-cache with the names of fields, which clients may read as without (5.2.2.4).
-        is_stale = any(directive.startswith(("no-cache", "no-store")) for directive in directives)
-        is_for_all = self.status not in _ASK_FOR_MORE and "*" not in self.members("Vary")
-        if name.lower() not in self.given or is_stale or not is_for_all:
-            return None
-        came, said_date = self.request.time, _seconds(self.value("Date"))
-        date = came if said_date is None else said_date
+        is_stale = any(each.startswith(("no-cache", "no-store")) for each in self.directives)
+        max_ages = [each[8:] for each in self.directives if each.startswith("max-age=")]
+        name, value = "Expires", self.response.value("expires")
         if max_ages:
-            value = self.value(name)
-            # The least of several (4.2.1).
-            lifetime: float = min(_number(max_age.strip('"')) or 0 for max_age in max_ages)
-        else:
-            value = self.given["expires"][0]
-            lifetime = (_seconds(value) or 0) - date  # what is no date has passed (5.3)
-        said = f"{name} was {_legible(value)}"
+            name, value = "Cache-Control", ", ".join(_given(self.response.headers, "cache-control"))
+        if not value or is_stale or self.status in _ASK_FOR_MORE or "*" in self.varies:
+            return None
+        came, date = self.request.time, _seconds(self.response.value("date") or "")
+        date = came if date is None else date
+        lifetime = (_seconds(value) or 0) - date  # what is no date has passed (5.3)
+        if max_ages:  # the least of several (4.2.1)
+            lifetime = min(_number(max_age.strip('"')) or 0 for max_age in max_ages)
         # A 304 changes only the fields that it carries (3.2): an Age before it may still hold.
-        unsaid = _by_name(self.response.unsaid or ()).get("age", ("",))
-        age = _number([*self.members("Age"), *_members(unsaid[0]), "0"][0]) or 0
-        said += f" and Age was {age}" if age else ""
+        age = _number([*(self.response.confirms or self.response).members("age"), "0"][0]) or 0
+        said = f"{name} was {_legible(value)}" + (f" and Age was {age}" if age else "")
         return came + lifetime - max(age, came - date), said
 
 
@@ -4087,25 +4090,27 @@ def _comparable(url: str) -> str:
     return f"{origin}/{_unquote(path.partition('#')[0].removeprefix('/'))}"
 
 
-@functools.lru_cache(maxsize=256)
-def _by_name(fields: _Fields) -> dict[str, list[str]]:
-    """The values of fields by their names in lower case."""
-    found: dict[str, list[str]] = {}
-    for name, value in fields:
-        found.setdefault(name.lower(), []).append(_as_sent(value))
-    return found
+@functools.lru_cache(maxsize=1024)
+def _given(fields: _Fields, name: str) -> list[str]:
+    """The values of a response field, by its name in lower case, as clients may read them."""
+    return [_as_sent(text) for field, text in fields if field.lower() == name]
 
 
-@functools.lru_cache(maxsize=256)
-def _entity_tags(value: str) -> list[str]:
-    """The members of an If-None-Match field. Commas separate them, and may be inside of one."""
-    return [member.strip(" \t") for member in re.findall('(?:[^",]|"[^"]*")+', value)]
+def _spellings(response: Response, name: str) -> tuple[str, ...]:
+    """The values of a validator; clients may read one that is given twice as a list."""
+    values = [value for value in _given(response.headers, name.lower()) if value]
+    return (*values, ", ".join(values)) if values else ()
 
 
 def _cookies(value: str) -> list[str]:
     """The pairs of a Cookie field, without quotes, as some clients drop them (RFC 6265 4.1.1)."""
     pairs = ([part.strip().strip('"') for part in pair.split("=", 1)] for pair in value.split(";"))
     return [pair for pair in ("=".join(parts).strip("=") for parts in pairs) if pair]
+
+
+def _covers(domains: Iterable[str], host: str) -> bool:
+    """Whether a cookie of these hosts, or of domains such as ".example.com", is for a host."""
+    return any(f".{host}".endswith(each) if each[0] == "." else host == each for each in domains)
 
 
 def _as_utf_8(value: str) -> str:
@@ -4131,136 +4136,71 @@ _PAGE = "text/html"
 class _Origin:
     """What the client knows of one origin: a scheme, a host and a port."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name, self.host = name, _host_and_port(name)[0]
         #: The last 429 that said when to come back (RFC 6585 4).
         self.too_many: Optional[_Exchange] = None
-        #: The requests in flight, counted by their connections; and the one that was too many.
-        self.in_flight: collections.Counter[int] = collections.Counter()
+        #: What is in flight; and since nothing was, the request that was too many, and the GETs by
+        #: what is equal for those that are the same.
+        self.in_flight: set[_Exchange] = set()
         self.seventh: Optional[_Exchange] = None
+        self.alike: dict[object, list[_Judged]] = collections.defaultdict(list)
         #: What the client has sent it of its own accord, and whether it has asked for a password.
         self.credentials: set[_Credential] = set()
         self.asks = False
-
-    def count(self, exchange: _Exchange, change: int) -> None:
-        """Count a request that is in flight from now on, or with -1, one that is so no longer."""
-        self.in_flight[exchange.request.connection] += change
-        if not self.in_flight[exchange.request.connection]:
-            del self.in_flight[exchange.request.connection]
-        if not self.in_flight:
-            self.seventh = None
-        elif len(self.in_flight) > 6 and not self.seventh:  # more than browsers have
-            self.seventh = exchange
 
 
 class _Validator:
     """The ETag or the Last-Modified of one URL, and what the client may send back of it."""
 
     def __init__(self) -> None:
-        #: The values in the last 200 or 304.
+        #: The values in the last 200, or in a 304 since.
         self.last: tuple[str, ...] = ()
         #: Those given since without a copy, as by HEAD or with half a body; and those of other
         #: URLs, from or to which redirects have led.
-        self.others: tuple[str, ...] = ()
-        self.from_redirects: tuple[str, ...] = ()
+        self.others: dict[str, None] = {}
+        self.from_redirects: dict[str, None] = {}
         #: All that were ever given.
         self.ever_given: set[str] = set()
 
-    @property
-    def may_be_sent(self) -> tuple[str, ...]:
-        return self.last + self.others + self.from_redirects
-
-    def add(self, values: tuple[str, ...]) -> None:
-        """Note values that the client may send back, though they came without a copy."""
-        self.others = _joined(self.others, values)
-        self.ever_given.update(values)
-
-    def renew(self, values: tuple[str, ...], is_kept: bool) -> None:
-        """Note the values of a new copy, and whether the client may keep the one before it."""
-        self.others = _joined(self.others, self.last) if is_kept else ()
-        self.from_redirects = self.from_redirects if is_kept else ()
-        self.last = values
-
-
-def _joined(some: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
-    """Both without repeats; the last hundred will do."""
-    return tuple(dict.fromkeys(some + others))[-100:]
-
-
-class _Copy:
-    """What the client keeps of one URL."""
-
-    def __init__(self) -> None:
-        #: The last 200 or 304, its type and its validators; whether these should be sent back.
-        self.exchange: Optional[_Exchange] = None
-        self.media_type = ""
-        self.validators = {name: _Validator() for name in _VALIDATORS}
-        self.must_validate = False
-        #: The types of all bodies that this URL ever gave.
-        self.media_types: set[str] = set()
-
-    def media_type_of(self, exchange: _Exchange) -> str:
-        """The type of what the URL is known to have, or may have by its name."""
-        given = exchange.value("Content-Type") if 200 <= exchange.status < 300 else ""
-        known = given.partition(";")[0].strip(" \t").lower() or self.media_type
-        return known or _media_type(exchange.request.head.path)
-
-    def confirm(self, get: _Exchange) -> None:
-        """If the first response is a 304, take what it confirms as given before."""
-        if get.status != 304 or self.exchange:
-            return
-        unsaid = _by_name(get.response.unsaid or ())
-        for name, given in get.validators.items():
-            said = given or tuple(unsaid.get(name.lower(), ()))
-            if not said and get.response.unsaid is None:  # a 304 of the test's own
-                said = tuple(sent for sent in get.sends_back(name) if sent != "*")
-            self.validators[name].last = said
-
-    def replace(self, exchange: _Exchange) -> None:
-        """Take the validators of a 200, or those that a 304 carries (RFC 9111 4.3.4)."""
-        is_new, media_type = exchange.status == 200, self.media_type_of(exchange)
-        # A page instead of a feed, of which the client may keep its copy.
-        is_page = media_type == _PAGE and self.media_type not in ("", _PAGE)
-        is_stored = "no-store" not in exchange.members("Cache-Control")
-        for name, values in exchange.validators.items():
-            if is_new or values:
-                self.validators[name].renew(values, is_kept=is_page)
-                self.must_validate = is_stored and not is_page
-        if is_new:
-            self.media_types.add(media_type)
-        if not is_page:
-            self.media_type = media_type
-        self.exchange = exchange
+    def may_be_sent(self) -> list[str]:
+        return [*self.last, *self.others, *self.from_redirects]
 
 
 class _Known:
     """What the client knows of one URL."""
 
-    def __init__(self, client: _Client) -> None:
-        self.client, self.copy = client, _Copy()
+    def __init__(self) -> None:
         self.gets = 0
-        self.failed = 0  # the number of the last GET that met an error or was cut; 0: none
-        #: The last response that came whole, and the last with a word on when to ask again.
+        #: The last response that came whole, the last with a word on when to ask again, and the
+        #: last 200 or 304; the number of the last GET that met an error, or did not come whole.
         self.last: Optional[_Exchange] = None
         self.waiting: Optional[_Exchange] = None
+        self.copy: Optional[_Exchange] = None
+        self.failed = 0
+        #: The type of what the client keeps, and those of all bodies that this URL ever gave.
+        self.media_type = ""
+        self.media_types: set[str] = set()
+        self.validators = {name: _Validator() for name in _VALIDATORS}
+        self.must_validate = False
         #: A 301, 308 or 410 that still holds; the number of the first that led to the same URL.
         self.permanent: Optional[_Exchange] = None
         self.since = 0
         #: The URLs whose redirects lead here just now.
-        self.sources: set[str] = set()
+        self.sources: set[_Known] = set()
         #: The origin of the last of them, and the credentials that were sent there, or to those
         #: before it in a chain, with the origins that they were for.
-        self.led_from = ""
-        self.carried: dict[_Credential, str] = {}
+        self.led_from: Optional[_Origin] = None
+        self.carried: dict[_Credential, _Origin] = {}
         #: By the URLs that gave them: responses that ask for one request here at once.
-        self.expected: dict[str, _Exchange] = {}
+        self.expected: dict[_Known, _Exchange] = {}
 
     def is_other_variant(self, get: _Exchange) -> bool:
         """Whether the last response was to a request for another representation (RFC 9111 4.1)."""
         return any(
             before.sent.get(name) != get.sent.get(name)
-            for before in (self.copy.exchange, self.last)
-            if before
-            for name in before.chosen_by
+            for before in filter(None, (self.copy, self.last))
+            for name in _CHOOSING.intersection(before.varies)
         )
 
     def expecting(self, get: _Exchange) -> Optional[_Exchange]:
@@ -4274,91 +4214,88 @@ class _Known:
                 return response
         return None
 
-    def leaks(self, exchange: _Exchange) -> dict[_Credential, str]:
-        """The credentials in it that belong to an origin that redirected here, and to which.
-
-        The two may share them: a cookie that is for both, or what this origin has asked for.
-        """
-        leaks: dict[_Credential, str] = {}
-        if not self.led_from:
-            return leaks
-        origin = self.client.origins[exchange.origin]
-        host, there = _host_and_port(exchange.origin)[0], _host_and_port(self.led_from)[0]
-        for credential in exchange.credentials:
-            owner = self.carried.get(credential, "")
-            domains = self.client.cookies.get(credential[1], set())
-            if not owner and any(_is_within(there, domain) for domain in domains):
-                owner = self.led_from
-            is_same_host = host == _host_and_port(owner)[0]
-            if credential[0] == "Cookie":
-                is_shared = is_same_host or any(_is_within(host, domain) for domain in domains)
-            else:  # from http to https, it is the same site
-                is_secured = exchange.origin.startswith("https:") and owner.startswith("http:")
-                is_shared = origin.asks or (is_same_host and is_secured)
-            is_own = is_shared or owner == exchange.origin or credential in origin.credentials
-            if owner and not is_own:
-                leaks[credential] = owner
-        return leaks
-
     def leads_nowhere(self, redirect: _Exchange) -> bool:
         """Whether a client that follows the redirect meets an error, or goes round in circles."""
-        passed: set[str] = set()
+        passed: set[_Known] = set()
         last: Optional[_Exchange] = redirect
         while last and last.leads_to:
-            known = self.client.urls[last.leads_to]
-            worked = known.copy.exchange.number if known.copy.exchange else 0
+            target = last.leads_to
+            worked = target.copy.number if target.copy else 0
             # It has failed after this redirect, and not worked since the first of its kind.
-            is_broken = known.failed > redirect.number and worked < self.since
-            if is_broken or last.leads_to in passed:
+            if target in passed or (target.failed > redirect.number and worked < self.since):
                 return True
-            passed.add(last.leads_to)
-            last = known.last
+            passed.add(target)
+            last = target.last
         return False
+
+    def expect(self, redirect: _Exchange) -> None:
+        """Expect one request, as a redirect leads here, and note whose credentials came with it."""
+        self.expected[redirect.known], self.led_from = redirect, redirect.origin
+        sent = set(redirect.credentials).difference(redirect.leaks)
+        self.carried = {**dict.fromkeys(sent, redirect.origin), **redirect.known.carried}
 
     def hear(self, exchange: _Exchange) -> None:
         """Note what the head of a response to a GET or HEAD tells."""
-        validators = self.copy.validators
-        for name, values in exchange.validators.items():
-            if values and exchange.status < 400:
-                validators[name].add(values)
-        if exchange.leads_to:
-            target = self.client.urls[exchange.leads_to]
-            sources, self.sources = {exchange.url, *self.sources}, set()
-            target.sources |= sources
-            for name, validator in target.copy.validators.items():
-                sent = validators[name].may_be_sent
-                validator.from_redirects = _joined(validator.from_redirects, sent)
-        if exchange.is_get and (exchange.status >= 400 or exchange.is_cut):
-            self.failed = exchange.number
+        target, before = exchange.leads_to, {self, *self.sources}
+        for name, validator in self.validators.items():
+            if exchange.status < 400:
+                validator.others.update(dict.fromkeys(exchange.validators[name]))
+                validator.ever_given.update(exchange.validators[name])
+            if target:
+                sent = dict.fromkeys(validator.may_be_sent())
+                target.validators[name].from_redirects.update(sent)
+        if target:
+            self.sources = set()
+            target.sources |= before
 
     def learn(self, exchange: _Exchange) -> None:
-        """Learn from a response that has come whole."""
-        status, before, asked_for = exchange.status, self.permanent, exchange.expected_by
+        """Learn from the response to a GET, which has ended."""
+        status, leads_to, asked_for = exchange.status, exchange.leads_to, exchange.expected_by
+        if status >= 400 or not exchange.is_whole:
+            self.failed = max(self.failed, exchange.number)
+        if not exchange.is_whole:  # it was cut, or the client has left
+            return
         self.last = exchange
-        if asked_for and self.expected.get(asked_for.url) is asked_for:
-            del self.expected[asked_for.url]
-        if status in _ASK_FOR_MORE and not exchange.leads_to:
-            self.expected[exchange.url] = exchange
+        self.expected = {url: one for url, one in self.expected.items() if one is not asked_for}
+        if status in _ASK_FOR_MORE and not leads_to:
+            self.expected[self] = exchange
         if status < 400 or exchange.retry_after() or exchange.freshness():
             self.waiting = exchange
+        if status == 429 and exchange.retry_after():
+            exchange.origin.too_many = exchange
         if status < 400 or status == 410:
-            is_permanent = status == 410 or (status in (301, 308) and exchange.leads_to)
-            self.permanent = exchange if is_permanent else None
-            if not before or before.leads_to != exchange.leads_to:
+            if not self.permanent or self.permanent.leads_to is not leads_to:
                 self.since = exchange.number
+            is_permanent = status == 410 or (status in (301, 308) and leads_to)
+            self.permanent = exchange if is_permanent else None
         if status in (200, 304):
-            self.copy.replace(exchange)
-            for source in (self.client.urls[url].copy for url in self.sources):
-                for name, validator in source.validators.items():
-                    validator.from_redirects = self.copy.validators[name].last
-                # A new copy has replaced the source's own.
-                source.must_validate = source.must_validate and status == 304
-            self.sources = set()
+            self.replace(exchange)
 
-
-def _is_within(host: str, domain: str) -> bool:
-    """Whether a cookie of that host, or of a domain such as ".example.com", is for the host."""
-    return f".{host}".endswith(domain) if domain.startswith(".") else host == domain
+    def replace(self, exchange: _Exchange) -> None:
+        """Take the validators of a 200, or those that a 304 carries (RFC 9111 4.3.4)."""
+        is_new, media_type = exchange.status == 200, exchange.media_type()
+        # A page instead of a feed, of which the client may keep its copy.
+        is_page = media_type == _PAGE and self.media_type not in ("", _PAGE)
+        is_stored = "no-store" not in exchange.directives
+        for name, values in exchange.validators.items():
+            if is_new or values:
+                validator, self.must_validate = self.validators[name], is_stored and not is_page
+                if is_page:
+                    validator.others.update(dict.fromkeys(validator.last))
+                else:
+                    validator.others, validator.from_redirects = {}, {}
+                validator.last = values
+        if is_new:
+            self.media_types.add(media_type)
+        if not is_page:
+            self.media_type = media_type
+        self.copy = exchange
+        for source in self.sources:
+            for name, validator in source.validators.items():
+                validator.from_redirects = dict.fromkeys(self.validators[name].last)
+            # A new copy has replaced the source's own.
+            source.must_validate = source.must_validate and not is_new
+        self.sources = set()
 
 
 class _Client:
@@ -4367,34 +4304,35 @@ class _Client:
     def __init__(self, every: Optional[float]) -> None:
         #: Seconds after which a URL may be asked for again, if anybody has said so.
         self.every = every
-        self.urls: dict[str, _Known] = collections.defaultdict(lambda: _Known(self))
-        self.origins: dict[str, _Origin] = collections.defaultdict(_Origin)
+        self.urls: dict[str, _Known] = collections.defaultdict(_Known)
+        self.origin = functools.lru_cache(maxsize=None)(_Origin)  # one of each name
         #: Each cookie that was set, with the hosts that it is for; ".a.example" and below.
         self.cookies: dict[str, set[str]] = {}
         self.numbers = itertools.count(1)
-        #: What is wrong with the requests so far, by the rules.
-        self.findings: dict[str, list[Finding]] = {rule: [] for rule in _POLITENESS}
+        #: What is wrong with the requests so far, by their numbers and those of the rules.
+        self.found: dict[tuple[int, int], Finding] = {}
         #: A heap of the exchanges that were judged, by when they end, until they are learned from.
-        self.ended: list[tuple[float, int, _Exchange]] = []
-        #: GETs that are the same, from the first one on that is still in flight.
-        self.alike: dict[object, collections.deque[_Exchange]]
-        self.alike = collections.defaultdict(collections.deque)
+        self.ended: list[tuple[float, int, _Judged]] = []
 
     def ask(self, request: Request) -> None:
         """Judge the next request, whose response the client knows later on."""
         self.catch_up(request.heard_at)
         if request.response is None or request.refused or request.method == "CONNECT":
             return
-        exchange = _Exchange(request, request.response, next(self.numbers))
-        known = self.urls[exchange.url]
-        self.origins[exchange.origin].count(exchange, 1)
+        exchange = _Judged(request, request.response, self)
+        known, origin = exchange.known, exchange.origin
+        origin.in_flight.add(exchange)
+        # More than browsers have; of those on one connection, one counts.
+        if not origin.seventh and len({each.request.connection for each in origin.in_flight}) > 6:
+            origin.seventh = exchange
         if exchange.is_get:
             known.gets += 1
             exchange.gets, exchange.expected_by = known.gets, known.expecting(exchange)
-            self.alike[exchange.alike].append(exchange)
-            known.copy.confirm(exchange)
-        exchange.leaks = known.leaks(exchange)
-        self.judge(exchange, _OF_GETS if exchange.is_get else _OF_ANY_METHOD)
+            origin.alike[known, request.head.fields].append(exchange)
+            if exchange.status == 304 and not known.copy:
+                for name, validator in known.validators.items():
+                    validator.last = exchange.confirmed(name)
+        self.judge(exchange, _POLITENESS if exchange.is_get else ("burst", "leaked-credentials"))
         self.note_credentials(exchange)
         if request.method in ("GET", "HEAD"):
             known.hear(exchange)
@@ -4407,69 +4345,52 @@ class _Client:
         """Learn from what has ended by now, and judge what was asked for twice meanwhile."""
         while self.ended and self.ended[0][0] <= now:
             exchange = heapq.heappop(self.ended)[2]
-            known, origin = self.urls[exchange.url], self.origins[exchange.origin]
-            origin.count(exchange, -1)
-            is_delivered = exchange.request.is_delivered
-            if exchange.leads_to and is_delivered and _has_status_line(exchange.response):
-                self.follow(exchange, known)
-            if not exchange.is_get:
-                continue
-            self.judge_repeats(exchange)
-            if exchange.is_whole:
-                known.learn(exchange)
-                if exchange.status == 429 and exchange.retry_after():
-                    origin.too_many = exchange
-            else:  # it was cut, or the client has left
-                known.failed = max(known.failed, exchange.number)
+            origin, target = exchange.origin, exchange.leads_to
+            if target and exchange.request.is_delivered and _has_status_line(exchange.response):
+                target.expect(exchange)
+            if exchange.is_get:
+                if exchange.is_whole:
+                    self.judge_repeats(exchange)
+                exchange.known.learn(exchange)
+            origin.in_flight.discard(exchange)
+            if not origin.in_flight:
+                origin.seventh = None
+                origin.alike.clear()
 
     def judge_repeats(self, before: _Exchange) -> None:
-        """Judge those that were the same as one that has ended, and asked before it came whole."""
-        before.is_over = True
-        alike = self.alike[before.alike]
-        while before.is_whole and alike and alike[-1].number > before.number:
+        """Judge those that were the same as one that has come whole, and asked meanwhile."""
+        alike = before.origin.alike[before.known, before.request.head.fields]
+        while alike and alike[-1].number > before.number:
             later = alike.pop()
             is_pipelined = later.request.connection == before.request.connection
             is_in_time = later.request.heard_at < before.request.ended_at
             if is_in_time and not (is_pipelined or later.expected_by):
                 later.repeats = before
                 self.judge(later, ["repeated"])
-        while alike and alike[0].is_over:
-            alike.popleft()
-        if not alike:
-            del self.alike[before.alike]
 
-    def judge(self, exchange: _Exchange, rules: Iterable[str]) -> None:
+    def judge(self, exchange: _Judged, rules: Iterable[str]) -> None:
         """Judge a request by these rules."""
-        known = self.urls[exchange.url]
-        for rule in rules:
-            wrong = next(_POLITENESS[rule](exchange, known), None)
+        request = exchange.request
+        for place, (rule, find) in enumerate(_POLITENESS.items()):
+            wrong = next(find(exchange), None) if rule in rules else None
             if wrong is not None:
-                finding = Finding(f"{exchange.about}: {wrong}")
-                finding.rule, finding.request = rule, exchange.request
-                self.findings[rule].append(finding)
+                which = f" ({_ordinal(exchange.gets)} request)" if exchange.is_get else ""
+                finding = Finding(f"{request.method} {request.shown}{which}: {wrong}")
+                finding.rule, finding.request = rule, request
+                self.found[exchange.number, place] = finding
 
     def note_credentials(self, exchange: _Exchange) -> None:
         """Note whose the credentials in it are, and those that the response sets or asks for."""
-        origin = self.origins[exchange.origin]
+        origin = exchange.origin
         origin.asks = origin.asks or exchange.status == 401
         origin.credentials.update(set(exchange.credentials).difference(exchange.leaks))
-        for value in exchange.given.get("set-cookie", ()):
+        for value in _given(exchange.response.headers, "set-cookie"):
             pair, _, attributes = value.partition(";")
-            host = _host_and_port(exchange.origin)[0]
             found = re.search(r"(?i)(?:\A|;)\s*domain\s*=\s*\.?([^\s;]+)", attributes)
-            if found and _is_within(host, domain := f".{found.group(1).lower()}"):
-                host = domain
+            domain = f".{found.group(1).lower()}" if found else origin.host
             for cookie in _cookies(pair):
+                host = domain if _covers([domain], origin.host) else origin.host
                 self.cookies.setdefault(cookie, set()).add(host)
-                origin.credentials.add(("Cookie", cookie))
-
-    def follow(self, redirect: _Exchange, known: _Known) -> None:
-        """Expect one request for the target of a redirect, and note whose credentials came here."""
-        target = self.urls[redirect.leads_to]
-        target.expected[redirect.url] = redirect
-        target.led_from = redirect.origin
-        sent = set(redirect.credentials).difference(redirect.leaks)
-        target.carried = {**dict.fromkeys(sent, redirect.origin), **known.carried}
 
 
 # The audit: the rules
@@ -4481,122 +4402,147 @@ _NO_FEED = f"{_MEDIA}|text/(?:css|javascript|plain)|{_PAGE}"
 _FEED = r".*(?:atom|json|opml|rdf|rss|xml).*|(?:\*|application|text)/\*|\*"
 
 
-def _no_validator(get: _Exchange, known: _Known) -> Iterator[str]:
-    sends_one = "if-none-match" in get.sent or "if-modified-since" in get.sent
-    asks_for_rest = "range" in get.sent and "if-range" in get.sent  # RFC 9110 13.1.5
-    is_excused = sends_one or asks_for_rest or known.is_other_variant(get)
-    if is_excused or not known.copy.must_validate:
-        return
-    sources = [known.client.urls[url].copy.validators.values() for url in known.sources]
-    if sources and not any(each.may_be_sent for each in itertools.chain(*sources)):
-        return  # it came for another URL, of which it has no copy
-    is_quoted = re.compile('(?:W/)?"[^"]*"').fullmatch  # blanks occur, though they may not
-    for name, is_sound in (("ETag", is_quoted), ("Last-Modified", email.utils.parsedate_tz)):
-        for value in filter(is_sound, known.copy.validators[name].last):
-            last = f"the last {name} given was {_legible(value)} ({_VALIDATORS[name][1]})"
-            yield f"neither If-None-Match nor If-Modified-Since was sent, but {last}"
+class _Judged(_Exchange):
+    """A request, and the rules: a method for each, which yields what is wrong with the request.
+
+    What it yields first counts. The sentence names the section that defines the field or the
+    status. Owners of feeds may ask for more: if Accept or Accept-Encoding is missing, RFC 9110 12.5
+    allows anything.
+    """
+
+    def no_validator(self) -> Iterator[str]:
+        known, sent = self.known, self.sent
+        sends_one = "if-none-match" in sent or "if-modified-since" in sent
+        asks_for_rest = "range" in sent and "if-range" in sent  # RFC 9110 13.1.5
+        is_excused = sends_one or asks_for_rest or known.is_other_variant(self)
+        if is_excused or not known.must_validate:
+            return
+        sources = [source.validators.values() for source in known.sources]
+        if sources and not any(each.may_be_sent() for each in itertools.chain(*sources)):
+            return  # it came for another URL, of which it has no copy
+        for name, (_, section, is_well_formed) in _VALIDATORS.items():
+            for value in filter(is_well_formed, known.validators[name].last):
+                last = f"the last {name} given was {_legible(value)} ({section})"
+                yield f"neither If-None-Match nor If-Modified-Since was sent, but {last}"
+
+    def wrong_etag(self) -> Iterator[str]:
+        return self._wrong_validator("ETag")
+
+    def wrong_date(self) -> Iterator[str]:
+        return self._wrong_validator("Last-Modified")
+
+    def _wrong_validator(self, name: str) -> Iterator[str]:
+        known, sent, validator = self.known, self.sends_back(name), self.known.validators[name]
+        # An error at first does not tell what the client had before the record began.
+        is_unknown = known.copy is None and self.status >= 400
+        # A validator sent to a redirect is meant for its target: so a 304 can come through it.
+        if not sent or is_unknown or self.status in _REDIRECTS:
+            return
+        # Byte for byte, and W/ as well, which is more than RFC 9110 8.8.3.2 asks for.
+        if not set(sent).isdisjoint(validator.may_be_sent()):
+            return
+        if known.is_other_variant(self) and not validator.ever_given.isdisjoint(sent):
+            return
+        given = f"no {name} was given" + (" with the last 200" if known.media_types else "")
+        if last := validator.last or [*validator.others]:
+            given = f"the last {name} given was {_legible(last[-1])}"
+        condition, section, _ = _VALIDATORS[name]
+        yield f"{self.said(condition)}, but {given} ({section})"
+
+    def too_early(self) -> Iterator[str]:
+        last, limit, now = self.known.waiting, self.origin.too_many, self.request.time
+        waits = []
+        if last:
+            waits.append((last, last.retry_after(), "RFC 9110 10.2.3"))
+            if not self.known.is_other_variant(self):
+                waits.append((last, last.freshness(), "RFC 9111 4.2"))
+        # Within a second, it may have asked for both URLs at once.
+        if limit and not (last and last.number >= limit.number) and now >= limit.request.time + 1:
+            waits.append((limit, limit.retry_after(), "RFC 6585 4"))
+        for before, wait, source in waits:
+            if wait and before.request.time <= now < wait[0]:  # else the clock was set back
+                passed, left = math.floor(now - before.request.time), math.ceil(wait[0] - now)
+                asked = f"again after {passed} s"
+                if before is not last:
+                    asked = f"{passed} s after the 429 to {before.request.shown:.200}"
+                yield f"asked {asked}, {left} s too early, as {wait[1]} ({source})"
+
+    def too_often(self) -> Iterator[str]:
+        every, last = self.client.every, self.known.last
+        if every and last and not (self.expected_by or self.known.is_other_variant(self)):
+            passed = self.request.time - last.request.time
+            if 0 <= passed < every:
+                interval = f"{every}".removesuffix(".0")
+                yield f"asked again after {math.floor(passed)} s; once in {interval} s is enough"
+
+    def repeated(self) -> Iterator[str]:
+        if self.repeats:
+            before = f"the response to the {_ordinal(self.repeats.gets)} was on its way"
+            yield f"asked the same again while {before}, and it came whole"
+
+    def burst(self) -> Iterator[str]:
+        if self.origin.seventh is self:
+            which = f"this was the seventh request in flight at once to {self.origin.name}"
+            yield f"{which}; six are enough (RFC 9112 9.4)"
+
+    def moved(self) -> Iterator[str]:
+        redirect, known = self.known.permanent, self.known
+        if redirect and redirect.leads_to and not (known.sources or known.leads_nowhere(redirect)):
+            section = {301: "15.4.2", 308: "15.4.9"}[redirect.status]
+            where = f"{_quote(redirect.location):.200} (RFC 9110 {section})"
+            yield f"asked for the old URL again, but a {redirect.status} had moved it to {where}"
+
+    def gone(self) -> Iterator[str]:
+        if self.known.permanent and self.known.permanent.status == 410:
+            yield "asked again, but a 410 had said that it is gone for good (RFC 9110 15.5.11)"
+
+    def no_user_agent(self) -> Iterator[str]:
+        if not self.sent.get("user-agent"):
+            right = "it should name the program and its version"
+            yield f"{self.said('User-Agent')}; {right} (RFC 9110 10.1.5)"
+
+    def no_compression(self) -> Iterator[str]:
+        accepted = _accepted(self.sent.get("accept-encoding", ""))
+        is_accepted = accepted.get("gzip", accepted.get("x-gzip", accepted.get("*")))
+        if not (is_accepted or "range" in self.sent or re.fullmatch(_MEDIA, self.media_type())):
+            yield f"{self.said('Accept-Encoding')}; it should list gzip (RFC 9110 12.5.3)"
+
+    def no_feed_type(self) -> Iterator[str]:
+        accepted = _accepted(self.sent.get("accept", ""))
+        if any(is_so and re.fullmatch(_FEED, name) for name, is_so in accepted.items()):
+            return
+        asks_for_page = accepted.get(_PAGE) and _PAGE in self.known.media_types
+        # By its name it is a feed, whatever it is served as.
+        is_feed = re.fullmatch(_FEED, _media_type(self.request.head.path))
+        is_other = re.fullmatch(_NO_FEED, self.media_type()) and not is_feed
+        if not (asks_for_page or is_other):
+            right = "it should name application/atom+xml, application/rss+xml or another feed type"
+            yield f"{self.said('Accept')}; {right} (RFC 9110 12.5.1)"
+
+    def referer(self) -> Iterator[str]:
+        if "referer" in self.sent:
+            yield f"{self.said('Referer')}, but nobody has followed a link (RFC 9110 10.1.3)"
+
+    def cookie(self) -> Iterator[str]:
+        sent = [pair for field, pair in self.credentials if field == "Cookie"]
+        # Who may have which is not looked at.
+        unknown = [pair for pair in sent if pair not in self.client.cookies]
+        if unknown:
+            was = f"Cookie was {_legible('; '.join(self.request.headers.get_all('Cookie')))}"
+            yield f"{was}, but no response had set {_legible('; '.join(unknown))} (RFC 6265 5.4)"
+
+    def leaked_credentials(self) -> Iterator[str]:
+        for (field, value), owner in self.leaks.items():
+            name = _legible(value.partition("=")[0])
+            what = field if field == "Authorization" else f"the cookie {name}"
+            led = f"sent to {self.origin.name}, to which a redirect had led"
+            yield f"{what} of {owner.name} was {led} (RFC 9110 15.4)"
 
 
-def _wrong_validator(name: str, get: _Exchange, known: _Known) -> Iterator[str]:
-    sent = get.sends_back(name)
-    # An error at first does not tell what the client had before the record began.
-    is_unknown = known.copy.exchange is None and get.status >= 400
-    # A validator sent to a redirect is meant for its target: so a 304 can come through it.
-    if not sent or is_unknown or get.status in _REDIRECTS:
-        return
-    # Byte for byte, and W/ as well, which is more than the comparison of RFC 9110 8.8.3.2 asks for.
-    validator = known.copy.validators[name]
-    if not set(sent).isdisjoint(validator.may_be_sent):
-        return
-    if known.is_other_variant(get) and not validator.ever_given.isdisjoint(sent):
-        return
-    given = f"no {name} was given" + (" with the last 200" if known.copy.media_types else "")
-    if last := validator.last or validator.others:
-        given = f"the last {name} given was {_legible(last[-1])}"
-    condition, source = _VALIDATORS[name]
-    yield f"{get.said(condition)}, but {given} ({source})"
-
-
-def _too_early(get: _Exchange, known: _Known) -> Iterator[str]:
-    last, limit, now = known.waiting, known.client.origins[get.origin].too_many, get.request.time
-    waits = []
-    if last:
-        waits.append((last, last.retry_after(), "RFC 9110 10.2.3"))
-        if not known.is_other_variant(get):
-            waits.append((last, last.freshness(), "RFC 9111 4.2"))
-    # Within a second, it may have asked for both URLs at once.
-    if limit and (last is None or last.number < limit.number) and now >= limit.request.time + 1:
-        waits.append((limit, limit.retry_after(), "RFC 6585 4"))
-    for before, said, source in waits:
-        if said and before.request.time <= now < said[0]:  # else the clock was set back
-            passed, left = math.floor(now - before.request.time), math.ceil(said[0] - now)
-            asked = f"again after {passed} s"
-            if before is not last:
-                asked = f"{passed} s after the 429 to {before.request.shown:.200}"
-            yield f"asked {asked}, {left} s too early, as {said[1]} ({source})"
-
-
-def _too_often(get: _Exchange, known: _Known) -> Iterator[str]:
-    every, last = known.client.every, known.last
-    if every is None or last is None or get.expected_by or known.is_other_variant(get):
-        return
-    passed = get.request.time - last.request.time
-    if 0 <= passed < every:
-        interval = f"{every}".removesuffix(".0")
-        yield f"asked again after {math.floor(passed)} s; once in {interval} s is enough"
-
-
-def _repeated(get: _Exchange, known: _Known) -> Iterator[str]:
-    if get.repeats:
-        before = f"the response to the {_ordinal(get.repeats.gets)} was on its way"
-        yield f"asked the same again while {before}, and it came whole"
-
-
-def _burst(request: _Exchange, known: _Known) -> Iterator[str]:
-    if known.client.origins[request.origin].seventh is request:
-        which = f"this was the seventh request in flight at once to {request.origin}"
-        yield f"{which}; six are enough (RFC 9112 9.4)"
-
-
-def _moved(get: _Exchange, known: _Known) -> Iterator[str]:
-    redirect = known.permanent
-    if not redirect or redirect.status == 410 or known.sources or known.leads_nowhere(redirect):
-        return
-    section = {301: "15.4.2", 308: "15.4.9"}[redirect.status]
-    where = f"{_quote(redirect.location):.200} (RFC 9110 {section})"
-    yield f"asked for the old URL again, but a {redirect.status} had moved it to {where}"
-
-
-def _gone(get: _Exchange, known: _Known) -> Iterator[str]:
-    if known.permanent and known.permanent.status == 410:
-        yield "asked again, but a 410 had said that it is gone for good (RFC 9110 15.5.11)"
-
-
-def _no_user_agent(get: _Exchange, known: _Known) -> Iterator[str]:
-    if not get.sent.get("user-agent"):
-        right = "it should name the program and its version"
-        yield f"{get.said('User-Agent')}; {right} (RFC 9110 10.1.5)"
-
-
-def _no_compression(get: _Exchange, known: _Known) -> Iterator[str]:
-    accepted = _accepted(get.sent.get("accept-encoding", ""))
-    is_accepted = accepted.get("gzip", accepted.get("x-gzip", accepted.get("*")))
-    if is_accepted or "range" in get.sent or re.fullmatch(_MEDIA, known.copy.media_type_of(get)):
-        return
-    yield f"{get.said('Accept-Encoding')}; it should list gzip (RFC 9110 12.5.3)"
-
-
-def _no_feed_type(get: _Exchange, known: _Known) -> Iterator[str]:
-    accepted = _accepted(get.sent.get("accept", ""))
-    if any(is_so and re.fullmatch(_FEED, name) for name, is_so in accepted.items()):
-        return
-    asks_for_page = accepted.get(_PAGE) and _PAGE in known.copy.media_types
-    # By its name it is a feed, whatever it is served as.
-    is_feed = re.fullmatch(_FEED, _media_type(get.request.head.path))
-    is_other = re.fullmatch(_NO_FEED, known.copy.media_type_of(get)) and not is_feed
-    if not (asks_for_page or is_other):
-        right = "it should name application/atom+xml, application/rss+xml or another feed type"
-        yield f"{get.said('Accept')}; {right} (RFC 9110 12.5.1)"
+#: The rules by their names, in the order of the methods.
+_POLITENESS: dict[str, Callable[[_Judged], Iterator[str]]] = {
+    name.replace("_", "-"): rule for name, rule in vars(_Judged).items() if name[0] != "_"
+}
 
 
 @functools.lru_cache(maxsize=256)
@@ -4607,67 +4553,17 @@ def _accepted(value: str) -> dict[str, bool]:
     return {member.partition(";")[0].strip(" \t"): not is_refused(member) for member in members}
 
 
-def _referer(get: _Exchange, known: _Known) -> Iterator[str]:
-    if "referer" in get.sent:
-        yield f"{get.said('Referer')}, but nobody has followed a link (RFC 9110 10.1.3)"
-
-
-def _cookie(get: _Exchange, known: _Known) -> Iterator[str]:
-    sent = [pair for field, pair in get.credentials if field == "Cookie"]
-    # Who may have which is not looked at.
-    unknown = [pair for pair in sent if pair not in known.client.cookies]
-    if unknown:
-        was = f"Cookie was {_legible('; '.join(get.request.headers.get_all('Cookie')))}"
-        yield f"{was}, but no response had set {_legible('; '.join(unknown))} (RFC 6265 5.4)"
-
-
-def _leaked_credentials(request: _Exchange, known: _Known) -> Iterator[str]:
-    for (field, value), origin in request.leaks.items():
-        name = _legible(value.partition("=")[0])
-        what = field if field == "Authorization" else f"the cookie {name}"
-        led = f"sent to {request.origin}, to which a redirect had led"
-        yield f"{what} of {origin} was {led} (RFC 9110 15.4)"
-
-
-# Each yields what is wrong with a request, by what the client knows of its URL; what it yields
-# first counts. The sentence names the section that defines the field or the status. Owners of feeds
-# may ask for more: if Accept or Accept-Encoding is missing, RFC 9110 12.5 allows anything.
-_POLITENESS: dict[str, Callable[[_Exchange, _Known], Iterator[str]]] = {
-    "no-validator": _no_validator,
-    "wrong-etag": functools.partial(_wrong_validator, "ETag"),
-    "wrong-date": functools.partial(_wrong_validator, "Last-Modified"),
-    "too-early": _too_early,
-    "too-often": _too_often,
-    "repeated": _repeated,
-    "burst": _burst,
-    "moved": _moved,
-    "gone": _gone,
-    "no-user-agent": _no_user_agent,
-    "no-compression": _no_compression,
-    "no-feed-type": _no_feed_type,
-    "referer": _referer,
-    "cookie": _cookie,
-    "leaked-credentials": _leaked_credentials,
-}
-#: The rules for a GET, and for any method, when the request comes; "repeated" is judged when the
-#: first response has ended.
-_OF_GETS = [rule for rule in _POLITENESS if rule != "repeated"]
-_OF_ANY_METHOD = ["burst", "leaked-credentials"]
-
-
 # The audit: as it is told to a person
-
-#: Findings of each rule that are shown.
-_SHOWN = 5
 
 
 def _judgement(client: str, findings: Sequence[Finding]) -> str:
-    """What a person reads of the findings: rule by rule, the first ones of each."""
+    """What a person reads of the findings: rule by rule, the first five of each."""
     lines = [f"{client} was not polite:" if findings else f"{client} was polite"]
     for rule in _POLITENESS:
-        broken = [finding for finding in findings if finding.rule == rule]
-        lines += [f"  {finding} [{rule}]" for finding in broken[:_SHOWN]]
-        lines += [f"  and {len(broken) - _SHOWN} more [{rule}]"] if broken[_SHOWN:] else []
+        broken = [f"  {finding} [{rule}]" for finding in findings if finding.rule == rule]
+        lines += broken[:5]
+        if len(broken) > 5:
+            lines.append(f"  and {len(broken) - 5} more [{rule}]")
     return "\n".join(lines)
 
 
