@@ -3034,7 +3034,7 @@ def _status(code: str, reason: Optional[str]) -> dict[str, Any]:
     return {"status": int(code), "reason": reason}
 
 
-def _at(what: str, place: Optional[str]) -> str:
+def _placed(what: str, place: Optional[str]) -> str:
     return f"{what} at {place}".lower() if place else what.lower()
 
 
@@ -3055,9 +3055,9 @@ _RULES: dict[str, tuple[str, Callable[..., Any], str]] = {
     "Compress": ("(?ai)(gzip|deflate)", str.lower, "gzip or deflate"),
     "Chunked": (_COUNT, int, f"the size of a chunk in bytes, {_FROM_1}"),
     "Delay": (_SECONDS, float, "a number of seconds from 0 to 999999999, such as 0.5"),
-    "Pause": (_PAUSE, _at, f"seconds and a place, such as 0.5 at 50%: {_PLACES}"),
+    "Pause": (_PAUSE, _placed, f"seconds and a place, such as 0.5 at 50%: {_PLACES}"),
     "Rate": (_COUNT, int, f"bytes a second, {_FROM_1}"),
-    "Fault": (_FAULT, _at, _ENDS),
+    "Fault": (_FAULT, _placed, _ENDS),
     "Early": ("(?ai)(yes)", bool, "yes"),
     "Template": ("(?ai)(yes)", bool, "yes"),
     "Next": (r"([^/\\]*)", _next, _BESIDE),
@@ -5747,7 +5747,7 @@ class _Server(FeedTestServer):
                 status = "no response"
             added = (("Date", ""), ("Server", _SERVER))
             lines = [": ".join(field) for field in response.headers if field not in added]
-            lines = [response.description, *lines, *response.mechanics()]
+            lines = [response.description or "", *lines, *response.mechanics()]
         path = html.escape(fixture.url[len(self.base_url) :])
         text = html.escape("\n      ".join(filter(None, [status.rstrip(), *lines])))
         return f"<a href='{path}'>{html.escape(fixture.name)}</a> -> {text}"
