@@ -733,7 +733,6 @@ class ExampleTest(ServerTestCase):
             "python -m unittest\n",  # .ci/run runs it
             "AssertionError: ",
             "the field line ",
-            "<!--\nDelay: ",
             '{"url": ',
             "$ sh check_reader.sh ",
             "=====",  # figures
@@ -821,12 +820,6 @@ class ExampleTest(ServerTestCase):
     def assert_shown(self, words):
         """That a block of the README is this text, but for blanks."""
         self.assertIn(words.split(), [block.split() for block in blocks(README)])
-
-    def test_fixture_of_the_readme_has_directives_that_combine(self):
-        [fixture] = [block for block in blocks(README) if block.startswith("<!--\nDelay:")]
-        directives = parse_directives(fixture.encode())
-        self.assertEqual(len(directives.arguments) + 1, len(directives))  # a Pause comes twice
-        Response(**directives.arguments)
 
     def test_docstring_runs_as_it_stands(self):
         test, fixture = blocks(DOCSTRING)[:2]
