@@ -4949,10 +4949,9 @@ class _Names:
         self._answers: dict[str, tuple[Callable[[str], object], list[_Found], dict[str, int]]] = {}
         #: All addresses that were ever answers, as clients remember them.
         self.addresses: set[str] = set()
-        #: The address and the port that a client believes to be connected to, by its own port; and
-        #: the ports of those whose connections have not been accepted yet.
-        self._believed: dict[int, tuple[str, int]] = {}
-        self._coming: set[int] = set()
+        #: By a client's port: the address and the port that it believes to be connected to, and
+        #: whether that connection was accepted.
+        self._clients: dict[int, tuple[tuple[str, int], bool]] = {}
         self._dead_ends: list[Any] = []
 
     def resolve(self, host: str, answers: Sequence[Union[str, Sequence[str]]]) -> None:
@@ -4988,22 +4987,21 @@ class _Names:
     def expect(self, port: int, address: tuple[str, int]) -> None:
         """Note that a client is about to connect from a port, and to what as it believes."""
         with self.lock:
-            self._believed[port] = address
-            self._coming.add(port)
+            self._clients[port] = address, False
 
     def taken(self, port: int) -> Optional[str]:
         """The address that a client of this process, newly connected from a port, has looked up."""
         with self.lock:
-            if port in self._coming:
-                self._coming.remove(port)
-                return self._believed[port][0]
-            self._believed.pop(port, None)  # of an earlier connection from that port
-            return None
+            address, was_accepted = self._clients.pop(port, (None, True))
+            if address is None or was_accepted:  # that was an earlier connection from the port
+                return None
+            self._clients[port] = address, True
+            return address[0]
 
     def believed(self, port: int) -> Optional[tuple[str, int]]:
         """What the client at a port believes to be connected to."""
         with self.lock:
-            return self._believed.get(port)
+            return self._clients.get(port, (None, True))[0]
 
     def dead_end(self, address: str) -> tuple[str, int]:
         """Where, on this machine, connections are refused or never established."""
