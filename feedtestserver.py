@@ -4993,7 +4993,7 @@ class _Names:
         """The address that a client of this process, newly connected from a port, has looked up."""
         with self.lock:
             address, was_accepted = self._clients.pop(port, (None, True))
-            if address is None or was_accepted:  # that was an earlier connection from the port
+            if address is None or was_accepted:  # of an earlier connection from that port
                 return None
             self._clients[port] = address, True
             return address[0]
@@ -5178,14 +5178,11 @@ class _Interception:
         That trusts these certificates, in PEM, and the CA.
         """
         trusting = self.trusting(own, trusted + _ca_certificate())
-        is_pypy = sys.implementation.name == "pypy"
-        if is_pypy:  # elsewhere, the callback comes with the context
+        if sys.implementation.name == "pypy":
+            # Elsewhere, the callback comes with the context. Later on it changes nothing.
             own._msg_callback = trusting._msg_callback
         tls = original(own, *args, **how)
         tls.context = trusting
-        if is_pypy:
-            with contextlib.suppress(TypeError):  # it is raised though this is done
-                own._msg_callback = None
         return tls
 
     # Where connections lead
