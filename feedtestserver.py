@@ -1004,9 +1004,8 @@ class _Record:
         self.requests: list[Request] = []
         self.errors: list[str] = []
         self._ended = False  # the server, so that nothing more will come
-        #: Told of each request and each handshake that failed, and of each error.
+        #: Told of each request, each handshake that failed, and each error.
         self.log: Callable[[object], None] = _log
-        self.log_error: Callable[[object], None] = _log
 
     def take_errors(self) -> list[str]:
         """Return and forget the errors, so that each is charged to the test that caused it."""
@@ -1024,7 +1023,7 @@ class _Record:
 
     def fail(self, words: str, once: bool = False) -> None:
         """Put an error on record; with ``once``, unless it is there already."""
-        self.log_error(words)
+        self.log(words)
         with self.lock:
             if not (once and words in self.errors):
                 self.errors.append(words)
@@ -5621,7 +5620,6 @@ class _Server(FeedTestServer):
         self.options, self.every = options, _checked_every(options.every)
         self.stop_timeout = 60.0  # for a page about many requests
         self._site.listing, self._record.log = self.own_page, self.note
-        self._record.log_error = lambda words: self.tell(words, sys.stderr)
         #: Texts and streams to print them to, in a thread: a slow reader must not delay the server.
         self.texts: queue.SimpleQueue[Optional[tuple[str, Optional[TextIO]]]] = queue.SimpleQueue()
         self.printer = threading.Thread(target=self.print_texts, daemon=True)
@@ -5637,9 +5635,9 @@ class _Server(FeedTestServer):
     # What is printed
 
     def note(self, event: object) -> None:
-        """Print a request, or how a handshake failed; not the refreshes of the page."""
+        """Print a request, unless the page refreshes itself; to stderr what has gone wrong."""
         if not isinstance(event, Request):
-            self.tell(event)
+            self.tell(event, sys.stderr)
         elif not (event.is_own and event.head.query in ("refresh", "reload")):
             self.tell(event, request=_as_json(event) if self.options.json else None)
 
