@@ -808,7 +808,9 @@ class _Site:
 
     def _matching(self, request: Request) -> list[_Script]:
         """The scripts for a request, the best match first."""
-        found = [script for script in reversed(self.scripts()) if script.address.covers(request)]
+        paths = (None, _normal(request.head.path))  # a quick look first, as there may be many
+        may_match = [script for script in self.scripts() if script.address.path in paths]
+        found = [script for script in reversed(may_match) if script.address.covers(request)]
         return sorted(found, key=lambda script: script.address.rank, reverse=True)
 
     def response(self, step: Step, request: Optional[Request] = None) -> Response:
@@ -2302,8 +2304,8 @@ def _field(line: str, number: int) -> tuple[str, str]:
     """The name and the value of a field, before which there were so many others."""
     match = _FIELD_LINE.fullmatch(line)
     if match is None:
-        right = "NAME: VALUE, NAME a token, with no white space before it or the colon"
-        raise _Refusal(400, f"malformed field line {line[:80]!r}; expected {right} (RFC 9112 5)")
+        right = "TOKEN: VALUE, no white space before the colon (RFC 9112 5)"
+        raise _Refusal(400, f"malformed field line {line[:80]!r}; expected {right}")
     if number == _MAX_FIELDS:
         raise _Refusal(431, f"there are more than {_MAX_FIELDS} fields")
     return match.group(1), match.group(2).strip(" \t")
@@ -2415,8 +2417,7 @@ class _Address:
         self.key = origin, path, self.query, method
         # Also where that is the server itself, whose origin is "".
         self.is_https = given.lower().startswith("https:")
-        is_host = self.is_https and self.query is None and path.replace("*", "") == "/"
-        if method == "CONNECT" and not (is_host or given == "*"):
+        if method == "CONNECT" and not re.fullmatch(r"(?i)\*|https://[^/?#]+(/\**)?", given):
             words = "the https URL of a host, such as 'https://a.example'"
             raise ValueError(f"found {given!r:.80} with the method CONNECT; it takes {words}")
         self.is_host_alone = method != "CONNECT" and re.fullmatch("(?i)https?://[^/?#]+/?", given)
@@ -2424,6 +2425,8 @@ class _Address:
         is_exact = not self.is_pattern
         self.rank = is_exact, is_exact and origin != "", self.query is not None, method is not None
         self._has_origin = _glob(origin, ".*?" if origin == "*" else _IN_HOST)
+        #: The one path that matches; None for a pattern.
+        self.path = None if "*" in path else path
         self._has_path = _glob(path)
         # What is compared of a parameter ``a`` is ``a=``, which a pattern ``*a`` fits as well.
         self._has_parameters = [
@@ -2594,13 +2597,15 @@ def _path_of(directory: str, name: str) -> str:
     return f"{directory}{os.sep}{name.replace('/', os.sep)}"
 
 
-def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
-    """What is in a folder, and in those in it that are not hidden, one after the other."""
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            yield entry
-            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
-                yield from _entries(entry.path)
+def _entries(directory: str) -> Iterator[os.DirEntry[str]]:
+    """What is in a directory, then what is in its folders that are not hidden, and so on."""
+    folders = [directory]
+    for folder in folders:  # as those below are added
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                yield entry
+                if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+                    folders.append(entry.path)
 
 
 def _some_names(directory: str) -> dict[str, str]:
@@ -3007,8 +3012,8 @@ def _logical_lines(part: bytes, start: int) -> list[tuple[int, str]]:
 
 #: All but control characters, and surrogates that stand for no byte.
 _SENDABLE = "[^\\x00-\\x08\\x0a-\\x1f\\x7f\\ud800-\\udc7f\\udd00-\\udfff]*"
-_NAMED = f"({_TOKEN.pattern})"
-_HEADER = f"{_NAMED}:({_SENDABLE})"
+_FIELD_NAME = f"({_TOKEN.pattern})"
+_HEADER = f"{_FIELD_NAME}:({_SENDABLE})"
 _STATUS = rf"([2-5][0-9][0-9])(?:[ \t]+(?![ \t])({_SENDABLE}))?"
 _COUNT = "([1-9][0-9]{0,11})"
 _SECONDS = r"([0-9]{1,9}(?:\.[0-9]+)?|\.[0-9]+)"
@@ -3020,8 +3025,8 @@ _FIELD = "a field name, a colon, and a value without control characters (RFC 911
 _CODE = "three digits from 200 to 599, and a reason phrase if it is not the usual one"
 _FROM_1 = "a whole number from 1 to 999999999999"
 _PLACES = "at headers, at a number of bytes, at 0% to 100%"
-_ENDS = f"close, reset or stall, and maybe a place: at start, {_PLACES}, or at end"
-_BESIDE = "the name of a fixture in the same folder, and maybe after N, N from 1"
+_FAULTS = f"close, reset or stall, and maybe a place: at start, {_PLACES}, or at end"
+_OTHER_FIXTURE = "the name of a fixture in the same folder, and maybe after N, N from 1"
 
 
 def _header(name: str, value: str) -> dict[str, Any]:
@@ -3033,7 +3038,7 @@ def _status(code: str, reason: Optional[str]) -> dict[str, Any]:
     return {"status": int(code), "reason": reason}
 
 
-def _placed(what: str, place: Optional[str]) -> str:
+def _with_place(what: str, place: Optional[str]) -> str:
     return f"{what} at {place}".lower() if place else what.lower()
 
 
@@ -3049,17 +3054,17 @@ def _next(text: str) -> Optional[tuple[str, int]]:
 _RULES: dict[str, tuple[str, Callable[..., Any], str]] = {
     "Header": (_HEADER, _header, _FIELD),
     "Status": (_STATUS, _status, _CODE),
-    "Without": (_NAMED, str, "one field name, of a field that the server would add"),
-    "Ignore": (_NAMED, str, "one field name, of a field that a client may send"),
+    "Without": (_FIELD_NAME, str, "one field name, of a field that the server would add"),
+    "Ignore": (_FIELD_NAME, str, "one field name, of a field that a client may send"),
     "Compress": ("(?ai)(gzip|deflate)", str.lower, "gzip or deflate"),
     "Chunked": (_COUNT, int, f"the size of a chunk in bytes, {_FROM_1}"),
     "Delay": (_SECONDS, float, "a number of seconds from 0 to 999999999, such as 0.5"),
-    "Pause": (_PAUSE, _placed, f"seconds and a place, such as 0.5 at 50%: {_PLACES}"),
+    "Pause": (_PAUSE, _with_place, f"seconds and a place, such as 0.5 at 50%: {_PLACES}"),
     "Rate": (_COUNT, int, f"bytes a second, {_FROM_1}"),
-    "Fault": (_FAULT, _placed, _ENDS),
+    "Fault": (_FAULT, _with_place, _FAULTS),
     "Early": ("(?ai)(yes)", bool, "yes"),
     "Template": ("(?ai)(yes)", bool, "yes"),
-    "Next": (r"([^/\\]*)", _next, _BESIDE),
+    "Next": (r"([^/\\]*)", _next, _OTHER_FIXTURE),
 }
 
 #: Fields of a response that are sequences, as their directives may be repeated.
@@ -3095,7 +3100,8 @@ def _apply(fields: dict[str, Any], key: str, found: object) -> None:
 def _parsed(name: str, found: object) -> dict[str, Any]:
     """The fields of a response that a directive sets; raises ValueError if it is wrong."""
     pattern, convert, _ = _RULES[name]
-    match = re.fullmatch(pattern, found if isinstance(found, str) else _directive(found, convert))
+    text = found if isinstance(found, str) else _directive_text(found, convert)
+    match = re.fullmatch(pattern, text)
     value = convert(*match.groups()) if match else None
     if value is None:
         raise ValueError(_sentence(name, found))
@@ -3104,7 +3110,7 @@ def _parsed(name: str, found: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {name.lower(): value}
 
 
-def _directive(value: object, convert: object) -> str:
+def _directive_text(value: object, convert: object) -> str:
     """A value given to ``Response``, as a fixture would have it; "" for what none can have."""
     if isinstance(value, bool):
         return "yes" if value and convert is bool else ""

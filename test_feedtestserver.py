@@ -3308,7 +3308,7 @@ class ReaderTest(ServerTestCase):
             (400, "the Host field 'a b' is", b"GET / HTTP/1.0\r\nHost: a b\r\n\r\n"),
             (
                 400,
-                "malformed field line 'X : 1'; expected NAME: VALUE, ",
+                "malformed field line 'X : 1'; expected TOKEN: VALUE, ",
                 HEAD + b"X : 1\r\n\r\n",
             ),
             (400, "malformed field line ' X: 1'", HEAD + b" X: 1\r\n\r\n"),
