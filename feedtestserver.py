@@ -159,12 +159,15 @@ __version__ = "1.0.0"
 __unittest = __tracebackhide__ = True
 
 _T = TypeVar("_T")
+_Given = TypeVar("_Given")
 #: Names and values of fields.
 _Fields = Sequence[tuple[str, str]]
 #: Fields that are looked for in requests; one whose value is None must be absent.
 _WantedFields = Optional[Mapping[str, Optional[str]]]
 #: A body that is looked for in requests; a dict or a list is compared as JSON.
 _WantedBody = Optional[Union[bytes, str, dict[str, Any], list[Any]]]
+#: What configure_tls may be.
+_TlsFunction = Optional[Callable[["ssl.SSLContext"], object]]
 
 #: Where a server that is bound to all addresses can be reached.
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
@@ -174,13 +177,13 @@ _IN_USE = {errno.EADDRINUSE} | ({errno.EACCES} if os.name == "nt" else set())
 # The thread that a test starts and stops
 
 
-class _Setting(Generic[_T]):
+class _Setting(Generic[_T, _Given]):
     """An attribute of a FeedTestServer, which its _Site keeps.
 
     ``check`` returns what to keep of a value that is set, or raises ValueError.
     """
 
-    def __init__(self, initial: _T, check: Callable[[Any], _T], before_start: bool = False) -> None:
+    def __init__(self, initial: _T, check: Callable[[_Given], _T], before_start: bool = False):
         self.initial, self.check, self.before_start = initial, check, before_start
 
     def __set_name__(self, owner: object, name: str) -> None:
@@ -189,13 +192,13 @@ class _Setting(Generic[_T]):
     def __get__(self, server: Optional[FeedTestServer], owner: object = None) -> _T:
         return self.initial if server is None else vars(server._site).get(self.name, self.initial)
 
-    def __set__(self, server: FeedTestServer, value: object) -> None:
+    def __set__(self, server: FeedTestServer, value: _Given) -> None:
         if self.before_start and server._httpd:
             raise RuntimeError(f"{self.name} can only be set before start()")
         vars(server._site)[self.name] = self.check(value)
 
 
-def _choice(name: str, words: str) -> _Setting[str]:
+def _choice(name: str, words: str) -> _Setting[str, str]:
     """A setting that takes one of these words; at first it is the first one."""
     values = words.split()
 
@@ -214,10 +217,10 @@ def _directory(given: Optional[Union[str, os.PathLike[str]]], folder: str = "") 
     return os.path.abspath(os.path.join(folder, given)) if given else ""
 
 
-def _tls_function(value: Any) -> Optional[Callable[[ssl.SSLContext], object]]:
-    if not (value is None or callable(value)):
-        raise _wrong("configure_tls", value, "a function that takes an ssl.SSLContext, or None")
-    return value  # type: ignore[no-any-return]
+def _tls_function(given: _TlsFunction) -> _TlsFunction:
+    if not (given is None or callable(given)):
+        raise _wrong("configure_tls", given, "a function that takes an ssl.SSLContext, or None")
+    return given
 
 
 def _wrong(name: str, found: object, right: str) -> ValueError:
@@ -244,8 +247,8 @@ class FeedTestServer(threading.Thread):
     #: The directory that is served, an absolute path; "" if there is none.
     directory = _Setting("", _directory, before_start=True)
     #: The address to listen at, and the port; once started, the one that was bound.
-    host = _Setting("127.0.0.1", str, before_start=True)
-    port = _Setting(0, int, before_start=True)
+    host = _Setting[str, str]("127.0.0.1", str, before_start=True)
+    port = _Setting[int, int](0, int, before_start=True)
     #: The class of the conversations; a subclass of FeedTestRequestHandler may add do_ methods.
     handler_class: type[FeedTestRequestHandler]
     #: The certificate that the next TLS handshakes get. "incomplete-chain" is signed by an
@@ -352,24 +355,23 @@ class FeedTestServer(threading.Thread):
             httpd = self._httpd
         if httpd is None:
             return
+        deadline = time.perf_counter() + self.stop_timeout
         httpd.close_port(stopping=True)
         try:
-            self._await_end(httpd, "stop()")
             if self.is_alive() and not httpd.is_own_thread():
                 with self._joining:
                     self.join(self.stop_timeout)
+            self._await_end(httpd, "stop()", deadline)
         finally:
             self._site.names.close()
             with self._starting:  # once it is not ready any more, no other files are made
                 _remove(self._files, self._pid)
 
-    def _await_end(self, httpd: _FixtureServer, name: str) -> None:
-        if not httpd.join(self.stop_timeout):
+    def _await_end(self, httpd: _FixtureServer, name: str, deadline: float) -> None:
+        if not httpd.join(deadline - time.perf_counter()):
             names = ", ".join(httpd.running()) or "all requests, maybe the clock"
-            raise RuntimeError(
-                f"{name} waited {self.stop_timeout:g} s for the test code that responds to {names};"
-                " it has to return by itself"
-            )
+            waited = f"waited {self.stop_timeout:g} s for the test code that responds to {names}"
+            raise RuntimeError(f"{name} {waited}; it has to return by itself")
 
     @contextlib.contextmanager
     def down(self) -> Iterator[FeedTestServer]:
@@ -385,7 +387,7 @@ class FeedTestServer(threading.Thread):
             httpd.closed = True  # from now on it is not running for others
             httpd.close_port(stopping=False)
         try:
-            self._await_end(httpd, "down()")
+            self._await_end(httpd, "down()", time.perf_counter() + self.stop_timeout)
             # Bound but not listening: clients are refused, and the port stays ours.
             self._when_free(lambda: httpd.call(httpd.bind_again))
             yield self
@@ -482,9 +484,7 @@ class FeedTestServer(threading.Thread):
         Raises RuntimeError in a forked child where no CA was made before the fork.
         """
         if not _key_pairs and self._pid != os.getpid():
-            raise RuntimeError(
-                "the CA was not made before the fork: call ssl_context() or read ca_file before it"
-            )
+            raise RuntimeError("the CA was not made before the fork: read ca_file before it")
         return ssl.create_default_context(cadata=_ca_certificate())
 
     def _temporary(self, what: str, name: str, text: Callable[[], str]) -> str:
@@ -783,12 +783,15 @@ class _Site:
         """A sentence for each step that no request has taken; with ``once``, not again later."""
         return [sentence for script in self.scripts() for sentence in script.unused(once)]
 
-    def steps_for(self, request: Request) -> Iterator[Step]:
-        """The steps that may respond to a request, the best match first.
+    def matching(self, request: Request) -> list[_Script]:
+        """The scripts for a request, the best match first.
 
-        Each is taken only when those before it have passed.
+        A step of each is taken only when those before it have passed.
         """
-        return (script.take(request) for script in self._matching(request))
+        paths = (None, _normal(request.head.path))  # a quick look first, as there may be many
+        may_match = [script for script in self.scripts() if script.address.path in paths]
+        found = [script for script in reversed(may_match) if script.address.covers(request)]
+        return sorted(found, key=lambda script: script.address.rank, reverse=True)
 
     def is_early(self, request: Request, by_fixture: bool) -> bool:
         """Whether the response does not wait for the request's body, by its Early directive.
@@ -797,7 +800,7 @@ class _Site:
         wrong with it is told when it is planned.
         """
         with contextlib.suppress(Exception):
-            if scripts := self._matching(request):
+            if scripts := self.matching(request):
                 response = self.response(scripts[0].next_step, request)  # TypeError: a callable
             elif by_fixture and request.method in ("GET", "HEAD"):
                 response = self.fixture_for(request, None)
@@ -805,13 +808,6 @@ class _Site:
                 return False
             return response.early and not response.asis
         return False
-
-    def _matching(self, request: Request) -> list[_Script]:
-        """The scripts for a request, the best match first."""
-        paths = (None, _normal(request.head.path))  # a quick look first, as there may be many
-        may_match = [script for script in self.scripts() if script.address.path in paths]
-        found = [script for script in reversed(may_match) if script.address.covers(request)]
-        return sorted(found, key=lambda script: script.address.rank, reverse=True)
 
     def response(self, step: Step, request: Optional[Request] = None) -> Response:
         """The response of a step that is no callable; raises what respond() raises."""
@@ -823,10 +819,8 @@ class _Site:
             return Response(status=step)
         if isinstance(step, str):
             return self.following(request, step, self.fixture(step))
-        raise TypeError(
-            f"found {step!r:.80} as a step; it takes a fixture's name, a status code, bytes,"
-            " a Response, or a callable that returns one of these or None"
-        )
+        right = "a fixture's name, a status code, bytes, a Response, or a callable returning one"
+        raise TypeError(f"found {step!r:.80} as a step; it takes {right}")
 
     def fixture(self, name: str) -> Response:
         """What the fixture of that name responds; raises FileNotFoundError if there is none."""
@@ -1910,7 +1904,8 @@ class FeedTestRequestHandler:
 
     def steps(self, request: Request) -> Iterator[Step]:
         """The steps for a request; where all of them pass, what its do_ method responds."""
-        yield from self.site.steps_for(request)
+        for script in self.site.matching(request):
+            yield script.take(request)
         request.step = ""
         # A method of a subclass is test code, which may take its time.
         yield self.unscripted(request) if type(self) is FeedTestRequestHandler else self.unscripted
@@ -5411,16 +5406,14 @@ class _Wanted:
         return list(filter(self.matches, record))
 
     def matches(self, request: Request) -> bool:
-        return (
-            (self.address is None or self.address.covers(request))
-            and self.method in (None, request.method)
-            and (self.body is None or self.body == self.body_of(request))
+        if self.address is not None and not self.address.covers(request):
+            return False
+        for name, value in self.fields.items():
             # A field that is not there has the value None.
-            and all(
-                value in (request.headers.get_all(name) or (None,))
-                for name, value in self.fields.items()
-            )
-        )
+            if value not in (request.headers.get_all(name) or (None,)):
+                return False
+        is_by_method = self.method in (None, request.method)
+        return is_by_method and (self.body is None or self.body == self.body_of(request))
 
     def body_of(self, request: Request) -> Optional[bytes]:
         """The body in the form that is compared."""
@@ -5529,8 +5522,7 @@ class FeedTestServerMixin(_TestCase):
         """The server, started by setUp() or, if that was not called, on first use."""
         module = sys.modules[type(self).__module__]
         folder = os.path.dirname(os.path.abspath(getattr(module, "__file__", None) or "x"))
-        directory = _directory(self.data_directory, folder)
-        server = self.server_class(directory, **self.server_options)
+        server = self.server_class(_directory(self.data_directory, folder), **self.server_options)
         server.start()
         self.server = self._own_server = server  # known even if the rest fails
         self._begin()
