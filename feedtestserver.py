@@ -1383,17 +1383,19 @@ class StoppableHttpServer(http.server.HTTPServer):
     def join(self, timeout: Optional[float] = None) -> bool:
         """Wait until all threads have ended, after close_port(); tell whether they have.
 
-        If the server serves on, only the workers have to end. A thread of its own waits for the
-        port and the connections only. ``timeout`` is in seconds; None waits as long as it takes.
+        If the server serves on, only the workers have to end. A worker waits for the port and the
+        connections only. ``timeout`` is in seconds; None waits as long as it takes.
         """
         is_own = self.is_own_thread()
 
         def has_ended() -> bool:
-            has_to_end = None if is_own else (self._running or (self.stopping and self._thread))
-            return self._quiet and not has_to_end
+            others = self._running or (self.stopping and self._thread)
+            return self._quiet and (is_own or not others)
 
         with self._lock:
-            ended = self._changed.wait_for(has_ended, timeout)
+            # The thread that serves waits for nothing: others may have it close the port once more.
+            is_serving = threading.current_thread() is self._thread
+            ended = is_serving or self._changed.wait_for(has_ended, timeout)
             for thread in self._ended:  # one of us at a time, as Thread.join() needs it
                 thread.join()
         return ended
@@ -1494,6 +1496,7 @@ class _Connection:
         self._server.current, error = current, None  # an exception refers to this frame
 
     def _await(self, awaited: _Yielded) -> None:
+        """Have the conversation resumed once what it has yielded has come."""
         self._awaited = awaited
         try:
             if isinstance(awaited, _Call):
@@ -1718,10 +1721,6 @@ class FeedTestRequestHandler:
             how = self.test_server.handshake
             if how != "complete":
                 raise ValueError(f"server.handshake is {how!r}")
-            if name and not re.fullmatch("[A-Za-z0-9._-]{1,253}", name):
-                # The alert unrecognized_name, fatal.
-                yield from self.send(b"\x15\x03\x03\x00\x02\x02\x70")
-                raise ValueError("that is no name of a host (RFC 6066 3)")
             context = yield _Call(lambda: self.certified(name), f"a TLS handshake {name}".rstrip())
             self.tls = _Tls(context, self.tls, bytes(self.buffer))
             self.buffer.clear()
@@ -1731,7 +1730,7 @@ class FeedTestRequestHandler:
             self.client_certificate = self.tls.client_name()
         except (EOFError, OSError, RuntimeError, ValueError) as error:
             self.closing = self.lingering = True
-            host = f" for {name!a:.80}" if name else ""
+            host = f" for {name!r:.80}" if name else ""
             self.record.log(f"TLS handshake{host} failed: {str(error) or 'the client has left'}")
             if how != "complete":
                 yield from self.break_off(how)
@@ -1988,8 +1987,7 @@ class FeedTestRequestHandler:
         """Stop the server: the port is closed before the response is sent."""
         response = _refuse(403, "QUIT is for clients on this machine only")
         if re.match(r"(?:::ffff:)?127\.|::1\Z", self.client_address[0]):
-            self.server.close_port(stopping=True)
-            self.server.call(lambda: None)  # when it returns, the port is closed
+            self.server.shutdown()  # in a thread of the server's own, it waits for the port only
             response = _text_response(200, "the server has stopped")
         self.reply(response)
 
@@ -4663,7 +4661,7 @@ def _client_hello(sent: Union[bytes, bytearray]) -> Optional[bytes]:
 
 
 def _server_name(hello: bytes) -> str:
-    """The host that a ClientHello names, "" if it names none (RFC 8446 4.1.2, RFC 6066 3).
+    """The host that a ClientHello names, "" if that is none (RFC 8446 4.1.2, RFC 6066 3).
 
     ``ssl`` has a callback for this, but for a name that is not ASCII it prints to stderr instead.
     """
@@ -4675,7 +4673,8 @@ def _server_name(hello: bytes) -> str:
     while kind := extensions.read(2):
         content = _vector(extensions, 2)
         if kind == b"\x00\x00":
-            return content[5:].decode("latin-1")  # after two lengths and the type of the name
+            name = content[5:].decode("latin-1")  # after two lengths and the type of the name
+            return name if re.fullmatch("[A-Za-z0-9._-]{1,253}", name) else ""
     return ""
 
 

@@ -7415,21 +7415,18 @@ class TlsTest(TlsTestCase):
             ("TLS handshake failed: the client has left", b"\x16", b""),
             ("TLS handshake failed: the client has left", hello[:-1], b""),
             ("TLS handshake for 'a.example' failed: the client has left", hello, b"\x16"),
+            # What is no name of a host is taken for none, which RFC 6066 3 allows.
             (
-                "TLS handshake for '../etc.no' failed: that is no name of a host",
+                "TLS handshake failed: the client has left",
                 hello.replace(b"a.example", b"../etc.no"),
-                b"\x15\x03\x03\x00\x02\x02\x70",
+                b"\x16",
             ),
             (
-                r"TLS handshake for 'a.examp\\xe9\\xff' failed: that is no name of a host",
+                "TLS handshake failed: the client has left",
                 hello.replace(b"a.example", b"a.examp\xe9\xff"),
-                b"\x15\x03\x03\x00\x02\x02\x70",
+                b"\x16",
             ),
-            (
-                r"TLS handshake for 'a.ex\\x00mple' failed: that is no name of a host",
-                hello.replace(b"a.example", b"a.ex\0mple"),
-                b"\x15\x03\x03\x00\x02\x02\x70",
-            ),
+            ("TLS handshake failed: ", hello.replace(b"a.example", b"a.ex\0mple"), b"\x15"),
         ):
             with self.subTest(words, sent=sent[:60]):
                 server = self.serve()
@@ -12487,6 +12484,20 @@ class LifeCycleTest(ServerTestCase):
         with contextlib.suppress(ConnectionError):
             self.get(server, "/")
         server.stop()
+        self.assert_gone(server)
+
+    def test_quit_while_another_thread_stops_the_server(self):
+        def join_later(httpd, timeout=None):
+            if threading.current_thread() is server:  # it has closed the port
+                other = threading.Thread(target=httpd.close_port, args=(True,))
+                other.start()
+                other.join()
+            return join(httpd, timeout)
+
+        server, join = self.serve(), StoppableHttpServer.join
+        with mock.patch.object(StoppableHttpServer, "join", join_later):
+            stop_server(server.port)
+            server.join(PATIENCE)
         self.assert_gone(server)
 
     def test_quit_where_nobody_responds(self):
