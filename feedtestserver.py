@@ -2020,8 +2020,7 @@ class FeedTestRequestHandler:
         if plan.closes:
             self.closing = True
             # It may still be sending, unless it has asked for the end and gets all in one piece.
-            is_given = response.value("connection") is not None or response.asis
-            asked = not persistent and not is_given
+            asked = not persistent and not response.asis and response.value("connection") is None
             self.lingering = not asked or plan.whole is None
         if self.is_early:  # a fault before the end breaks the upload off
             self.buffer.clear()
@@ -3283,15 +3282,11 @@ class Response:
 
     def members(self, name: str) -> list[str]:
         """The members of a field whose value is a list (RFC 9110 5.6.1), in lower case."""
-        return _members(",".join(self._values(name)))
+        return _members(",".join(_by_name(self.headers).get(name, ())))
 
     def value(self, name: str) -> Optional[str]:
-        """The value of a field as a client would send it back."""
-        return next(map(_as_sent, self._values(name)), None)
-
-    def _values(self, name: str) -> Iterator[str]:
-        """The values that are set for a field, by its lower-case name."""
-        return (value for given, value in self.headers if given.lower() == name)
+        """The value of a field, by its lower-case name, as a client would send it back."""
+        return next(iter(_by_name(self.headers).get(name, ())), None)
 
 
 #: All that a response says beside its body, in the order of the constructor's arguments.
@@ -3339,9 +3334,8 @@ def _each(key: str, values: Iterable[object]) -> list[tuple[str, object]]:
 
 def _text_response(status: int, words: str, headers: Sequence[tuple[str, str]] = ()) -> Response:
     """What the server has to say itself, in plain text."""
-    body = words.encode("utf-8", "backslashreplace") + b"\n"
-    media_type = ("Content-Type", "text/plain; charset=utf-8")
-    return Response(body, status, headers=[media_type, *headers])
+    fields = [("Content-Type", "text/plain; charset=utf-8"), *headers]
+    return Response(words.encode("utf-8", "backslashreplace") + b"\n", status, headers=fields)
 
 
 def _refuse(status: int, words: str, headers: Sequence[tuple[str, str]] = ()) -> Response:
@@ -4651,11 +4645,11 @@ def _client_hello(sent: Union[bytes, bytearray]) -> Optional[bytes]:
     Anything else is returned as far as it goes: OpenSSL has the words to refuse it.
     """
     message, records = b"", io.BytesIO(sent)
-    while kind := records.read(3):  # and the version
+    while header := records.read(3):  # the type of a record, and a version
         message += _vector(records, 2)
         length = 4 + int.from_bytes(message[1:4], "big")
-        is_hello = kind[0] == _HANDSHAKE and message[:1] in (b"", b"\x01") and length <= _MAX_HELLO
-        if len(message) >= length or not is_hello:
+        is_right = header[0] == _HANDSHAKE and message[:1] in (b"", b"\x01")
+        if len(message) >= length or length > _MAX_HELLO or not is_right:
             return message
     return message if len(sent) > _MAX_HELLO else None
 
