@@ -3932,8 +3932,10 @@ class _Exchange:
     # How many GETs of its URL there were, with this one, and which response had asked for it.
     gets = 0
     expected_by: Optional[_Exchange] = None
-    # Known later: an earlier one like it that was on its way, and came whole.
+    # Known later: an earlier one like it that was on its way, and came whole; and whether this one
+    # has come whole, to a client that waited for it.
     repeats: Optional[_Exchange] = None
+    is_whole = False
 
     def __init__(self, request: Request, response: Response, client: _Client) -> None:
         self.request, self.response, self.status = request, response, response.status
@@ -3959,11 +3961,9 @@ class _Exchange:
     def sends_back(self, name: str) -> list[str]:
         """What it sends back of a validator: the value of the condition, and its list's members."""
         value = self.sent.get(_VALIDATORS[name][0].lower())
-        if value is None:
-            return []
         # Commas separate entity tags, and may be inside of one.
-        members = re.findall('(?:[^",]|"[^"]*")+', value) if name == "ETag" else []
-        return [value, *(member.strip(" \t") for member in members)]
+        members = re.findall('(?:[^",]|"[^"]*")+', value or "") if name == "ETag" else []
+        return [] if value is None else [value, *(member.strip(" \t") for member in members)]
 
     def find_credentials(self) -> list[_Credential]:
         """The fields and values that tell who it is from: Authorization, and each cookie."""
@@ -4019,11 +4019,6 @@ class _Exchange:
         length = _number(response.value("content-length") or "") or 0
         return ends_early or (has_length and length > (size or 0)) or response.asis
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether the response has come whole, to a client that waited for it."""
-        return self.request.is_delivered and not self.is_cut
-
     def media_type(self) -> str:
         """The type of what the URL is known to have, or may have by its name."""
         given = self.response.value("content-type") if 200 <= self.status < 300 else None
@@ -4072,14 +4067,13 @@ class _Exchange:
 @functools.lru_cache(maxsize=1024)
 def _comparable(url: str) -> str:
     """A URL in the one form that is compared (RFC 3986 6.2), by whatever name of this machine."""
-    try:
+    with contextlib.suppress(ValueError):  # there is no host in it
         origin, path = _parted(url)
-    except ValueError:  # there is no host in it
-        return url
-    host, port = _host_and_port(origin)
-    if host in _LOOPBACK:
-        origin = f"{origin.partition(':')[0]}://localhost:{port}"
-    return f"{origin}/{_unquote(path.partition('#')[0].removeprefix('/'))}"
+        host, port = _host_and_port(origin)
+        if host in _LOOPBACK:
+            origin = f"{origin.partition(':')[0]}://localhost:{port}"
+        return f"{origin}/{_unquote(path.partition('#')[0].removeprefix('/'))}"
+    return url
 
 
 @functools.lru_cache(maxsize=1024)
@@ -4151,12 +4145,12 @@ class _Validator:
         #: Those given since without a copy, as by HEAD or with half a body; and those of other
         #: URLs, from or to which redirects have led.
         self.others: dict[str, None] = {}
-        self.from_redirects: dict[str, None] = {}
+        self.from_redirects: set[str] = set()
         #: All that were ever given.
         self.ever_given: set[str] = set()
 
-    def may_be_sent(self) -> list[str]:
-        return [*self.last, *self.others, *self.from_redirects]
+    def may_be_sent(self) -> set[str]:
+        return {*self.last, *self.others, *self.from_redirects}
 
 
 class _Known:
@@ -4234,18 +4228,18 @@ class _Known:
                 validator.others.update(dict.fromkeys(exchange.validators[name]))
                 validator.ever_given.update(exchange.validators[name])
             if target:
-                sent = dict.fromkeys(validator.may_be_sent())
-                target.validators[name].from_redirects.update(sent)
+                target.validators[name].from_redirects.update(validator.may_be_sent())
         if target:
             self.sources = set()
             target.sources |= before
+        if exchange.is_get and exchange.status >= 400:
+            self.failed = exchange.number
 
     def learn(self, exchange: _Exchange) -> None:
         """Learn from the response to a GET, which has ended."""
         status, leads_to, asked_for = exchange.status, exchange.leads_to, exchange.expected_by
-        if status >= 400 or not exchange.is_whole:
-            self.failed = max(self.failed, exchange.number)
         if not exchange.is_whole:  # it was cut, or the client has left
+            self.failed = max(self.failed, exchange.number)
             return
         self.last = exchange
         self.expected = {url: one for url, one in self.expected.items() if one is not asked_for}
@@ -4275,7 +4269,7 @@ class _Known:
                 if is_page:
                     validator.others.update(dict.fromkeys(validator.last))
                 else:
-                    validator.others, validator.from_redirects = {}, {}
+                    validator.others, validator.from_redirects = {}, set()
                 validator.last = values
         if is_new:
             self.media_types.add(media_type)
@@ -4284,7 +4278,7 @@ class _Known:
         self.copy = exchange
         for source in self.sources:
             for name, validator in source.validators.items():
-                validator.from_redirects = dict.fromkeys(self.validators[name].last)
+                validator.from_redirects = set(self.validators[name].last)
             # A new copy has replaced the source's own.
             source.must_validate = source.must_validate and not is_new
         self.sources = set()
@@ -4331,6 +4325,7 @@ class _Client:
         # When a client leaves is not seen at once, so from then on nothing is held against it.
         is_done = request.is_delivered or exchange.is_cut or request.ended_at == math.inf
         ended_at = request.ended_at if is_done else request.heard_at
+        exchange.is_whole = request.is_delivered and not exchange.is_cut
         heapq.heappush(self.ended, (ended_at, exchange.number, exchange))
 
     def catch_up(self, now: float) -> None:
@@ -4406,12 +4401,12 @@ class _Judged(_Exchange):
         known, sent = self.known, self.sent
         sends_one = "if-none-match" in sent or "if-modified-since" in sent
         asks_for_rest = "range" in sent and "if-range" in sent  # RFC 9110 13.1.5
-        is_excused = sends_one or asks_for_rest or known.is_other_variant(self)
+        others = [each for source in known.sources for each in source.validators.values()]
+        # It comes for another URL, of which it has no copy.
+        is_lost = bool(others) and not any(each.may_be_sent() for each in others)
+        is_excused = sends_one or asks_for_rest or is_lost or known.is_other_variant(self)
         if is_excused or not known.must_validate:
             return
-        sources = [source.validators.values() for source in known.sources]
-        if sources and not any(each.may_be_sent() for each in itertools.chain(*sources)):
-            return  # it came for another URL, of which it has no copy
         for name, (_, section, is_well_formed) in _VALIDATORS.items():
             for value in filter(is_well_formed, known.validators[name].last):
                 last = f"the last {name} given was {_legible(value)} ({section})"
@@ -4424,30 +4419,28 @@ class _Judged(_Exchange):
         return self._wrong_validator("Last-Modified")
 
     def _wrong_validator(self, name: str) -> Iterator[str]:
-        known, sent, validator = self.known, self.sends_back(name), self.known.validators[name]
-        # An error at first does not tell what the client had before the record began.
-        is_unknown = known.copy is None and self.status >= 400
-        # A validator sent to a redirect is meant for its target: so a 304 can come through it.
-        if not sent or is_unknown or self.status in _REDIRECTS:
+        known, validator, sent = self.known, self.known.validators[name], self.sends_back(name)
+        # An error at first does not tell what the client had before the record began, and what is
+        # sent to a redirect is meant for its target: so a 304 can come through it.
+        if not sent or self.status in _REDIRECTS or (self.status >= 400 and known.copy is None):
             return
+        may_be_sent = validator.may_be_sent()
+        if known.is_other_variant(self):
+            may_be_sent |= validator.ever_given
         # Byte for byte, and W/ as well, which is more than RFC 9110 8.8.3.2 asks for.
-        if not set(sent).isdisjoint(validator.may_be_sent()):
-            return
-        if known.is_other_variant(self) and not validator.ever_given.isdisjoint(sent):
-            return
-        given = f"no {name} was given" + (" with the last 200" if known.media_types else "")
-        if last := validator.last or [*validator.others]:
-            given = f"the last {name} given was {_legible(last[-1])}"
-        condition, section, _ = _VALIDATORS[name]
-        yield f"{self.said(condition)}, but {given} ({section})"
+        if may_be_sent.isdisjoint(sent):
+            given = f"no {name} was given" + (" with the last 200" if known.media_types else "")
+            if last := validator.last or (*validator.others,):
+                given = f"the last {name} given was {_legible(last[-1])}"
+            condition, section, _ = _VALIDATORS[name]
+            yield f"{self.said(condition)}, but {given} ({section})"
 
     def too_early(self) -> Iterator[str]:
         last, limit, now = self.known.waiting, self.origin.too_many, self.request.time
         waits = []
         if last:
-            waits.append((last, last.retry_after(), "RFC 9110 10.2.3"))
-            if not self.known.is_other_variant(self):
-                waits.append((last, last.freshness(), "RFC 9111 4.2"))
+            fresh = None if self.known.is_other_variant(self) else last.freshness()
+            waits = [(last, last.retry_after(), "RFC 9110 10.2.3"), (last, fresh, "RFC 9111 4.2")]
         # Within a second, it may have asked for both URLs at once.
         if limit and not (last and last.number >= limit.number) and now >= limit.request.time + 1:
             waits.append((limit, limit.retry_after(), "RFC 6585 4"))

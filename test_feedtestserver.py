@@ -15130,6 +15130,12 @@ TRANSCRIPTS = {
         GET /old.xml -> 307 | Location: /new.xml
         GET /new.xml -> 200
     """,
+    "a permanent redirect to an error that is still on its way": """
+        GET /old.xml -> 301 | Location: /new.xml
+        1: GET /new.xml -> 404
+        GET /old.xml -> 301 | Location: /new.xml
+        1 comes
+    """,
     "a permanent redirect to nowhere": """
         GET /old.xml -> 301
         GET /old.xml -> 301 | Location: http://[
@@ -15955,6 +15961,14 @@ TRANSCRIPTS = {
         2 comes
         3 leaves
         1 comes
+    """,
+    "a third one, given up while the second is on its way": """
+        1: GET /feed.xml -> 200
+        2: GET /feed.xml -> 200 !! repeated
+        1 comes
+        3: GET /feed.xml -> 200 !! repeated
+        3 leaves
+        2 comes
     """,
     "a third one, when the first has come": """
         1: GET /feed.xml -> 200
