@@ -3282,11 +3282,11 @@ class Response:
 
     def members(self, name: str) -> list[str]:
         """The members of a field whose value is a list (RFC 9110 5.6.1), in lower case."""
-        return _members(",".join(_by_name(self.headers).get(name, ())))
+        return _members(",".join(_given(self.headers, name)))
 
     def value(self, name: str) -> Optional[str]:
         """The value of a field, by its lower-case name, as a client would send it back."""
-        return next(iter(_by_name(self.headers).get(name, ())), None)
+        return next(iter(_given(self.headers, name)), None)
 
 
 #: All that a response says beside its body, in the order of the constructor's arguments.
