@@ -3959,7 +3959,7 @@ class CertificateTest(ServerTestCase):
             with self.subTest(seconds), at_system_time(seconds + 24 * 60 * 60):
                 self.assertEqual(self.certify()["validity"][0], begin)
 
-    def test_who_has_signed_it(self):
+    def test_its_issuer(self):
         theirs = self.authority()["subject"]
         for kind in self.KINDS:
             with self.subTest(kind):
@@ -3969,7 +3969,7 @@ class CertificateTest(ServerTestCase):
                 others = ("self-signed", "incomplete-chain")
                 self.assertEqual(parts["issuer"] == theirs, kind not in others)
 
-    def test_who_has_signed_one_whose_chain_is_incomplete(self):
+    def test_the_issuer_of_one_whose_chain_is_incomplete(self):
         """An intermediate CA, which is neither the CA nor the server."""
         parts, authority = self.certify(kind="incomplete-chain"), self.authority()
         _, [(_, [(_, issuer)])] = parts["extensions"][self.AUTHORITY_KEY]
@@ -4968,7 +4968,9 @@ class FaultTest(SendingTestCase):
         self.assertEqual(self.get(server, "/none").status, 404)
         self.assertEqual(server.errors, [])
 
-    def test_nobody_keeps_another_waiting(self):
+    def test_no_client_delays_another(self):
+        """Whatever the server is waiting for, the next client gets its response."""
+
         class Handler(FeedTestRequestHandler):
             def do_PUT(self):
                 self.reply(block(self.received))
@@ -4984,38 +4986,38 @@ class FaultTest(SendingTestCase):
         begun, go_on = threading.Semaphore(0), threading.Event()
         server = self.serve({"x.bin": bytes(5_000_000)}, server_class=Server)
         self.addCleanup(go_on.set)
+        steps = (
+            block,
+            Response(fault="stall"),
+            Response(self.BODY, fault="stall at 50%"),
+            Response(delay=86400),
+            Response(self.BODY, rate=1),
+            Response(bytes(20_000_000)),
+            Response(bytes(20_000_000), chunked=100),
+            "x.bin",
+        )
+        for number, step in enumerate(steps):
+            server.respond(f"/{number}", step)
+        gets = [b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % number for number in range(len(steps))]
         with contextlib.ExitStack() as stack:
-            steps = (
-                block,
-                Response(fault="stall"),
-                Response(self.BODY, fault="stall at 50%"),
-                Response(delay=86400),
-                Response(self.BODY, rate=1),
-                Response(bytes(20_000_000)),
-                Response(bytes(20_000_000), chunked=100),
-                "x.bin",
-            )
-            for number, step in enumerate(steps):
-                with self.subTest(step):
-                    server.respond(f"/{number}", step)
-                    connection = stack.enter_context(connect(server))
-                    connection.sendall(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % number)
-                    if step is block:
-                        self.assertTrue(begun.acquire(timeout=PATIENCE))
-                    else:
-                        server.wait_for_request(f"/{number}")
-                    self.assertEqual(self.get(server, "/none").status, 404)
-            put = self.GET.replace(b"GET", b"PUT")
-            for sent in (b"", self.GET[:20], self.POST, b"\x16\x03\x01\x02\x00\x01", put):
-                with self.subTest(sent):
+            for sent in (
+                *gets,
+                *(b"", self.GET[:20], self.POST, b"\x16\x03\x01\x02\x00\x01", self.GET),
+                self.GET.replace(b"GET", b"PUT"),
+                gets[-1] * 500,
+                b"refused\r\n\r\n",
+            ):
+                with self.subTest(sent[:50]):
                     stack.enter_context(connect(server)).sendall(sent)
-                    if sent == put:
+                    if sent == gets[0] or sent.startswith(b"PUT"):
                         self.assertTrue(begun.acquire(timeout=PATIENCE))
+                    elif sent in gets:
+                        server.wait_for_request(sent.split()[1].decode())
                     self.assertEqual(self.get(server, "/none").status, 404)
             go_on.set()
         self.assertEqual(server.errors, [])
 
-    def test_many_stalls_keep_nobody_waiting(self):
+    def test_many_stalls_delay_no_other_client(self):
         for arguments in ({"fault": "stall"}, {"pause": ["86400 at 50%"]}):
             server = self.serve_one(**arguments)
             threads = threading.active_count()
@@ -5027,7 +5029,7 @@ class FaultTest(SendingTestCase):
                 self.assertEqual(threading.active_count(), threads)
                 server.stop()
 
-    def test_compressing_keeps_nobody_waiting(self):
+    def test_compressing_delays_no_other_client(self):
         begun, go_on = threading.Event(), threading.Event()
         compressobj = zlib.compressobj
 
@@ -5097,7 +5099,7 @@ class FaultTest(SendingTestCase):
         server.stop()
         return sent
 
-    def test_who_pipelines_many_requests_takes_turns_with_others(self):
+    def test_a_client_that_pipelines_many_requests_takes_turns_with_others(self):
         def hold():
             held.set()
             go_on.wait(3 * PATIENCE)
@@ -6080,7 +6082,7 @@ class StreamTest(SendingTestCase):
                     self.assertEqual(self.get(server, "/none").status, 404)
                 self.one_error(server, word)
 
-    def test_no_thread_to_be_had_for_the_next_item(self):
+    def test_no_thread_can_be_started_for_the_next_item(self):
         def fail(thread):
             raise RuntimeError("can't start new thread")
 
@@ -6306,7 +6308,7 @@ class StreamTest(SendingTestCase):
                     server.stop()
                     self.assertEqual(server.errors, [])
 
-    def test_empty_items_without_end_keep_nobody_waiting(self):
+    def test_endless_empty_items_delay_no_other_client(self):
         items, _, ended = self.endless(b"")
         server = self.serve()
         server.respond("/x", Response(items))
@@ -6369,7 +6371,7 @@ class StreamTest(SendingTestCase):
                 go_on.release(3)
                 self.assertEqual(Answer(read_all(connection)).body, b"onetwo")
 
-    def test_its_end_keeps_nobody_waiting(self):
+    def test_closing_it_delays_no_other_client(self):
         """The code that runs when a generator is closed is test code, and may block."""
 
         def items():
@@ -6487,7 +6489,7 @@ class StreamTest(SendingTestCase):
             go_on.release(2)
             self.assertTrue(read_all(connection).startswith(b"3\r\none\r\n0\r\n\r\nHTTP/1.1 204 "))
 
-    def test_it_keeps_nobody_waiting(self):
+    def test_it_delays_no_other_client(self):
         class Slow:
             def __iter__(self):
                 go_on.acquire(timeout=3 * PATIENCE)
@@ -7250,7 +7252,7 @@ class TlsTest(TlsTestCase):
                 self.assertEqual((types[-1], seen), end)
                 self.assertEqual(set(types[:-1]) - {23}, set())
 
-    def test_who_is_made_to_wait_may_leave(self):
+    def test_a_client_that_has_to_wait_may_leave(self):
         class Handler(FeedTestRequestHandler):
             def converse(self):
                 by_reset = yield from super().converse()
@@ -7471,7 +7473,7 @@ class TlsTest(TlsTestCase):
         words = f"the certificate for {host}: OSError({errno.ENOSPC}, 'no room')\n"
         self.assertTrue(error.startswith(words), error)
 
-    def test_making_a_certificate_keeps_nobody_waiting(self):
+    def test_making_a_certificate_delays_no_other_client(self):
         begun, go_on, mkstemp = threading.Event(), threading.Event(), tempfile.mkstemp
 
         def slow(*args, **kwargs):
@@ -7636,7 +7638,7 @@ class TlsTest(TlsTestCase):
         words = "the CA was not made before the fork: read ca_file before it\n"
         self.assertEqual((done.stdout, done.stderr), (words, ""))
 
-    def test_nothing_is_made_for_who_does_not_need_it(self):
+    def test_no_certificate_is_made_before_it_is_needed(self):
         code = (
             "import feedtestserver, os, sys, urllib.request\n"
             "made, urandom = [], os.urandom\n"
@@ -9082,7 +9084,7 @@ class InterceptionTest(AnyHostTestCase):
         connection.sendall(request + b"Connection: close\r\n\r\n")
         self.assertIn(b"<rss/>", read_all(connection))
 
-    def test_who_comes_to_a_proxy_stays_connected(self):
+    def test_clients_of_a_proxy_stay_connected(self):
         server = self.serve(self.FILES)
         with connect(server) as connection:
             self.outlive_an_interception(server, connection, b"http://example.com/feed.xml")
@@ -9092,7 +9094,7 @@ class InterceptionTest(AnyHostTestCase):
         with connect(server) as connection, server.intercept():
             self.outlive_an_interception(server, connection, b"/feed.xml")
 
-    def test_who_stays_connected_is_disconnected_in_the_end(self):
+    def test_clients_that_stay_connected_are_disconnected_at_the_end(self):
         server = self.serve(self.FILES)
         own, pooled = connect(server), connect(server)
         with own, pooled:
@@ -9596,7 +9598,7 @@ class WithoutProxyTest(AnyHostTestCase):
             self.assertEqual(self.places(), before)
             self.assertFalse(self.intercepts(server))
 
-    def test_who_stays_connected_is_disconnected_in_the_end(self):
+    def test_clients_that_stay_connected_are_disconnected_at_the_end(self):
         server = self.serve(self.FILES)
         with server.intercept(proxy=False):
             pooled = socket.create_connection(("example.com", 80), PATIENCE)
@@ -11322,7 +11324,7 @@ class LifeCycleTest(ServerTestCase):
 
         now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         if resource.RLIM_INFINITY not in (now, most) and most < descriptors:
-            self.skipTest(f"no more than {most} descriptors are to be had here")
+            self.skipTest(f"this system allows no more than {most} descriptors")
         if now != resource.RLIM_INFINITY and now < descriptors:
             resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, most))
             self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (now, most))
@@ -11998,60 +12000,6 @@ class LifeCycleTest(ServerTestCase):
             for connection in connections:
                 self.assertEqual(read_all(connection), b"")
 
-    def test_no_connection_keeps_another_waiting(self):
-        """Whatever the server is waiting for, the next connection gets its response."""
-        release, entered = threading.Event(), threading.Event()
-        self.addCleanup(release.set)
-
-        def block():
-            entered.set()
-            release.wait(3 * PATIENCE)  # longer than a client waits
-
-        class Handler(FeedTestRequestHandler):
-            def do_POST(self):
-                block()
-                self.reply(Response())
-
-            def do_GET(self):
-                if self.received.path == "/get":
-                    block()
-                super().do_GET()
-
-        class Server(FeedTestServer):
-            handler_class = Handler
-
-        def step(request):
-            block()
-            return 200
-
-        for name, sent in (
-            ("idle", b""),
-            ("half a head", b"GET / HT"),
-            ("half a body", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc"),
-            ("kept alive", b"GET /feed.xml HTTP/1.1\r\nHost: x\r\n\r\n"),
-            ("large response, not read", b"GET /a.bin HTTP/1.1\r\nHost: x\r\n\r\n"),
-            ("responses not read", b"GET /b.bin HTTP/1.1\r\nHost: x\r\n\r\n" * 500),
-            ("refused, not closed", b"GET /\r\n\r\n"),
-            ("callable", b"GET /block HTTP/1.1\r\nHost: x\r\n\r\n"),
-            ("do_ method that calls another", b"HEAD /get HTTP/1.1\r\nHost: x\r\n\r\n"),
-            ("do_ method", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"),
-        ):
-            files = {"feed.xml": b"<rss/>", "a.bin": bytes(20_000_000), "b.bin": bytes(60_000)}
-            server = self.serve(files, Server if "do_" in name else FeedTestServer)
-            server.respond("/block", step)
-            with self.subTest(name), connect(server) as connection:
-                connection.sendall(sent)
-                if "callable" in name or "do_" in name:
-                    self.assertTrue(entered.wait(PATIENCE))
-                elif "read" in name:
-                    server.wait_for_request()
-                for _ in range(3):
-                    self.assertEqual(self.get(server, "/feed.xml").content, b"<rss/>")
-            release.set()
-            server.stop()
-            release.clear()
-            entered.clear()
-
     def test_only_test_code_takes_threads(self):
         def note(thread):
             started.append(thread)
@@ -12385,7 +12333,7 @@ class LifeCycleTest(ServerTestCase):
                 self.assertEqual(self.get(server, "/feed.xml").content, b"<rss/>")
 
     def test_a_fault_of_the_server_itself_ends_it(self):
-        """Nobody waits for it in vain then."""
+        """Callers that wait for a request are told so at once."""
 
         def fail(*arguments):
             raise ZeroDivisionError
@@ -12515,7 +12463,7 @@ class LifeCycleTest(ServerTestCase):
                 stop_server(port)
             thread.join()
 
-    def test_quit_where_nobody_says_anything(self):
+    def test_quit_where_the_other_end_is_silent(self):
         connect = socket.create_connection
 
         def connect_impatiently(address, timeout=None):
@@ -12646,7 +12594,7 @@ class LifeCycleTest(ServerTestCase):
                 self.assert_gone(server)
                 self.assertEqual(read_to_the_end(connection)[0], b"")
 
-    def test_no_thread_to_be_had(self):
+    def test_no_thread_can_be_started(self):
         server = self.serve({"feed.xml": b"<rss/>"})
         server.respond("/x", lambda request: 204)
 
@@ -12773,7 +12721,7 @@ class LifeCycleTest(ServerTestCase):
         self.assertEqual((done.stdout, done.stderr), ("False\n0 True\nb'from the parent'\n", ""))
 
     @unittest.skipUnless(hasattr(os, "fork"), "there is no fork() here")
-    def test_a_child_forked_in_a_callable_serves_nobody(self):
+    def test_a_child_forked_in_a_callable_does_not_serve(self):
         script = """
         import os, sys
         import urllib.request, feedtestserver
@@ -13051,7 +12999,7 @@ class StoppableHttpServerTest(unittest.TestCase):
         self.assertEqual((done.stdout, done.stderr), ("b'1\\n'\n" * 2, ""))
 
     def test_functions_posted_while_the_loop_is_busy(self):
-        """More than the buffer of a socket pair has room for wakes, and nobody waits."""
+        """More often than the buffer of the socket pair that wakes it has room for."""
         called = []
 
         def post_another():
@@ -13067,7 +13015,7 @@ class StoppableHttpServerTest(unittest.TestCase):
                 server.call(lambda: None)
         self.assertEqual(len(called), 2000)
 
-    def test_a_handler_that_sends_to_nobody_ends_with_shutdown(self):
+    def test_a_handler_whose_client_does_not_read_ends_with_shutdown(self):
         started = threading.Event()
 
         class Handler(socketserver.BaseRequestHandler):
@@ -13082,7 +13030,7 @@ class StoppableHttpServerTest(unittest.TestCase):
         server.shutdown()
         thread.join()
 
-    def test_a_handler_that_blocks_holds_nobody_up(self):
+    def test_a_handler_that_blocks_delays_no_other(self):
         entered, release = threading.Event(), threading.Event()
         self.addCleanup(release.set)
 
@@ -17129,7 +17077,7 @@ class AuditTest(ServerTestCase):
             with self.subTest(seed=seed):
                 self.assertEqual(self.live(seed), set())
 
-    def test_who_breaks_one_rule_breaks_that_one_only(self):
+    def test_a_client_that_breaks_one_rule_breaks_no_other(self):
         rules = ("no-validator", "too-early", "too-often", "moved", "gone", "leaked-credentials")
         for rule in rules:
             with self.subTest(rule):
@@ -17218,7 +17166,7 @@ class AuditTest(ServerTestCase):
         [finding] = audit(server.requests)
         self.assertIn('If-None-Match was "body", but the last ETag given was "v1"', finding)
 
-    def test_an_asis_response_binds_nobody(self):
+    def test_an_asis_response_sets_no_rule_for_clients(self):
         server = self.serve({"gone.asis": b"HTTP/1.1 410 Gone\r\n\r\n" + bytes(100_000)})
         for _ in range(2):
             self.get(server, "/gone.asis", headers=POLITE)
@@ -17314,7 +17262,7 @@ class AuditTest(ServerTestCase):
         self.get(server, "/b%C3%BCcher", headers=fields)
         self.assertEqual([finding.rule for finding in audit(server.requests)], ["wrong-etag"])
 
-    def test_responses_that_come_later_bind_nobody_before(self):
+    def test_a_response_sets_no_rule_for_requests_before_it(self):
         server = self.serve()
         asked, released = threading.Event(), threading.Event()
 
@@ -17349,7 +17297,7 @@ class AuditTest(ServerTestCase):
         self.assertEqual({f"{f.request.response.status}" for f in findings}, {"200"})
         self.assertEqual({f.partition(" request")[0] for f in findings}, {"GET /feed.xml (6th"})
 
-    def test_pipelined_requests_bind_nobody_either(self):
+    def test_pipelined_requests_are_not_judged_by_responses_that_come_later(self):
         server = self.serve()
         server.respond(
             "/feed.xml", Response(headers={"ETag": '"v1"', "Cache-Control": "max-age=9"})
@@ -18779,7 +18727,7 @@ class CommandLineTest(CommandLineTestCase):
                 self.assertEqual((status, list(name.parent.iterdir())), (1, []))
                 self.assertIn(words, err)
 
-    def test_record_asks_nobody_where_it_cannot_write(self):
+    def test_record_sends_no_request_where_it_cannot_write(self):
         server = self.serve({"feed.xml": b"<rss/>"})
         for name, words in (
             ("none/feed.xml", "there is no such folder to write to: '{}none'"),
@@ -18969,7 +18917,7 @@ class JsonTest(CommandLineTestCase):
         self.assertIn(f"{legible(directory / 'wrong.xml')}, line 1: Status: found 'x'", error)
 
     def test_findings_come_in_the_order_of_the_requests(self):
-        """That one was asked twice at once, only the end of the first response tells."""
+        """Only the end of the first response shows that the client had asked twice at once."""
         files = {"large.xml": b" " * 8_000_000, "gone.xml": comment("Status: 410")}
         lines = "".join(f"{name}: {value}\r\n" for name, value in POLITE.items())
         sent = f"GET /large.xml HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{lines}\r\n".encode()
@@ -19194,7 +19142,7 @@ class PageTest(CommandLineTestCase):
                 self.assertRegex(shown, rf"{method}\W+{re.escape(target)}\W+{status}\b.*{name}")
         self.assert_in_order(("other.example/x", "HEAD", "/none", "/feed.xml?1"), shown)
 
-    def test_its_own_requests_are_nobody_s(self):
+    def test_its_own_requests_are_not_judged(self):
         """Browsers send them with cookies and a Referer, and refuse what they like.
 
         They are printed, but neither judged nor on the page; what the page asks for is not printed.

@@ -1,25 +1,33 @@
-"""Sends and parses 24,000 things that are hardly right, and looks for what is not documented.
+"""Sends and parses 25,000 things that are hardly right, and looks for what is not documented.
 
-Connections that begin with anything; whole requests of odd parts, to which there must be
-well-formed answers; fixtures, of which there are directives or a DirectiveError; and inputs of up
-to half a megabyte that cost twice as much where they are twice as long. The seed is printed; give
-it as the argument to have the same again.
+Connections that begin with anything, while handshakes go all ways and the server is down now and
+then; whole requests of odd parts, to which there must be well-formed answers, and for which the
+command line must print objects; fixtures, of which there are directives or a DirectiveError; and
+inputs of up to half a megabyte that cost twice as much where they are twice as long. The seed is
+printed; give it as the argument to have the same again.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import io
+import itertools
+import json
 import logging
 import pathlib
 import random
 import socket
+import subprocess
 import sys
 import tempfile
+import threading
 import time
+import types
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 HERE = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(HERE))
@@ -32,10 +40,11 @@ from feedtestserver import (  # noqa: E402
     Response,
     audit,
     parse_directives,
+    stop_server,
 )
 from test_feedtestserver import Answer, hello_for, run_at_once  # noqa: E402
 
-CONNECTIONS, REQUESTS, FIXTURES = 4_000, 6_000, 14_000
+CONNECTIONS, REQUESTS, COMMANDS, FIXTURES = 4_000, 6_000, 1_000, 14_000
 CLIENTS = 8
 PATIENCE = 30.0  # seconds; only a broken server makes a client wait for it
 
@@ -48,9 +57,19 @@ BEGINNINGS = [
     TUNNEL,
     TUNNEL + HELLO,
     TUNNEL + b"GET / HTTP/1.1\r\nHost: example.com\r\n\r\n",
+    TUNNEL.replace(b"example.com", b"unknown.example") + HELLO,
+    TUNNEL.replace(b"example.com", b"refused.example"),
+    b"GET /stream HTTP/1.1\r\nHost: a\r\n\r\nGET /pause HTTP/1.1\r\nHost: a\r\n\r\n",
     b"GET http://example.com/feed.xml HTTP/1.1\r\nHost: example.com\r\n\r\n",
     b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
 ]
+
+#: How the next handshakes may go; for one that stalls a client would wait too long.
+TLS = {
+    "handshake": ["complete", "complete", "reset", "close"],
+    "client_certificates": ["none", "optional", "required"],
+    "certificate": ["valid", "expired", "self-signed"],
+}
 
 
 def beginning(chance: random.Random) -> bytes:
@@ -64,25 +83,18 @@ def beginning(chance: random.Random) -> bytes:
 
 
 def begin(server: FeedTestServer, chance: random.Random) -> None:
-    send(server, beginning(chance))
+    for name, values in TLS.items():
+        setattr(server, name, chance.choice(values))
+    with contextlib.suppress(ConnectionError):  # where the server is down
+        send(server, beginning(chance))
 
 
 # Whole requests, each part of which may be right
 
 METHODS = ["GET", "HEAD", "POST", "OPTIONS", "BREW", "get", "G\u00e9T", ""]
 TARGETS = [
-    *(
-        "/feed.xml",
-        "/early.xml",
-        "/",
-        "/none",
-        "http://example.com/feed.xml",
-        "*",
-        "//",
-        "/%",
-        "/%zz",
-        "/?q=%00",
-    ),
+    *("/feed.xml", "/early.xml", "/stream", "/pause", "/", "/none", "http://example.com/feed.xml"),
+    *("http://unknown.example/", "*", "//", "/%", "/%zz", "/?q=%00"),
     *("http://", "http://a:99999/", "https://[::1]/", "ftp://a/", "a:80", "/a b", "/" * 20_000),
 ]
 VERSIONS = ["HTTP/1.1", "HTTP/1.1", "HTTP/1.0", "HTTP/2.0", "HTTP/1.", "http/1.1", "HTTP/11", ""]
@@ -111,7 +123,7 @@ STATUSES = {200, 204, 206, 304, 400, 404, 405, 412, 413, 414, 416, 417, 431, 501
 
 
 def whole_request(chance: random.Random) -> bytes:
-    lines = [f"{chance.choice(METHODS[:3])} {chance.choice(TARGETS[:5])} HTTP/1.1", "Host: a"]
+    lines = [f"{chance.choice(METHODS[:3])} {chance.choice(TARGETS[:8])} HTTP/1.1", "Host: a"]
     if chance.random() < 0.3:
         parts = chance.choice(METHODS), chance.choice(TARGETS), chance.choice(VERSIONS)
         lines = [" ".join(parts)]
@@ -121,7 +133,7 @@ def whole_request(chance: random.Random) -> bytes:
     return text.encode("latin-1")
 
 
-def ask(server: FeedTestServer, chance: random.Random) -> None:
+def ask(server: Reached, chance: random.Random) -> None:
     """Send a request; what comes must be answers, as HTTP knows them, with known statuses."""
     sent = whole_request(chance)
     received = send(server, sent)
@@ -140,23 +152,27 @@ def ask(server: FeedTestServer, chance: random.Random) -> None:
 # The server that is sent all that
 
 
-def send(server: FeedTestServer, sent: bytes) -> bytes:
+class Reached(Protocol):
+    """A server in this process, or that of the command line."""
+
+    port: int
+
+
+def send(server: Reached, sent: bytes) -> bytes:
     """Send it, say that this is all, and read what comes to its end."""
     received = bytearray()
     connection = socket.create_connection(("127.0.0.1", server.port), PATIENCE)
     with connection, contextlib.suppress(ConnectionError):
         connection.sendall(sent)
-        connection.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # it may have been reset
+            connection.shutdown(socket.SHUT_WR)
         while data := connection.recv(65536):
             received += data
     return bytes(received)
 
 
 def send_many(
-    server: FeedTestServer,
-    what: Callable[[FeedTestServer, random.Random], None],
-    number: int,
-    seed: int,
+    server: Any, what: Callable[[Any, random.Random], None], number: int, seed: int
 ) -> list[str]:
     """Do it that many times, by several clients at once; returns what went wrong."""
     wrong = []
@@ -173,12 +189,38 @@ def send_many(
     return wrong
 
 
-def settle(server: FeedTestServer) -> None:
-    """Wait until the server has no connection left, as its threads end them after the clients."""
-    assert server._httpd is not None
+def port_of_no_client() -> int:
+    """A free port that systems do not give to clients: one could take it while it is down."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+@contextlib.contextmanager
+def down_now_and_then(server: FeedTestServer) -> Iterator[None]:
+    done = threading.Event()
+
+    def take_down() -> None:
+        while not done.wait(0.1):
+            with server.down():
+                pass
+
+    thread = threading.Thread(target=take_down)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def settle(most: int) -> int:
+    """How many descriptors there are once the server has ended its connections."""
     deadline = time.monotonic() + PATIENCE
-    while server._httpd.connections and time.monotonic() < deadline:
+    while (found := state()["descriptors"]) > most and time.monotonic() < deadline:
         time.sleep(0.01)
+    return found
 
 
 def is_alive(server: FeedTestServer) -> bool:
@@ -199,22 +241,31 @@ def fuzz_the_server(seed: int) -> list[str]:
     """What was wrong, which should be nothing."""
     before, said, findings = state(), io.StringIO(), 0
     with tempfile.TemporaryDirectory() as folder:
-        files = {"feed.xml": FEED, "early.xml": EARLY, "example.com/feed.xml": FEED}
+        # What is asked for is mostly on the host a.
+        files = {"feed.xml": FEED, "a/feed.xml": FEED, "a/early.xml": EARLY}
+        files["example.com/feed.xml"] = FEED
         for name, data in files.items():
             path = pathlib.Path(folder, name)
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(data)
         with (
             contextlib.redirect_stderr(said),
-            FeedTestServer(folder) as server,
+            FeedTestServer(folder, port=port_of_no_client()) as server,
             server.intercept(),
         ):
-            server.client_certificates = "optional"
-            wrong = send_many(server, begin, CONNECTIONS, seed)
+            server.respond("http://a/stream", lambda request: Response([b"one", b"two"]))
+            server.respond(
+                "http://a/pause", Response(b"one", pause=[".001 at headers", ".001 at 1"])
+            )
+            server.resolve("unknown.example", "unknown")
+            server.resolve("refused.example", "refused")
+            with down_now_and_then(server):
+                wrong = send_many(server, begin, CONNECTIONS, seed)
+            for name, values in TLS.items():
+                setattr(server, name, values[0])
             wrong += send_many(server, ask, REQUESTS, seed)
-            settle(server)
-            left = state()["descriptors"] - before["descriptors"]
-            wrong += [error for error in server.errors if "no such host here" not in error]
+            left = settle(before["descriptors"] + CLIENTS) - before["descriptors"]
+            wrong += unexpected(server.errors)
             try:  # which looks at whatever was sent
                 findings = len(audit(server.requests, every=3600))
             except Exception as error:
@@ -231,52 +282,57 @@ def fuzz_the_server(seed: int) -> list[str]:
     return wrong + said.getvalue().splitlines()
 
 
+def fuzz_the_command_line(seed: int) -> list[str]:
+    """What was wrong with what it prints: an object a line, whatever it was sent."""
+    command = [sys.executable, "-W", "error", "-m", "feedtestserver", str(HERE / "data")]
+    with (
+        tempfile.TemporaryFile("w+") as err,
+        subprocess.Popen(
+            [*command, "--port", "0", "--json"], cwd=HERE, stdout=subprocess.PIPE, stderr=err
+        ) as process,
+    ):
+        assert process.stdout
+        lines = [process.stdout.readline()]
+        port = int(json.loads(lines[0])["url"].rstrip("/").rpartition(":")[2])
+        reading = threading.Thread(target=lines.extend, args=[process.stdout])
+        reading.start()
+        wrong = send_many(types.SimpleNamespace(port=port), ask, COMMANDS, seed)
+        stop_server(port)
+        reading.join()
+        status = process.wait(PATIENCE)
+        err.seek(0)
+        wrong += err.read().splitlines()
+    printed = [*map(json.loads, lines)]
+    kinds = collections.Counter(itertools.chain.from_iterable(printed))
+    print(f"the command line ended with {status}, and printed {dict(kinds)}")
+    if status or kinds["request"] < COMMANDS / 2:
+        wrong.append("the command line failed, or has not printed all requests")
+    return wrong + unexpected(each["error"] for each in printed if "error" in each)
+
+
+def unexpected(errors: Iterable[str]) -> list[str]:
+    return [error for error in errors if "no such host here" not in error]
+
+
 # Fixtures
 
 PIECES = [
     *("<!--", "-->", "--", "<![CDATA[", "]]>", "<?xml version='1.0' encoding='utf-8'?>", "<rss>"),
     *("\n", "\n", "\n", "\r\n", "\r", " ", "\t", "\n ", "\n\t", ":", ": ", "\0", "\x7f", "\x85"),
     *("Header", "Status", "Without", "Ignore", "Compress", "Chunked", "Delay", "Rate", "Fault"),
+    *("Template", "Pause", "Early", "Next", "Stauts", "header", "Headers", "Description", "Expect"),
     *(
-        "Template",
-        "Pause",
-        "Early",
-        "Next",
-        "Stauts",
-        "header",
-        "Headers",
-        "Description",
-        "Expect",
         "caf\u00e9",
         "\u2028",
-    ),
-    *(
+        "\U0001f600",
         "Status: 404",
         "Header: ETag: x",
         "Rate: 10",
-        "Fault: reset at 50%",
-        "Delay: .5",
-        "Pause: 1 at 10",
-        "Fault: stall at end",
-        "Early: yes",
-        "Next: a.json",
         "Chunked: 9",
     ),
-    *(
-        "after",
-        " after 2",
-        "200",
-        "99",
-        "1e3",
-        "-1",
-        "gzip",
-        "yes",
-        "at 50%",
-        "close",
-        "{{host}}",
-        "{{",
-        "\U0001f600",
-    ),
+    *("Fault: reset at 50%", "Fault: stall at end", "Delay: .5", "Pause: 1 at 10", "Early: yes"),
+    *("Next: a.json", "after", " after 2", "200", "99", "1e3", "-1", "gzip", "yes", "at 50%"),
+    *("close", "{{host}}", "{{"),
     "x" * 5000,
 ]
 CODECS = ["utf-8", "utf-8", "latin-1", "utf-8-sig", "utf-16", "utf-16-be", "utf-32-le", "cp037"]
@@ -402,7 +458,8 @@ def main() -> int:
     seed = int(sys.argv[1]) if len(sys.argv) > 1 else random.randrange(2**32)
     print(f"seed {seed}", flush=True)
     logging.getLogger("feedtestserver").disabled = True
-    wrong = [*fuzz_the_server(seed), *fuzz_directives(seed), *check_costs()]
+    wrong = [*fuzz_the_server(seed), *fuzz_the_command_line(seed)]
+    wrong += [*fuzz_directives(seed), *check_costs()]
     print(*wrong[:20], f"wrong: {len(wrong)}", sep="\n")
     return 1 if wrong else 0
 

@@ -1,10 +1,11 @@
 """What real clients and real test runners make of the server.
 
-Prints what each client sees of each fault, of handshakes and client certificates, of addresses that
-cannot be reached, of every host inside of intercept(), and of fixtures by each way; then the
-runners, and the tables that the README shows. Fails where one sees something else: a reset that
-looks like a close, a body that is cut and looks whole, a bad certificate that is accepted, a coding
-that nobody can undo, a failure that a runner does not tell. Checks may be chosen by their names.
+Prints what each client sees of each fault, of a server that is down, of handshakes and client
+certificates, of addresses that cannot be reached, of every host inside of intercept(), and of
+fixtures by each way; then what the command line says of clients, the runners, and the tables that
+the README shows. Fails where one sees something else: a reset that looks like a close, a body that
+is cut and looks whole, a bad certificate that is accepted, a coding that nobody can undo, a failure
+that a runner does not tell. Checks may be chosen by their names.
 """
 
 from __future__ import annotations
@@ -336,19 +337,13 @@ CLIENTS = {
 }
 
 NO_ANSWER = (
-    "RemoteDisconnected",
-    "ConnectionError",
-    "RemoteProtocolError",
-    "ServerDisconnectedError",
-    "52",
+    *("RemoteDisconnected", "ConnectionError", "RemoteProtocolError"),
+    *("ServerDisconnectedError", "52"),
 )
 CUT = "IncompleteRead", "ChunkedEncodingError", "RemoteProtocolError", "ClientPayloadError", "18"
 RESET = (
-    "ConnectionResetError RST",
-    "ConnectionError RST",
-    "ReadError RST",
-    "ClientOSError RST",
-    "56",
+    *("ConnectionResetError RST", "ConnectionError RST", "ReadError RST"),
+    *("ClientOSError RST", "56"),
 )
 CUT_BY_RESET = (
     *("ConnectionResetError RST", "ChunkedEncodingError RST", "ReadError RST"),
@@ -564,6 +559,48 @@ def check_faults() -> int:
             table.add(trial.title, trial.form, seen, trial.expected)
             failures += check_errors(server, [trial.errors] * len(CLIENTS) if trial.errors else [])
     return table.end() + failures
+
+
+# A server that is down, and the command line
+
+DOWN = (
+    *("URLError refused", "ConnectionError refused", "ConnectError refused"),
+    *("ClientConnectorError refused", "7"),
+)
+
+
+def check_down() -> int:
+    """The number of rows that are wrong."""
+    table = Table("Server", "", CLIENTS)
+    with FeedTestServer(DATA) as server:
+        server.respond("/feed.xml", Response(BODY))
+        want = Want(server.get_url("feed.xml"))
+        table.add("up", "", ask_all(want), WHOLE)
+        with server.down():
+            table.add("down", "", ask_all(want), DOWN)
+        table.add("up again", "", ask_all(want), WHOLE)
+        failures = check_errors(server)
+    return table.end() + failures
+
+
+def check_command_line() -> int:
+    """Whether it prints what each client did, as JSON; the number of clients that are wrong."""
+    command = [sys.executable, str(HERE / "feedtestserver.py"), str(DATA), "--port", "0"]
+    failures = 0
+    with subprocess.Popen([*command, "--json", "--strict"], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        url = json.loads(process.stdout.readline())["url"]
+        for name, fetch in CLIENTS.items():
+            fetch(Want(f"{url}formats/rss20.rss", fields={"User-Agent": name, "Cookie": "a=1"}))
+            request = json.loads(process.stdout.readline())["request"]
+            seen = request["status"], dict(request["headers"]).get("User-Agent")
+            failures += seen != (200, name)
+        process.terminate()
+        findings = [json.loads(line)["finding"] for line in process.stdout]
+    accused = {each["client"] for each in findings if each["rule"] == "cookie"}
+    right = (process.returncode, accused) == (1, {*CLIENTS})
+    print(f"--json: {len(findings)} findings, wrong clients: {failures}, status and end: {right}\n")
+    return failures + (not right)
 
 
 # Handshakes, and certificates of clients
@@ -1181,8 +1218,8 @@ def check_runners() -> int:
 
 def main() -> int:
     checks = (
-        *(check_faults, check_handshakes, check_client_certificates, check_addresses),
-        *(check_hosts, check_clients, check_runners),
+        *(check_faults, check_down, check_command_line, check_handshakes),
+        *(check_client_certificates, check_addresses, check_hosts, check_clients, check_runners),
     )
     wanted = [check for check in checks if check.__name__ in sys.argv] or checks
     return 1 if sum(check() for check in wanted) else 0
