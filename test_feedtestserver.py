@@ -732,7 +732,7 @@ class ExampleTest(ServerTestCase):
             "python feedtestserver.py data\n",
             "python -m unittest\n",  # .ci/run runs it
             "AssertionError: ",
-            "the field line ",
+            "malformed field line ",
             '{"url": ',
             "$ sh check_reader.sh ",
             "=====",  # figures
