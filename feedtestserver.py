@@ -788,6 +788,8 @@ class _Site:
 
         A step of each is taken only when those before it have passed.
         """
+        if not self._scripts:
+            return []
         paths = (None, _normal(request.head.path))  # a quick look first, as there may be many
         may_match = [script for script in self.scripts() if script.address.path in paths]
         found = [script for script in reversed(may_match) if script.address.covers(request)]
