@@ -34,7 +34,7 @@ import unittest
 import unittest.mock
 import urllib.parse
 import venv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 RELEASE = "feedparser-6.0.10"
@@ -62,17 +62,7 @@ def obtain(directory: pathlib.Path) -> Checkout:
     if not checkout.source.is_dir():
         venv.create(directory / "venv", with_pip=True, clear=True)
         pip(checkout.python, "install", "--no-deps", DEPENDENCY)
-        pip(
-            checkout.python,
-            "download",
-            "--no-deps",
-            "--no-binary",
-            "feedparser",
-            "--dest",
-            str(directory),
-            RELEASE.replace("-", "=="),
-        )
-        unpack(directory / f"{RELEASE}.tar.gz", checkout.source)
+        download(checkout.python, RELEASE, directory)
     return checkout
 
 
@@ -80,11 +70,14 @@ def pip(python: pathlib.Path, *arguments: str) -> None:
     subprocess.run([str(python), "-m", "pip", "--quiet", *arguments], check=True)
 
 
-def unpack(archive: pathlib.Path, source: pathlib.Path) -> None:
-    """Unpack beside the final place first: a source that exists is a whole one."""
-    with tempfile.TemporaryDirectory(dir=source.parent) as directory:
-        shutil.unpack_archive(archive, directory)
-        pathlib.Path(directory, source.name).rename(source)
+def download(python: pathlib.Path, release: str, directory: pathlib.Path) -> None:
+    """Fetch and unpack a source, beside the final place first: one that exists is a whole one."""
+    name, _, version = release.partition("-")
+    options = ("--no-deps", "--no-binary", name, "--dest", str(directory))
+    pip(python, "download", *options, f"{name}=={version}")
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
+        shutil.unpack_archive(directory / f"{release}.tar.gz", folder)
+        pathlib.Path(folder, release).rename(directory / release)
 
 
 # The runs, each in its own process; only there feedparser and feedtestserver can be imported
@@ -299,29 +292,37 @@ def verify(checkout: Checkout) -> list[str]:
     ]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Run feedparser's suite with feedtestserver.")
-    parser.add_argument(
-        "--cache",
-        type=pathlib.Path,
-        metavar="DIRECTORY",
-        help="where feedparser is kept for the next time",
-    )
+def run_suite_of(
+    name: str,
+    wrong_python: str,
+    make_report: Callable[[str, list[str]], Any],
+    obtain: Callable[[pathlib.Path], Any],
+    verify: Callable[[Any], list[str]],
+) -> int:
+    """The command line of a script like this one; ``wrong_python`` says why it cannot run here."""
+    parser = argparse.ArgumentParser(description=f"Run {name}'s tests with feedtestserver.")
+    words = f"where {name} is kept for the next time"
+    parser.add_argument("--cache", type=pathlib.Path, metavar="DIRECTORY", help=words)
     parser.add_argument("--fetch", action="store_true", help="fetch it into there, and no more")
-    parser.add_argument("--run", nargs=2, metavar=("NAME", "REPORT"), help=argparse.SUPPRESS)
+    parser.add_argument("--run", nargs="+", metavar=("NAME", "REPORT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
-        name, report = arguments.run
-        pathlib.Path(report).write_text(json.dumps(RUNS[name]()), "utf-8")
+        run, report, *tests = arguments.run
+        pathlib.Path(report).write_text(json.dumps(make_report(run, tests)), "utf-8")
         return 0
-    if sys.version_info >= (3, 13):
-        parser.error(f"{RELEASE} needs a Python older than 3.13")
+    if wrong_python:
+        parser.error(wrong_python)
     with contextlib.ExitStack() as stack:
         temporary = arguments.cache or stack.enter_context(tempfile.TemporaryDirectory())
         checkout = obtain(pathlib.Path(temporary).resolve())
         problems = [] if arguments.fetch else verify(checkout)
     print("\n".join(problems) or "ok")
     return 1 if problems else 0
+
+
+def main() -> int:
+    needed = f"{RELEASE} needs a Python older than 3.13" if sys.version_info >= (3, 13) else ""
+    return run_suite_of("feedparser", needed, lambda run, _: RUNS[run](), obtain, verify)
 
 
 if __name__ == "__main__":

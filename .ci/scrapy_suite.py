@@ -17,9 +17,7 @@ Scrapy's source distribution and what its tests need are fetched by pip into a v
 of their own. That release of Scrapy needs Python 3.10 or newer.
 """
 
-import argparse
 import collections
-import contextlib
 import functools
 import importlib
 import json
@@ -29,7 +27,6 @@ import random
 import re
 import ssl
 import sys
-import tempfile
 import time
 import urllib.parse
 import venv
@@ -39,7 +36,7 @@ from typing import Any, NamedTuple, Optional
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from feedparser_suite import pip, report_of, unpack  # noqa: E402
+from feedparser_suite import count, download, pip, report_of, run_suite_of  # noqa: E402
 
 from feedtestserver import FeedTestRequestHandler, FeedTestServer, Request, Response  # noqa: E402
 
@@ -105,19 +102,9 @@ def obtain(directory: pathlib.Path) -> Checkout:
     if not checkout.source.is_dir():
         venv.create(directory / "venv", with_pip=True, clear=True)
         release = RELEASE.replace("-", "==")
-        # Most of it is never imported, so what is gets compiled then.
+        # Nothing is compiled, as most of it is never imported.
         pip(checkout.python, "install", "--no-compile", release, *DEPENDENCIES)
-        pip(
-            checkout.python,
-            "download",
-            "--no-deps",
-            "--no-binary",
-            "scrapy",
-            "--dest",
-            str(directory),
-            release,
-        )
-        unpack(directory / f"{RELEASE}.tar.gz", checkout.source)
+        download(checkout.python, RELEASE, directory)
     return checkout
 
 
@@ -436,11 +423,6 @@ def reason_for(test: str) -> str:
     return next((reason for name, reason in EXPECTED.items() if re.search(name, test)), "")
 
 
-def count(outcomes: dict[str, str]) -> str:
-    counts = sorted(collections.Counter(outcomes.values()).items())
-    return ", ".join([f"{len(outcomes)} tests", *(f"{number} {word}" for word, number in counts)])
-
-
 def verify(checkout: Checkout) -> list[str]:
     """Run the tests, print what was counted, and return what is wrong."""
     print(f"{RELEASE}, Python {sys.version.split()[0]}")
@@ -467,28 +449,9 @@ def verify(checkout: Checkout) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Run Scrapy's tests with feedtestserver.")
-    parser.add_argument(
-        "--cache",
-        type=pathlib.Path,
-        metavar="DIRECTORY",
-        help="where Scrapy is kept for the next time",
-    )
-    parser.add_argument("--fetch", action="store_true", help="fetch it into there, and no more")
-    parser.add_argument("--run", nargs="+", metavar=("SERVER", "REPORT"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.run:
-        name, report, *tests = arguments.run
-        pathlib.Path(report).write_text(json.dumps(run(name, tests)), "utf-8")
-        return 0
-    if sys.version_info < OLDEST_PYTHON:
-        parser.error(f"{RELEASE} needs Python {'.'.join(map(str, OLDEST_PYTHON))} or newer")
-    with contextlib.ExitStack() as stack:
-        temporary = arguments.cache or stack.enter_context(tempfile.TemporaryDirectory())
-        checkout = obtain(pathlib.Path(temporary).resolve())
-        problems = [] if arguments.fetch else verify(checkout)
-    print("\n".join(problems) or "ok")
-    return 1 if problems else 0
+    oldest = ".".join(map(str, OLDEST_PYTHON))
+    needed = f"{RELEASE} needs Python {oldest} or newer" if sys.version_info < OLDEST_PYTHON else ""
+    return run_suite_of("Scrapy", needed, run, obtain, verify)
 
 
 if __name__ == "__main__":
