@@ -1410,7 +1410,7 @@ class StoppableHttpServer(http.server.HTTPServer):
     def running(self) -> list[str]:
         """What the workers are doing, in words."""
         with self._lock:
-            return [thread.name for thread in self._running]
+            return list(dict.fromkeys(thread.name for thread in self._running))
 
     def server_close(self) -> None:
         """Close the port, and what the thread that serves waits on; that is stopped before."""
@@ -2079,7 +2079,7 @@ class FeedTestRequestHandler:
     def leave_stream(self, request: Request) -> None:
         """Have a worker close a body that is not sent whole; a forked child leaves it alone."""
         stream, self.stream = self.stream, None
-        if stream and not stream.closed and self.server.is_own_thread():
+        if stream and stream.item is not None and self.server.is_own_thread():
             with contextlib.suppress(RuntimeError):  # there are no more threads
                 self.server.run_in_worker(None, _Call(stream.close, request))
 
@@ -2796,33 +2796,45 @@ class _Stream:
         self._report = report
         #: Whether the client can tell that something is missing.
         self.is_framed = is_chunked or content.size is not None
-        self._blocks = self._read(content.items, None if is_chunked else content.size)
-        #: The iterable, and its iterator, if there is one; both may have to be closed.
-        self._sources: list[Any] = [content.items]
-        #: The item being sent; None at the end.
-        self.item: Optional[memoryview] = None
-        self._lock = threading.Lock()  # held while the iterator is at work
-        self.closed = self.has_failed = False
+        self._blocks = _blocks_of(content.items, None if is_chunked else content.size)
+        self._lock = threading.Lock()  # one at a time, as generators need it
+        #: The item being sent; None at the end, when all is closed.
+        self.item = next(self._blocks, None)
+        self.has_failed = False
 
     def next(self) -> None:
         """Set ``item`` to the next one, maybe an empty one, or ``has_failed``."""
+        self._advance(lambda: next(self._blocks, None))
+
+    def close(self) -> None:
+        """Close the iterator and the iterable, once next() is not at work any more."""
+        self._advance(self._blocks.close)
+
+    def _advance(self, step: Callable[[], Optional[memoryview]]) -> None:
         with self._lock:
             try:
-                self.item = None if self.closed else next(self._blocks, None)
-            except BaseException as error:
+                self.item = step()
+            except BaseException as error:  # in test code
                 self.fail(error)
-        if self.item is None or self.closed:
-            self.close()
 
     def fail(self, error: BaseException) -> None:
         """End the body by an error."""
         self.item, self.has_failed = None, True
         self._report(error)
 
-    def _read(self, items: Iterable[bytes], size: Optional[int]) -> Iterator[memoryview]:
+
+def _blocks_of(items: Iterable[bytes], size: Optional[int]) -> Generator[memoryview, None, None]:
+    """The items of a body, after an empty one that runs no test code.
+
+    At the end, it closes the iterator and then the iterable itself (as PEP 3333 does).
+    """
+    with contextlib.ExitStack() as closing:
+        if hasattr(items, "close"):
+            closing.callback(items.close)
+        yield memoryview(b"")
         iterator, left = iter(items), math.inf if size is None else size
-        if iterator is not items:
-            self._sources.append(iterator)
+        if iterator is not items and hasattr(iterator, "close"):
+            closing.callback(iterator.close)
         for item in iterator:
             if not isinstance(item, (bytes, bytearray, memoryview)):
                 raise TypeError(f"found {item!r:.80} in a body; it takes bytes")
@@ -2833,22 +2845,6 @@ class _Stream:
                 raise ValueError(f"the body is longer than its Content-Length of {size} bytes")
         if size is not None and left:
             raise ValueError(f"the body ended after {size - left} of the {size} bytes promised")
-
-    def close(self) -> None:
-        """Close the iterator, and the iterable itself (as PEP 3333 does).
-
-        If next() is at work just now, its worker does so afterwards.
-        """
-        self.closed = True
-        if self._lock.acquire(blocking=False):
-            sources, self._sources = self._sources, []  # so that each is closed once
-            self._lock.release()
-            for source in reversed(sources):
-                try:
-                    if hasattr(source, "close"):
-                        source.close()
-                except BaseException as error:
-                    self._report(error)
 
 
 #: The bytes of a body, or where they are.
