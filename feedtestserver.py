@@ -3394,7 +3394,7 @@ def _plan(request: Request, response: Response, date: str, persistent: bool) -> 
     if response.asis:
         return _verbatim(response)
     head = _ignoring(request.head, response.ignore)
-    return _complete(head, _in_coding(head, _select(head, response)), date, persistent)
+    return _complete(head, _select(head, response), date, persistent)
 
 
 def _ignoring(head: _Head, ignored: tuple[str, ...]) -> _Head:
@@ -3539,21 +3539,6 @@ def _part(asked: str, size: int) -> Optional[range]:
     return range(size)[first : last + 1] if first <= last else None
 
 
-def _in_coding(head: _Head, response: Response) -> Response:
-    """The response in the codings that can be: none of nothing, and no chunks by HTTP/1.0.
-
-    An iterable comes in chunks unless its framing is given.
-    """
-    if _has_no_content(head, response):
-        return _with(response, compress=None, chunked=None, content=b"")
-    if head.version == "1.0":
-        return _with(response, chunked=None)
-    is_framed = response.chunked or response.value("content-length") is not None
-    if isinstance(response.content, _Items) and not is_framed:
-        return _with(response, chunked=_BLOCK if _unset(response, [_IN_CHUNKS]) else None)
-    return response
-
-
 def _has_no_content(head: _Head, response: Response) -> bool:
     """Whether no content follows the head (RFC 9112 6.3)."""
     return response.status in (204, 205, 304) or _begins_tunnel(head, response)
@@ -3566,10 +3551,15 @@ def _begins_tunnel(head: _Head, response: Response) -> bool:
 
 def _complete(head: _Head, response: Response, date: str, persistent: bool) -> _Plan:
     """A response with the fields that the server adds to it, and its head as it will be sent."""
-    content = response.coded()
-    framing = _framing(head, response, _size(content))
     added = [("Date", date), ("Server", _SERVER)]
-    if not _has_no_content(head, response):
+    framing: Optional[_Fields]
+    if _has_no_content(head, response):
+        # RFC 9110 15.3.6
+        framing = [("Content-Length", "0")] if response.status == 205 else []
+        response = _with(response, compress=None, chunked=None, content=b"")
+    else:
+        chunked, framing = _framing(head, response)
+        response = _with(response, chunked=chunked)
         added.append(("Content-Type", response.media_type or _media_type(head.path)))
     if response.compress:
         added.append(("Content-Encoding", response.compress))
@@ -3579,6 +3569,7 @@ def _complete(head: _Head, response: Response, date: str, persistent: bool) -> _
     persistent = persistent and (head.method == "HEAD" or _is_framed(headers, framing))
     if not persistent or head.version == "1.0":
         headers += _unset(response, [("Connection", "keep-alive" if persistent else "close")])
+    content = response.coded()
     if head.method == "HEAD":
         response, content = _with(response, content=b"", chunked=None), b""
     planned = _with(response, headers=tuple(headers))
@@ -3589,13 +3580,18 @@ def _complete(head: _Head, response: Response, date: str, persistent: bool) -> _
     )
 
 
-def _framing(head: _Head, response: Response, size: Optional[int]) -> Optional[_Fields]:
-    """The fields that tell where the body ends (RFC 9112 6.3); None if only its end does."""
-    if _has_no_content(head, response):
-        return [("Content-Length", "0")] if response.status == 205 else []  # RFC 9110 15.3.6
-    if response.chunked:
-        return [_IN_CHUNKS]
-    return None if size is None else [("Content-Length", str(size))]
+def _framing(head: _Head, response: Response) -> tuple[Optional[int], Optional[_Fields]]:
+    """The size of the chunks, and the fields that tell where the body ends (RFC 9112 6.3).
+
+    HTTP/1.0 has no chunks, and an iterable comes in chunks unless its framing is given. The fields
+    are None if only the end of the connection tells.
+    """
+    chunked, size = response.chunked, _size(response.coded())
+    if size is None and response.value("content-length") is None and not chunked:
+        chunked = _BLOCK if _unset(response, [_IN_CHUNKS]) else None
+    if chunked and head.version != "1.0":
+        return chunked, [_IN_CHUNKS]
+    return None, None if size is None else [("Content-Length", str(size))]
 
 
 def _is_framed(headers: _Fields, framing: Optional[_Fields]) -> bool:
