@@ -2070,10 +2070,11 @@ class FeedTestRequestHandler:
             stream.fail(error)
         if stream.has_failed:
             self.broken_off = "error" if stream.is_framed else "reset"
+            raise EOFError
         is_empty = stream.item is not None and not len(stream.item)
         self.empty_items = self.empty_items + 1 if is_empty else 0
         # Where nothing is sent, no error tells that the client has left for good.
-        if stream.has_failed or (self.client_left and self.empty_items > 9):
+        if self.client_left and self.empty_items > 9:
             raise EOFError
 
     def leave_stream(self, request: Request) -> None:
@@ -2895,7 +2896,9 @@ class Directives(Headers):
         self.errors: list[DirectiveError] = []
         self._lines: list[tuple[str, str]] = []
         super().__init__(self._lines)
-        for number, line in _numbered_lines(data, is_sidecar):
+        parts = [(0, b"\n" + _like_ascii(data))] if is_sidecar else _comments(data)
+        lines = (line for start, part in parts for line in _logical_lines(part or b"", start))
+        for number, line in lines:
             match = _DIRECTIVE.fullmatch(line)
             try:
                 if match:
@@ -2970,13 +2973,6 @@ def _comments(data: bytes) -> Iterator[tuple[int, Optional[bytes]]]:
             yield 0, None
         elif end_of_comment:
             yield len(data[: markup.start(1)].splitlines()), comment
-
-
-def _numbered_lines(data: bytes, is_sidecar: bool) -> Iterator[tuple[int, str]]:
-    """The lines of a sidecar, or of a fixture's comments, each with its number in the file."""
-    parts = [(0, b"\n" + _like_ascii(data))] if is_sidecar else _comments(data)
-    for start, part in parts:
-        yield from _logical_lines(part or b"", start)
 
 
 def _logical_lines(part: bytes, start: int) -> list[tuple[int, str]]:
@@ -3575,9 +3571,8 @@ def _complete(head: _Head, response: Response, date: str, persistent: bool) -> _
     planned = _with(response, headers=tuple(headers))
     # The response may give the Connection field, or leave out the one that HTTP/1.0 needs.
     persistent = persistent and _persists(head.version, planned.members("connection"))
-    return _Plan(
-        planned, _head(planned), content, closes=not persistent or response.fault is not None
-    )
+    closes = not persistent or response.fault is not None
+    return _Plan(planned, _head(planned), content, closes)
 
 
 def _framing(head: _Head, response: Response) -> tuple[Optional[int], Optional[_Fields]]:
