@@ -1687,8 +1687,7 @@ class FeedTestRequestHandler:
             # A pause at the end does not count, if the client stays for it.
             is_sent = request.is_delivered and plan.whole is None
             request.ended_at = self.sent_at if is_sent else time.perf_counter()
-            if self.stream:
-                self.leave_stream(request)
+            self.leave_stream(request)
 
     def finish(self) -> _Part[None]:
         """Let a client that may still be sending read the response before the connection closes.
