@@ -1,20 +1,17 @@
-"""Compares this server with bare sockets, http.server, and what else of its kind is installed.
+"""Compares this server with bare sockets, Go's and Node's servers, http.server, and test servers.
 
-Each peer lives in a process of its own, and this one is the client of those that have a port. Each
-round goes from peer to peer, so that what else the machine does meets all of them. A cell has the
-median of its rounds, and in parentheses how many times slower than bare sockets that is. Every
-answer is compared with its file; the status is 1 where one is wrong, or a peer fails or hangs.
+The result is a table with one row for each peer that is installed. A figure is the median of some
+rounds; ~ marks an extrapolated one, and - what a peer cannot do. README.rst explains the columns.
 
-There are three tables. The second has many connections that stay open, under a load that comes from
-wrk where it is installed, else from one more process. The third has this server alone, which holds
-open connections of all kinds while somebody else asks, and is then stopped.
+Each peer runs in a process of its own, and this process is the client. A round goes from
+peer to peer, so that whatever else the machine does meets all of them. Every response is compared
+with its file. The exit status is 1 if one is wrong, or if a peer fails or hangs.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import atexit
 import contextlib
 import functools
 import http.server
@@ -54,12 +51,12 @@ import feedtestserver  # noqa: E402
 
 FEED = b"<rss><channel>%s</channel></rss>" % b"".join(b"<item>%04d</item>" % n for n in range(120))
 LARGE = 50_000_000  # bytes
-CONNECTIONS, TESTS = 512, 1000
-KEPT = (1, 16, 128, CONNECTIONS)  # connections under load
-OPEN = 1000  # connections that wait
-SPARE = 256  # descriptors for all else but these
-FEW = 3  # rounds with more of them
-TABLES = ["base", "load", "open"]
+KEPT = (1, 16, 128, 512)  # connections that are kept open and asked again and again
+NEW = 512  # connections that come at once
+TESTS = 1000
+SPARE = 256  # descriptors for everything but the connections that are held open
+WIDTH = 98
+BUDGET = 10.0  # seconds after which a peer gets no more rounds
 PATIENCE = 20.0  # seconds; only a broken peer makes anybody wait so long
 GET = b"GET /feed.xml HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 LAST_GET = b"GET /%s HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
@@ -68,31 +65,22 @@ URL = "http://127.0.0.1/feed.xml"  # for what has no port
 
 
 class Failed(Exception):
-    """A peer has answered something else than the file, or not at all."""
+    """A peer sent something else than the file, or nothing."""
 
 
 class Effort(NamedTuple):
-    """How much is done for a cell."""
+    """How much is done for a figure."""
 
     rounds: int
     seconds: float  # for which a round repeats what it measures
-    budget: float  # seconds after which there are no more rounds
-    limit: float  # seconds for a run of tests; the rest of it is extrapolated
+    tests: float  # seconds for a run of tests; the rest of it is extrapolated
     late: float  # seconds after which a connection among many has failed
-    load_rounds: int
-    load: float  # seconds; wrk takes a whole one at least
-    load_budget: float
-    open_rounds: int  # with OPEN connections
+    load: float  # seconds; wrk takes at least one
+    held: int  # connections that are held open
 
 
-THOROUGH = Effort(
-    rounds=5, seconds=0.15, budget=1, limit=2, late=10,
-    load_rounds=3, load=1, load_budget=5, open_rounds=20,
-)  # fmt: skip
-QUICK = Effort(
-    rounds=1, seconds=0.05, budget=0, limit=0.5, late=1,
-    load_rounds=1, load=0.3, load_budget=0, open_rounds=3,
-)  # fmt: skip
+THOROUGH = Effort(rounds=5, seconds=0.2, tests=2, late=10, load=2, held=10_000)
+QUICK = Effort(rounds=1, seconds=0.05, tests=0.5, late=1, load=0.3, held=200)
 
 # The client
 
@@ -103,8 +91,8 @@ def large_file() -> bytes:
 
 
 @functools.lru_cache(maxsize=1)
-def room() -> memoryview:
-    """Where a large answer goes; it has been written to, as fresh pages would cost time."""
+def buffer() -> memoryview:
+    """Room for a large response; it has been written to, as fresh pages would cost time."""
     return memoryview(bytearray(b"-") * (LARGE + 65536))
 
 
@@ -112,34 +100,39 @@ def connect(port: int) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), PATIENCE)
 
 
-def check(answer: bytes | bytearray, body: bytes = FEED) -> None:
-    if not answer.endswith(b"\r\n\r\n" + body):
-        raise Failed(f"a wrong answer: {bytes(answer[:80])!r}...")
+def check(response: bytes, body: bytes = FEED) -> None:
+    if not response.endswith(b"\r\n\r\n" + body):
+        raise Failed(f"a wrong response: {response[:80]!r}...")
 
 
 def get(port: int) -> bytes:
-    """The whole answer for the feed, on a connection of its own."""
-    answer = b""
+    """The whole response, on a connection of its own."""
+    response = b""
     with connect(port) as connection:
         connection.sendall(LAST_GET % b"feed.xml")
         while more := connection.recv(65536):
-            answer += more
-    return answer
+            response += more
+    return response
 
 
 def get_again(connection: socket.socket) -> bytes:
-    """The whole answer for the feed, on a connection that may stay open."""
-    answer = b""
+    """The whole response, on a connection that may stay open."""
+    response = b""
     connection.sendall(GET)
-    while not answer.endswith(FEED) and (more := connection.recv(65536)):
-        answer += more
-    check(answer)
-    return answer
+    while not response.endswith(FEED) and (more := connection.recv(65536)):
+        response += more
+    check(response)
+    return response
+
+
+def stays_open(response: bytes) -> bool:
+    head = response.partition(b"\r\n\r\n")[0].lower()
+    return not head.startswith(b"http/1.0") and b"connection: close" not in head
 
 
 def download(port: int) -> float:
-    """Seconds until a large body has come."""
-    into, length = room(), 0
+    """The seconds until a large body has come."""
+    into, length = buffer(), 0
     begin = time.perf_counter()
     with connect(port) as connection:
         connection.sendall(LAST_GET % b"episode.mp3")
@@ -150,154 +143,100 @@ def download(port: int) -> float:
     return seconds
 
 
-def advance(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> bool | None:
-    """Send or read for one connection of many; at its end, whether it got an answer."""
-    connection: Any = key.fileobj
-    try:
-        if key.events == selectors.EVENT_WRITE:
-            connection.send(LAST_GET % b"feed.xml")
-            selector.modify(connection, selectors.EVENT_READ, key.data)
-            return None
-        more = connection.recv(65536)
-    except OSError:
-        return False
-    key.data.extend(more)
-    if more:
-        return None
-    if key.data:
-        check(key.data)
-    return bool(key.data)
-
-
-def get_at_once(port: int, late: float) -> list[float]:
-    """Seconds until each of many connections had its answer; infinite where it never came."""
-    times, begun = [], {}
-    with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:
-        deadline = time.perf_counter() + late
-        for _ in range(CONNECTIONS):
-            connection = stack.enter_context(socket.socket())
-            connection.setblocking(False)
-            begun[connection.fileno()] = time.perf_counter()
-            connection.connect_ex(("127.0.0.1", port))
-            selector.register(connection, selectors.EVENT_WRITE, bytearray())
-        while begun and (left := deadline - time.perf_counter()) > 0:
-            for key, _ in selector.select(left):
-                has_answer = advance(selector, key)
-                if has_answer is not None:
-                    selector.unregister(key.fileobj)
-                    seconds = time.perf_counter() - begun.pop(key.fd)
-                    times.append(seconds if has_answer else math.inf)
-    return times + [math.inf] * len(begun)
-
-
-def stays_open(answer: bytes) -> bool:
-    head = answer.partition(b"\r\n\r\n")[0].lower()
-    return not head.startswith(b"http/1.0") and b"connection: close" not in head
+def repeat(act: Callable[[], object], seconds: float) -> list[float]:
+    """Do this again and again, at least once; the seconds that each took."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while not times or time.perf_counter() < end:
+        begin = time.perf_counter()
+        act()
+        times.append(time.perf_counter() - begin)
+    return times
 
 
 def percentile(times: list[float], share: float) -> float:
     return sorted(times)[math.ceil(len(times) * share) - 1]
 
 
-def rate(act: Callable[[], object], seconds: float) -> float:
-    """How often in a second this can be done; it is done at least once."""
-    begin = time.perf_counter()
-    for count in itertools.count(1):
-        act()
-        if (spent := time.perf_counter() - begin) >= seconds:
-            return count / spent
-    raise AssertionError
-
-
-# The load: as many GETs as the peer can answer, on connections that stay open
-
-
-class Load(NamedTuple):
-    """What has come of it; times are in seconds."""
-
-    rate: float  # answers in a second
-    p99: float
-    late: int  # answers that came late
-    missing: int  # connections that have ended, or had not all their answers in the end
-    busy: float  # share of the time for which the client itself was at work
-
-
-class Kept:
-    """A connection that asks again as soon as it has an answer."""
+class Client:
+    """A connection among many, and the response that is coming on it."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
-        self.answer = b""
-        self.begin = 0.0
+        self.begin = time.perf_counter()
+        self.received = b""
         self.count = 0
 
-    def ask(self) -> None:
-        self.begin = time.perf_counter()
-        self.connection.send(GET)
-
-    def read(self) -> float | None:
-        """Seconds that an answer took, as soon as it is whole; an exception at the end."""
+    def has_response(self) -> bool:
         more = self.connection.recv(65536)
         if not more:
             raise ConnectionResetError
-        self.answer += more
-        if not self.answer.endswith(FEED):
-            return None
-        seconds = time.perf_counter() - self.begin
-        check(self.answer)
-        self.answer = b""
+        self.received += more
+        if not self.received.endswith(FEED):
+            return False
+        check(self.received)
         self.count += 1
-        return seconds
+        return True
+
+    def ask(self, request: bytes) -> None:
+        if self.count:
+            self.begin = time.perf_counter()  # else connecting counts
+        self.received = b""
+        self.connection.send(request)
 
 
-def step(
-    selector: selectors.BaseSelector, key: selectors.SelectorKey, is_over: bool
-) -> float | None:
-    """Go on with one connection of many, which is asked to end when it is over."""
-    kept: Kept = key.data
-    if key.events == selectors.EVENT_WRITE:
-        selector.modify(kept.connection, selectors.EVENT_READ, kept)
-        kept.ask()
-        return None
-    seconds = kept.read()
-    if seconds is not None:
-        if is_over and kept.count > 1:  # the first answer alone may be to one that does not stay
-            selector.unregister(kept.connection)
-        else:
-            kept.ask()
-    return seconds
+def ask_many(
+    port: int, connections: int, request: bytes, late: float, *, each: int = 1, seconds: float = 0.0
+) -> list[float]:
+    """Send GETs on many connections at once; the seconds until each of the responses was there.
 
-
-def keep_busy(port: int, connections: int, seconds: float, late: float, patience: float) -> Load:
-    """Load a server for some seconds, and until each connection has had two answers."""
+    That lasts for some seconds, and until each connection has had so many responses. A response
+    that is late or does not come takes infinite time.
+    """
     times: list[float] = []
-    in_time, missing = 0, 0
     with selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:
         for _ in range(connections):
             connection = stack.enter_context(socket.socket())
             connection.setblocking(False)
+            client = Client(connection)
             connection.connect_ex(("127.0.0.1", port))
-            selector.register(connection, selectors.EVENT_WRITE, Kept(connection))
-        begin, worked = time.perf_counter(), time.process_time()
-        end = now = begin + seconds
-        while selector.get_map() and (left := end + patience - time.perf_counter()) > 0:
-            ready = selector.select(left)
-            is_over = (now := time.perf_counter()) >= end
-            for key, _ in ready:
+            selector.register(connection, selectors.EVENT_WRITE, client)
+        end = time.perf_counter() + seconds
+        while selector.get_map() and (left := end + late - time.perf_counter()) > 0:
+            for key, _ in selector.select(left):
+                client = key.data
                 try:
-                    taken = step(selector, key, is_over)
+                    if key.events == selectors.EVENT_WRITE:
+                        selector.modify(key.fileobj, selectors.EVENT_READ, client)
+                        client.ask(request)
+                    elif client.has_response():
+                        now = time.perf_counter()
+                        times.append(now - client.begin)
+                        if client.count >= each and now >= end:
+                            selector.unregister(key.fileobj)
+                        else:
+                            client.ask(request)
                 except OSError:
                     selector.unregister(key.fileobj)
-                    missing += 1
-                    continue
-                if taken is not None:
-                    times.append(taken)
-                    in_time += not is_over
-        busy = (time.process_time() - worked) / (now - begin)
-        missing += len(selector.get_map())
-    p99 = percentile(times, 0.99) if times else math.inf
-    late_ones = sum(taken > late for taken in times)
-    return Load(in_time / seconds if seconds else 0, p99, late_ones, missing, busy)
+                    times.append(math.inf)
+        return times + [math.inf] * len(selector.get_map())
+
+
+class Load(NamedTuple):
+    """What came of many GETs on connections that stay open."""
+
+    rate: float  # responses in a second
+    p99: float  # seconds
+    missing: int  # responses that were late or did not come
+    busy: float  # the share of the time for which the client was at work
+
+
+def load_by_hand(port: int, connections: int, seconds: float, late: float) -> Load:
+    begin, worked = time.perf_counter(), time.process_time()
+    times = ask_many(port, connections, GET, late, seconds=seconds)
+    spent, worked = time.perf_counter() - begin, time.process_time() - worked
+    missing = times.count(math.inf)
+    return Load((len(times) - missing) / spent, percentile(times, 0.99), missing, worked / spent)
 
 
 WRK = """
@@ -320,14 +259,22 @@ end
 function done(summary, latency, requests)
    local wrong, errors = 0, summary.errors
    for _, thread in ipairs(threads) do wrong = wrong + thread:get("wrong") end
-   io.write(string.format("\\nfigures %d %d %d %d %d %d\\n", summary.requests, summary.duration,
-      latency:percentile(99), errors.timeout, errors.connect + errors.read + errors.write, wrong))
+   io.write(string.format("\\nfigures %d %d %d %d %d\\n", summary.requests, summary.duration,
+      latency:percentile(99), errors.timeout + errors.connect + errors.read + errors.write, wrong))
 end
 """
 
 
+@functools.lru_cache(maxsize=1)
+def has_wrk() -> bool:
+    return shutil.which("wrk") is not None
+
+
 def run(*command: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=timeout,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
 
 
 def processor_time_of_children() -> float:
@@ -336,7 +283,7 @@ def processor_time_of_children() -> float:
 
 
 def load_by_wrk(folder: str, port: int, connections: int, seconds: float, late: float) -> Load:
-    """It compares every answer, too; of an answer that never comes it does not tell."""
+    """wrk compares every response, too."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{math.ceil(seconds)}s"]
     command += [f"-T{math.ceil(late)}s", "-s", str(beside(folder, "wrk.lua"))]
     command += [f"http://127.0.0.1:{port}/feed.xml", "--", str(pathlib.Path(folder, "feed.xml"))]
@@ -347,16 +294,17 @@ def load_by_wrk(folder: str, port: int, connections: int, seconds: float, late: 
         raise Failed(f"no end of {command}") from None
     worked = processor_time_of_children() - worked
     figures = done.stdout.rpartition("\nfigures ")[2].split()
-    if done.returncode or len(figures) != 6:
+    if done.returncode or len(figures) != 5:
         raise Failed(f"wrk: {(done.stderr or done.stdout).strip()[:200]}")
-    count, duration, p99, times_out, errors, wrong = map(int, figures)
+    count, duration, p99, missing, wrong = map(int, figures)
     if wrong:
-        raise Failed(f"{wrong} wrong answers of {count}")
+        raise Failed(f"{wrong} wrong responses of {count}")
     spent = duration / 1e6
-    return Load(count / spent, p99 / 1e6 if count else math.inf, times_out, errors, worked / spent)
+    return Load(count / spent, p99 / 1e6 if count else math.inf, missing, worked / spent)
 
 
-# The peers: contexts with a port. Where one fails its process is ended, so none cleans up then.
+# The peers: context managers that give a port. If one fails, its process is killed, so none of them
+# cleans up after an exception.
 
 
 @functools.lru_cache(maxsize=1)
@@ -365,36 +313,20 @@ def bodies(folder: str) -> dict[str, bytes]:
 
 
 @functools.lru_cache(maxsize=1)
-def answers(folder: str) -> dict[bytes, bytes]:
+def ready_responses(folder: str) -> dict[bytes, bytes]:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s"
     return {path.encode(): head % (len(body), body) for path, body in bodies(folder).items()}
 
 
-def be_floor(listening: socket.socket, ready: dict[bytes, bytes]) -> None:
-    """Answer one connection after the other, as a thread for each would only take longer."""
-    with contextlib.suppress(OSError):
-        while True:
-            connection, _ = listening.accept()
-            with connection, contextlib.suppress(ConnectionError):
-                while request := connection.recv(65536):
-                    if request == QUIT:
-                        return
-                    connection.sendall(ready[request.split(b" ", 2)[1]])
-                    if b"Connection: close" in request:
-                        break
-
-
-def be_floor_for_many(listening: socket.socket, ready: dict[bytes, bytes]) -> None:
-    """Answer whichever connection has something to read."""
-    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-        selector = stack.enter_context(selectors.DefaultSelector())
+def respond_bare(listening: socket.socket, ready: dict[bytes, bytes]) -> None:
+    """Respond on whichever connection has something to read."""
+    with contextlib.suppress(OSError), selectors.DefaultSelector() as selector:
         selector.register(listening, selectors.EVENT_READ)
         while True:
             for key, _ in selector.select():
                 connection: Any = key.fileobj
                 if connection is listening:
-                    connection = stack.enter_context(listening.accept()[0])
-                    selector.register(connection, selectors.EVENT_READ)
+                    selector.register(listening.accept()[0], selectors.EVENT_READ)
                     continue
                 request = b""
                 with contextlib.suppress(ConnectionError):
@@ -403,27 +335,32 @@ def be_floor_for_many(listening: socket.socket, ready: dict[bytes, bytes]) -> No
                         return
                     if request:
                         connection.sendall(ready[request.split(b" ", 2)[1]])
-                if not request:
+                if not request or b"Connection: close" in request:
                     selector.unregister(connection)
                     connection.close()
 
 
 @contextlib.contextmanager
-def floor(
-    folder: str, be: Callable[[socket.socket, dict[bytes, bytes]], None] = be_floor
-) -> Iterator[int]:
-    """Bare sockets: one thread, which reads and sends what it has ready."""
-    with socket.create_server(("127.0.0.1", 0), backlog=2 * CONNECTIONS) as listening:
+def floor(folder: str) -> Iterator[int]:
+    """Bare sockets: one thread, which sends what it has ready."""
+    with socket.create_server(("127.0.0.1", 0), backlog=2 * NEW) as listening:
         port = listening.getsockname()[1]
-        thread = threading.Thread(target=be, args=[listening, answers(folder)], daemon=True)
+        arguments = [listening, ready_responses(folder)]
+        thread = threading.Thread(target=respond_bare, args=arguments, daemon=True)
         thread.start()
         yield port
         try:
-            listening.shutdown(socket.SHUT_RDWR)  # ends accept() on Linux, and is refused elsewhere
+            listening.shutdown(socket.SHUT_RDWR)  # ends accept() on Linux; an error elsewhere
         except OSError:
             with connect(port) as connection:
                 connection.sendall(QUIT)
         thread.join()
+
+
+@contextlib.contextmanager
+def this_server(folder: str) -> Iterator[int]:
+    with feedtestserver.FeedTestServer(folder) as server:
+        yield server.port
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
@@ -440,7 +377,7 @@ class QuietServer(http.server.ThreadingHTTPServer):
 def http_server(
     folder: str, protocol: str = "HTTP/1.0", poll_interval: float = 0.5
 ) -> Iterator[int]:
-    """What the library has, with its defaults: stopping waits for the next poll."""
+    """The library's server; its defaults are those here, and stopping waits for the next poll."""
     handler = type("Handler", (QuietHandler,), {"protocol_version": protocol})
     with QuietServer(("127.0.0.1", 0), functools.partial(handler, directory=folder)) as server:
         thread = threading.Thread(target=server.serve_forever, args=[poll_interval], daemon=True)
@@ -451,15 +388,8 @@ def http_server(
 
 
 @contextlib.contextmanager
-def this_server(folder: str) -> Iterator[int]:
-    with feedtestserver.FeedTestServer(folder) as server:
-        yield server.port
-
-
-@contextlib.contextmanager
-def pytest_httpserver(folder: str, threaded: bool = False) -> Iterator[int]:
-    make_server = importlib.import_module("pytest_httpserver").HTTPServer
-    with make_server(threaded=threaded) as server:
+def pytest_httpserver(folder: str) -> Iterator[int]:
+    with importlib.import_module("pytest_httpserver").HTTPServer() as server:
         for path, body in bodies(folder).items():
             server.expect_request(path).respond_with_data(body)
         yield server.port
@@ -467,7 +397,7 @@ def pytest_httpserver(folder: str, threaded: bool = False) -> Iterator[int]:
 
 @contextlib.contextmanager
 def aiohttp(folder: str) -> Iterator[int]:
-    """Its test server and static files, in a loop of another thread, for clients that block."""
+    """Its test server and static files, in the loop of another thread, for clients that block."""
     application = importlib.import_module("aiohttp.web").Application()
     application.router.add_static("/", folder)
     server = importlib.import_module("aiohttp.test_utils").TestServer(application, host="127.0.0.1")
@@ -485,7 +415,7 @@ def aiohttp(folder: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def responses(folder: str) -> Iterator[int]:
-    """No server: it answers in the place of requests, in its process."""
+    """No server: it responds instead of requests, in its process."""
     with importlib.import_module("responses").RequestsMock() as mock:
         mock.add("GET", URL, body=bodies(folder)["/feed.xml"])
         yield 0
@@ -496,53 +426,137 @@ def get_by_requests(port: int) -> bytes:
     return b"\r\n\r\n" + body
 
 
-# Programs print their port, and end with their input. One runs as long as the process of its peer.
+# The peers in other languages. A program prints the port of its server. For each line with a number
+# of seconds it starts another server, gets the feed and stops it, for so long; it prints the median
+# in milliseconds. It ends with its input.
 
 GO = """
 package main
 
 import (
+	"bufio"
+	"bytes"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"sort"
+	"strconv"
+	"time"
 )
 
-func serve(answer http.ResponseWriter, request *http.Request) {
-	http.ServeFile(answer, request, filepath.Join(os.Args[1], filepath.Base(request.URL.Path)))
-}
+const lastGet = "GET /feed.xml HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\nConnection: close\\r\\n\\r\\n"
 
-func main() {
-	listening, err := net.Listen("tcp", "127.0.0.1:0")
+func check(err error) {
 	if err != nil {
 		panic(err)
 	}
+}
+
+func serve(response http.ResponseWriter, request *http.Request) {
+	http.ServeFile(response, request, filepath.Join(os.Args[1], filepath.Base(request.URL.Path)))
+}
+
+func cycle(feed []byte) float64 {
+	begin := time.Now()
+	server := httptest.NewServer(http.HandlerFunc(serve))
+	connection, err := net.Dial("tcp", server.Listener.Addr().String())
+	check(err)
+	_, err = io.WriteString(connection, lastGet)
+	check(err)
+	response, err := io.ReadAll(connection)
+	check(err)
+	connection.Close()
+	server.Close()
+	milliseconds := time.Since(begin).Seconds() * 1000
+	if !bytes.HasSuffix(response, append([]byte("\\r\\n\\r\\n"), feed...)) {
+		panic("a wrong response")
+	}
+	return milliseconds
+}
+
+func main() {
+	feed, err := os.ReadFile(filepath.Join(os.Args[1], "feed.xml"))
+	check(err)
+	listening, err := net.Listen("tcp", "127.0.0.1:0")
+	check(err)
 	fmt.Println(listening.Addr().(*net.TCPAddr).Port)
 	go http.Serve(listening, http.HandlerFunc(serve))
-	io.Copy(io.Discard, os.Stdin)
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		seconds, err := strconv.ParseFloat(lines.Text(), 64)
+		check(err)
+		times := []float64{}
+		for begin := time.Now(); len(times) == 0 || time.Since(begin).Seconds() < seconds; {
+			times = append(times, cycle(feed))
+		}
+		sort.Float64s(times)
+		fmt.Println(times[len(times)/2])
+	}
 }
 """
 
 NODE = """
 'use strict';
 const fs = require('fs');
+const http = require('http');
+const net = require('net');
 const path = require('path');
 const folder = process.argv[2];
 const bodies = new Map();
 for (const name of fs.readdirSync(folder)) {
   bodies.set('/' + name, fs.readFileSync(path.join(folder, name)));
 }
-const server = require('http').createServer((request, response) => {
+const lastGet = 'GET /feed.xml HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\nConnection: close\\r\\n\\r\\n';
+const expected = Buffer.concat([Buffer.from('\\r\\n\\r\\n'), bodies.get('/feed.xml')]);
+
+function serve(request, response) {
   const body = bodies.get(request.url);
   response.writeHead(body ? 200 : 404, {'Content-Length': body ? body.length : 0});
   response.end(body);
-});
+}
+
+function cycle() {
+  return new Promise((resolve, reject) => {
+    const begin = process.hrtime.bigint();
+    const server = http.createServer(serve);
+    server.listen({host: '127.0.0.1', port: 0}, () => {
+      const parts = [];
+      const connection = net.connect(server.address().port, '127.0.0.1');
+      connection.on('error', reject);
+      connection.on('data', (part) => parts.push(part));
+      connection.on('end', () => server.close(() => {
+        const milliseconds = Number(process.hrtime.bigint() - begin) / 1e6;
+        if (!expected.equals(Buffer.concat(parts).subarray(-expected.length))) {
+          throw new Error('a wrong response');
+        }
+        resolve(milliseconds);
+      }));
+      connection.write(lastGet);
+    });
+  });
+}
+
+async function measure(seconds) {
+  const times = [];
+  for (const end = Date.now() + seconds * 1000; !times.length || Date.now() < end;) {
+    times.push(await cycle());
+  }
+  times.sort((one, other) => one - other);
+  console.log(times[Math.floor(times.length / 2)]);
+}
+
+const server = http.createServer(serve);
+// These limits would end the connections that are held open.
+server.keepAliveTimeout = server.headersTimeout = server.requestTimeout = 0;
 server.listen({host: '127.0.0.1', port: 0, backlog: 1024}, () => {
   console.log(server.address().port);
 });
-process.stdin.on('close', () => process.exit()).resume();
+require('readline').createInterface({input: process.stdin})
+    .on('line', (line) => measure(Number(line)))
+    .on('close', () => process.exit());
 """
 
 
@@ -558,7 +572,7 @@ def make_go(folder: str) -> None:
     quiet = {"GOTOOLCHAIN": "local", "GOPROXY": "off", "GOFLAGS": ""}
     subprocess.run(
         command, env={**os.environ, **quiet}, cwd=source.parent, check=True, capture_output=True,
-        stdin=subprocess.DEVNULL, timeout=3 * PATIENCE,
+        stdin=subprocess.DEVNULL, timeout=6 * PATIENCE,
     )  # fmt: skip
 
 
@@ -566,88 +580,86 @@ def make_node(folder: str) -> None:
     beside(folder, "peer.js").write_text(NODE)
 
 
-@functools.lru_cache(maxsize=1)
-def running(*command: str) -> tuple[subprocess.Popen[bytes], int]:
-    program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    atexit.register(program.communicate)
-    assert program.stdout
-    return program, int(program.stdout.readline())
-
-
-@contextlib.contextmanager
-def go(folder: str) -> Iterator[int]:
-    """The server of Go's library, and files."""
-    yield running(str(beside(folder, "peer")), folder)[1]
-
-
-@contextlib.contextmanager
-def node(folder: str) -> Iterator[int]:
-    """The server of Node's library, and what it has in memory."""
-    yield running("node", str(beside(folder, "peer.js")), folder)[1]
-
-
 class Program(NamedTuple):
     make: Callable[[str], None]
+    command: tuple[str, ...]  # its last word is the name of a file beside the folder
     version: tuple[str, ...]  # the command that prints it
 
 
 PROGRAMS = {
-    "go": Program(make_go, ("go", "version")),
-    "node": Program(make_node, ("node", "--version")),
+    "go": Program(make_go, ("peer",), ("go", "version")),
+    "node": Program(make_node, ("node", "peer.js"), ("node", "--version")),
 }
+
+
+@functools.lru_cache(maxsize=1)
+def running(name: str, folder: str) -> tuple[subprocess.Popen[str], int]:
+    """A program and its port; it runs as long as the process of its peer."""
+    *words, file = PROGRAMS[name].command
+    program = subprocess.Popen(
+        [*words, str(beside(folder, file)), folder],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert program.stdout
+    return program, int(program.stdout.readline())
+
+
+def cycle_of_program(name: str, folder: str, seconds: float) -> float:
+    program, _ = running(name, folder)
+    assert program.stdin and program.stdout
+    program.stdin.write(f"{seconds}\n")
+    program.stdin.flush()
+    return float(program.stdout.readline())
+
+
+@contextlib.contextmanager
+def serving_program(folder: str, name: str) -> Iterator[int]:
+    yield running(name, folder)[1]
 
 
 class Peer(NamedTuple):
     serving: Callable[[str], contextlib.AbstractContextManager[int]]
     package: str = ""
+    program: str = ""
     get: Callable[[int], bytes] = get
-    serving_many: Callable[[str], contextlib.AbstractContextManager[int]] | None = None
-    program: str = ""  # there is nothing to start and stop then in the process that asks
+    has_port: bool = True
+    can_hold: bool = False  # many connections, without a thread for each of them
 
 
 OWN = "feedtestserver"
 PEERS = {
-    "floor": Peer(floor, serving_many=functools.partial(floor, be=be_floor_for_many)),
+    "floor": Peer(floor, can_hold=True),
+    OWN: Peer(this_server, can_hold=True),
+    "go": Peer(functools.partial(serving_program, name="go"), program="go", can_hold=True),
+    "node": Peer(functools.partial(serving_program, name="node"), program="node", can_hold=True),
     "http.server": Peer(http_server),
     "http.server-tuned": Peer(
         functools.partial(http_server, protocol="HTTP/1.1", poll_interval=0.01)
     ),
-    OWN: Peer(this_server),
     "pytest-httpserver": Peer(pytest_httpserver, "pytest_httpserver"),
-    "pytest-httpserver-threaded": Peer(
-        functools.partial(pytest_httpserver, threaded=True), "pytest_httpserver"
-    ),
-    "aiohttp": Peer(aiohttp, "aiohttp"),
-    "go": Peer(go, program="go"),
-    "node": Peer(node, program="node"),
-    "responses": Peer(responses, "responses", get_by_requests),
+    "aiohttp": Peer(aiohttp, "aiohttp", can_hold=True),
+    "responses": Peer(responses, "responses", get=get_by_requests, has_port=False),
 }
 
 # What is done in the process of a peer
 
 
-def cycle(peer: Peer, folder: str, seconds: float) -> float:
-    """Milliseconds to start, to get one answer, and to stop."""
-    times = []
+def cycle(name: str, folder: str, seconds: float) -> float:
+    """The milliseconds that it takes to start, to get one response, and to stop."""
+    peer = PEERS[name]
+    if peer.program:
+        return cycle_of_program(name, folder, seconds)
 
     def act() -> None:
-        begin = time.perf_counter()
         with peer.serving(folder) as port:
-            answer = peer.get(port)
-        times.append(time.perf_counter() - begin)
-        check(answer)
+            check(peer.get(port))
 
-    rate(act, seconds)
-    return statistics.median(times) * 1000
+    return statistics.median(repeat(act, seconds)) * 1000
 
 
-def get_here(peer: Peer, folder: str, seconds: float) -> float:
-    with peer.serving(folder) as port:
-        return rate(lambda: check(peer.get(port)), seconds)
-
-
-def run_tests(peer: Peer, folder: str, limit: float) -> tuple[float, int]:
-    """Seconds that a run took, and how many tests it had done by the limit."""
+def run_tests(name: str, folder: str, limit: float) -> tuple[float, int]:
+    """The seconds that a run took, and how many tests it had done by the limit."""
+    peer = PEERS[name]
 
     class Tests(unittest.TestCase):
         def setUp(self) -> None:
@@ -660,7 +672,7 @@ def run_tests(peer: Peer, folder: str, limit: float) -> tuple[float, int]:
 
         def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
             if result and time.perf_counter() - begin > limit and result.testsRun:
-                result.stop()  # which is after this one
+                result.stop()  # after this test
             return super().run(result)
 
     suite = unittest.TestSuite(Tests() for _ in range(TESTS))
@@ -673,177 +685,41 @@ def run_tests(peer: Peer, folder: str, limit: float) -> tuple[float, int]:
     return seconds, result.testsRun
 
 
-def acts_of_peer(name: str, folder: str) -> dict[str, Callable[..., Any]]:
-    peer, stack = PEERS[name], contextlib.ExitStack()
-
-    def serve(many: bool) -> int:
-        serving = (many and peer.serving_many) or peer.serving
-        return stack.enter_context(serving(folder))
-
-    return {
-        "cycle": functools.partial(cycle, peer, folder),
-        "get": functools.partial(get_here, peer, folder),
-        "tests": functools.partial(run_tests, peer, folder),
-        "serve": serve,
-        "stop": stack.close,
-    }
-
-
-def acts_of_load() -> dict[str, Callable[..., Any]]:
-    return {"load": keep_busy}
-
-
-# What is done in the processes of a server with many open connections, and of those who hold them
-
-
-def acts_of_holder(folder: str) -> dict[str, Callable[..., Any]]:
-    servers: list[feedtestserver.FeedTestServer] = []
-
-    def serve() -> int:
-        server = feedtestserver.FeedTestServer(folder)
-        response = functools.partial(feedtestserver.Response, FEED)
-        server.respond("/stalled", response(fault="stall at headers"))
-        server.respond("/delayed", response(delay=3600))
-        server.respond("/throttled", response(rate=1))
-        server.start()
-        servers.append(server)
-        return server.port
-
-    def stop() -> float:
-        server = servers.pop()
-        begin = time.perf_counter()
-        server.stop()
-        return time.perf_counter() - begin
-
-    return {"serve": serve, "stop": stop, "peak": peak_memory}
-
-
-def peak_memory() -> float | None:
-    """In MB, of this process so far; none where the system does not tell."""
+def memory(name: str, folder: str) -> float | None:
+    """The resident set in MB; None where the system does not tell."""
+    program = PEERS[name].program
+    process = running(program, folder)[0].pid if program else "self"
     with contextlib.suppress(OSError):
-        for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+        for line in pathlib.Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
                 return int(line.split()[1]) * 1024 / 1e6
     return None
 
 
-class Waiting(NamedTuple):
-    """A kind of connection that stays open, and what it waits for."""
+def acts_of(name: str, folder: str) -> dict[str, Callable[..., Any]]:
+    stack = contextlib.ExitStack()
 
-    kind: str
-    request: bytes
-    has_answer: bool = False
-    has_head: bool = False
-    rest: bytes = b""  # what may come of the body, at some time
+    def stop() -> float:
+        begin = time.perf_counter()
+        stack.close()
+        return time.perf_counter() - begin
 
-
-def for_path(path: bytes) -> bytes:
-    return GET.replace(b"/feed.xml", path)
-
-
-WAITING = (
-    Waiting("idle", b""),
-    Waiting("half a head", GET[: len(GET) // 2]),
-    Waiting("kept alive", GET, has_answer=True),
-    Waiting("stalled", for_path(b"/stalled"), has_head=True),
-    Waiting("delayed", for_path(b"/delayed")),
-    Waiting("throttled", for_path(b"/throttled"), has_head=True, rest=FEED),
-)
+    return {
+        "serve": lambda: stack.enter_context(PEERS[name].serving(folder)),
+        "stop": stop,
+        "cycle": functools.partial(cycle, name, folder),
+        "tests": functools.partial(run_tests, name, folder),
+        "memory": functools.partial(memory, name, folder),
+    }
 
 
-class Held:
-    """One such connection; whatever comes on it, but should not, is an error."""
-
-    def __init__(self, port: int, waiting: Waiting) -> None:
-        self.waiting = waiting
-        self.came = b""
-        self.connection = connect(port)
-        if waiting.has_answer:
-            get_again(self.connection)
-            return
-        self.connection.sendall(waiting.request)
-        answer = b""
-        while waiting.has_head and b"\r\n\r\n" not in answer:
-            if not (more := self.connection.recv(65536)):
-                break
-            answer += more
-        head, _, self.came = answer.partition(b"\r\n\r\n")
-        if waiting.has_head and not head.startswith(b"HTTP/1.1 200 "):
-            raise Failed(f"a wrong answer, {waiting.kind}: {head[:80]!r}...")
-
-    def has_ended(self) -> bool:
-        """Read what there is, or until the end where the socket has a time limit."""
-        ended = True
-        try:
-            while more := self.connection.recv(65536):
-                self.came += more
-        except (BlockingIOError, socket.timeout):
-            ended = False
-        except ConnectionError:
-            pass
-        if not self.waiting.rest.startswith(self.came):
-            raise Failed(f"a wrong answer, {self.waiting.kind}: {self.came[:80]!r}...")
-        return ended
-
-
-def acts_of_crowd() -> dict[str, Callable[..., Any]]:
-    crowd: list[Held] = []
-
-    def hold(port: int, number: int) -> None:
-        for _ in range(number):
-            crowd.append(Held(port, WAITING[len(crowd) % len(WAITING)]))
-
-    def look() -> None:
-        for held in crowd:
-            held.connection.setblocking(False)
-            if held.has_ended():
-                raise Failed(f"a connection has ended too early, {held.waiting.kind}")
-
-    def leave() -> None:
-        """See that the server has ended them all."""
-        for held in crowd:
-            held.connection.settimeout(PATIENCE / 2)
-            if not held.has_ended():
-                raise Failed(f"a connection is open though the server is not, {held.waiting.kind}")
-            held.connection.close()
-        crowd.clear()
-
-    return {"hold": hold, "look": look, "leave": leave}
-
-
-# Processes
-
-
-def allow_descriptors(wanted: int) -> float:
-    """How many a process may have, and those that it starts; a system may allow fewer at first."""
-    with contextlib.suppress(ImportError):
-        import resource
-
-        now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if now == resource.RLIM_INFINITY:
-            return math.inf
-        if most != resource.RLIM_INFINITY:
-            wanted = min(wanted, most)
-        with contextlib.suppress(ValueError, OSError):
-            if now < wanted:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
-                now = wanted
-        return now
-    return math.inf
-
-
-Acts = Callable[..., "dict[str, Callable[..., Any]]"]
-
-
-def be_helper(
-    make_acts: Acts, arguments: tuple[str, ...], pipe: multiprocessing.connection.Connection
-) -> None:
-    """Do what the other end asks for, until it is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the other end that is interrupted
+def be_peer(name: str, folder: str, pipe: multiprocessing.connection.Connection) -> None:
+    """Do what the other end asks for, until it closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other end
     os.environ["no_proxy"] = "*"
     for noisy in ("werkzeug", "aiohttp"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
-    acts = make_acts(*arguments)
+    acts = acts_of(name, folder)
     with contextlib.suppress(EOFError, OSError):
         while True:
             act, *values = pipe.recv()
@@ -854,14 +730,21 @@ def be_helper(
             pipe.send(answer)
 
 
-class Helper:
-    """A process, as it is seen from this one."""
+class Host:
+    """The process of a peer, as it is seen from here, and what was measured with it."""
 
-    def __init__(self, make_acts: Acts, *arguments: str) -> None:
+    def __init__(self, name: str, folder: str) -> None:
+        self.name = name
+        self.folder = folder
+        self.peer = PEERS[name]
+        self.figures: dict[str, list[float]] = {}  # by the names of the columns
+        self.missing: dict[str, int] = {}  # connections that failed, by what they were for
+        self.is_extrapolated = False
+        self.busy = 0.0  # the most that the client was, under load
+        self.failure = ""
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        arguments_of_all = (make_acts, arguments, theirs)
-        self.process = context.Process(target=be_helper, args=arguments_of_all, daemon=True)
+        self.process = context.Process(target=be_peer, args=(name, folder, theirs), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -874,6 +757,16 @@ class Helper:
             raise Failed(value)
         return value
 
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[int]:
+        yield self.ask("serve")
+        self.ask("stop")
+
+    def count_missing(self, what: str, number: int) -> None:
+        if number and self.name == OWN:
+            raise Failed(f"{number} {what} have failed")
+        self.missing[what] = max(number, self.missing.get(what, 0))
+
     def end(self) -> None:
         self.pipe.close()
         self.process.join(PATIENCE)
@@ -881,337 +774,241 @@ class Helper:
         self.process.join()
 
 
-class Host(Helper):
-    """The process of a peer, and what has been measured there."""
+# What is measured: figures by the names of their columns, or none where a peer has no such thing
 
-    def __init__(self, name: str, folder: str) -> None:
-        super().__init__(acts_of_peer, name, folder)
-        self.name = name
-        self.folder = folder
-        self.has_port = PEERS[name].get is get
-        self.is_program = bool(PEERS[name].program)
-        self.cells: dict[Column, list[float]] = {}
-        self.unfinished: dict[str, list[int]] = {}
-        self.busy = 0.0  # the most that a client was, under load
-        self.is_scaled = False
-        self.failure = ""
-        self.clients: Helper | None = None
-
-    @contextlib.contextmanager
-    def serving(self, many: bool = False) -> Iterator[int]:
-        yield self.ask("serve", many)
-        self.ask("stop")
-
-    def load(self, port: int, connections: int, effort: Effort, patience: float) -> Load:
-        """A load from another process than this one."""
-        if has_wrk():
-            return load_by_wrk(self.folder, port, connections, effort.load, effort.late)
-        if not self.clients:
-            self.clients = Helper(acts_of_load)
-        found: Load = self.clients.ask(
-            "load", port, connections, effort.load, effort.late, patience
-        )
-        return found
-
-    def end(self) -> None:
-        super().end()
-        if self.clients:
-            self.clients.end()
+Figures = dict[str, float]
 
 
-class Holder(Helper):
-    """The process of a server with so many open connections, and of those who hold them."""
-
-    def __init__(self, folder: str, number: int, rounds: int) -> None:
-        super().__init__(acts_of_holder, folder)
-        self.crowd = Helper(acts_of_crowd)
-        self.number = number
-        self.rounds = rounds
-        self.gets: list[float] = []
-        self.stops: list[float] = []
-        self.peak: float | None = None
-        self.failure = ""
-
-    def end(self) -> None:
-        super().end()
-        self.crowd.end()
+def start_get_stop(host: Host, effort: Effort) -> Figures:
+    return {"cycle": host.ask("cycle", effort.seconds)}
 
 
-@functools.lru_cache(maxsize=1)
-def has_wrk() -> bool:
-    return shutil.which("wrk") is not None
+def many_tests(host: Host, effort: Effort) -> Figures:
+    if host.peer.program:
+        return {}
+    seconds, number = host.ask("tests", effort.tests)
+    host.is_extrapolated |= number < TESTS
+    return {"tests": seconds * TESTS / number}
 
 
-# What is measured: a number for each column, or none where the peer has no such thing
-
-
-def start_get_stop(host: Host, effort: Effort) -> list[float]:
-    if host.is_program:
-        return []
-    return [host.ask("cycle", effort.seconds)]
-
-
-def new_connections(host: Host, effort: Effort) -> list[float]:
-    if not host.has_port:
-        return [host.ask("get", effort.seconds)]
+def one_by_one(host: Host, effort: Effort) -> Figures:
     with host.serving() as port:
-        return [rate(lambda: check(get(port)), effort.seconds)]
+        return {"one by one": 1 / statistics.mean(repeat(lambda: check(get(port)), effort.seconds))}
 
 
-def keep_alive(host: Host, effort: Effort) -> list[float]:
-    if not host.has_port:
-        return []
-    with host.serving() as port, connect(port) as connection:
-        if not stays_open(get_again(connection)):
-            return []
-        return [rate(lambda: get_again(connection), effort.seconds)]
+def time_limit(host: Host, effort: Effort) -> float:
+    """This server fails if a connection among many is late, so it gets more time."""
+    return PATIENCE / 2 if host.name == OWN else effort.late
 
 
-def many_at_once(host: Host, effort: Effort) -> list[float]:
-    if not host.has_port:
-        return []
+def kept_open(host: Host, effort: Effort, connections: int) -> Figures:
+    late = time_limit(host, effort)
     with host.serving() as port:
-        begin = time.perf_counter()
-        times = get_at_once(port, effort.late)
-        seconds = time.perf_counter() - begin
-    unfinished = times.count(math.inf)
-    host.unfinished.setdefault(f"of {CONNECTIONS} at once", []).append(unfinished)
-    return [(CONNECTIONS - unfinished) / seconds, percentile(times, 0.99) * 1000]
-
-
-def large_body(host: Host, effort: Effort) -> list[float]:
-    if not host.has_port:
-        return []
-    with host.serving() as port:
-        return [LARGE / 1e6 / download(port)]
-
-
-def many_tests(host: Host, effort: Effort) -> list[float]:
-    if host.is_program:
-        return []
-    seconds, number = host.ask("tests", effort.limit)
-    host.is_scaled |= number < TESTS
-    return [seconds * TESTS / number]
-
-
-def under_load(host: Host, effort: Effort, connections: int) -> list[float]:
-    """Where wrk is the client, this process is one before, as wrk overlooks what never comes."""
-    if not host.has_port:
-        return []
-    patience = PATIENCE / 2 if host.name == OWN else effort.late
-    with host.serving(many=True) as port:
         with connect(port) as connection:
             if not stays_open(get_again(connection)):
-                return []
-        loads = []
+                return {}
+        # A response that never comes is not in wrk's figures, so try each connection before.
+        missing = ask_many(port, connections, GET, late, each=2).count(math.inf)
         if has_wrk():
-            loads.append(keep_busy(port, connections, effort.seconds, effort.late, patience))
-        loads.append(host.load(port, connections, effort, patience))
-    missing, late = sum(load.missing for load in loads), sum(load.late for load in loads)
-    if missing and host.name == OWN:
-        raise Failed(f"{missing} answers are missing")
-    host.unfinished.setdefault(f"with {connections} kept alive", []).append(missing + late)
-    host.busy = max(host.busy, loads[-1].busy)
-    p99 = math.inf if missing > connections / 100 else loads[-1].p99
-    return [loads[-1].rate, p99 * 1000]
+            load = load_by_wrk(host.folder, port, connections, effort.load, late)
+        else:
+            load = load_by_hand(port, connections, effort.load, late)
+    host.busy = max(host.busy, load.busy)
+    missing = min(missing + load.missing, connections)
+    host.count_missing(f"of {connections} kept open", missing)
+    p99 = math.inf if missing > connections / 100 else load.p99 * 1000
+    return {f"kept {connections}": load.rate, f"kept {connections} p99": p99}
 
 
-class Column(NamedTuple):
-    title: tuple[str, str, str]  # line by line, the unit last
-    is_time: bool  # so less is better
-
-
-Measure = Callable[[Host, Effort], "list[float]"]
-WORKLOADS: dict[Measure, list[Column]] = {
-    start_get_stop: [Column(("start,", "GET, stop", "ms"), True)],
-    new_connections: [Column(("new con-", "nections", "GETs/s"), False)],
-    keep_alive: [Column(("keep-", "alive", "GETs/s"), False)],
-    many_at_once: [
-        Column((f"{CONNECTIONS}", "at once", "GETs/s"), False),
-        Column((f"{CONNECTIONS}", "at once", "p99 ms"), True),
-    ],
-    large_body: [Column(("large", "body", "MB/s"), False)],
-    many_tests: [Column((f"{TESTS:,}", "tests", "s"), True)],
-}
-
-
-LOADS: dict[Measure, list[Column]] = {
-    functools.partial(under_load, connections=number): [
-        Column((f"{number}", "kept", "GETs/s"), False),
-        Column((f"{number}", "kept", "p99 ms"), True),
-    ]
-    for number in KEPT
-}
-
-
-def warm_up(host: Host, effort: Effort) -> list[float]:
-    """Look at the bytes before any time is taken; what is made once is made then."""
-    if not host.has_port:
-        host.ask("get", 0)
-        return []
+def new_at_once(host: Host, effort: Effort) -> Figures:
+    late = time_limit(host, effort)
     with host.serving() as port:
-        check(get(port))
-        download(port)
-    return []
+        begin = time.perf_counter()
+        times = ask_many(port, NEW, LAST_GET % b"feed.xml", late)
+        seconds = time.perf_counter() - begin
+    missing = times.count(math.inf)
+    host.count_missing(f"of {NEW} new", missing)
+    return {"new": (NEW - missing) / seconds, "new p99": percentile(times, 0.99) * 1000}
+
+
+def large_body(host: Host, effort: Effort) -> Figures:
+    with host.serving() as port:
+        return {"large": LARGE / 1e6 / download(port)}
+
+
+def held_open(host: Host, effort: Effort) -> Figures:
+    """In a process of its own, as memory that is free again would be used first."""
+    if not host.peer.can_hold or not effort.held:
+        return {}
+    fresh = Host(host.name, host.folder)
+    try:
+        return hold(fresh, effort)
+    except (Failed, EOFError, OSError):
+        fresh.process.kill()
+        raise
+    finally:
+        fresh.end()
+
+
+def hold(host: Host, effort: Effort) -> Figures:
+    """Half of the connections have sent nothing yet; on the others there was one response."""
+    port = host.ask("serve")
+    repeat(lambda: check(get(port)), effort.seconds)
+    before = host.ask("memory")
+    deadline = time.perf_counter() + 3 * PATIENCE
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(connect(port)) for _ in range(effort.held // 2)]
+        while len(held) < effort.held:
+            held.append(stack.enter_context(connect(port)))
+            get_again(held[-1])
+            if time.perf_counter() > deadline:
+                raise Failed(f"no more than {len(held)} connections were open in time")
+        times = repeat(lambda: check(get(port)), 5 * effort.seconds)
+        after = host.ask("memory")
+        for connection in held:
+            connection.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                raise Failed(f"{connection.recv(80)!r} came on a connection that was held open")
+        stop = host.ask("stop")
+    figures = {f"held p{share}": percentile(times, share / 100) * 1000 for share in (50, 99)}
+    if before and after:
+        figures["held memory"] = after - before
+    if not host.peer.program:
+        figures["held stop"] = stop * 1000
+    return figures
+
+
+def warm_up(host: Host, effort: Effort) -> Figures:
+    """Compare the bytes before any time is taken; what is made once is made then."""
+    host.ask("cycle", 0)
+    if host.peer.has_port:
+        with host.serving() as port:
+            check(get(port))
+            download(port)
+    return {}
+
+
+Measure = Callable[[Host, Effort], Figures]
+WITHOUT_PORT: list[Measure] = [start_get_stop, many_tests]
+WITH_PORT: list[Measure] = [
+    *(functools.partial(kept_open, connections=number) for number in KEPT),
+    new_at_once,
+    large_body,
+    held_open,
+]
 
 
 def attempt(measure: Measure, host: Host, effort: Effort) -> float:
-    """Enter a round into the cells; the seconds that it took."""
+    """Enter the figures of a round; the seconds that it took."""
     begin = time.perf_counter()
     try:
-        columns = {**WORKLOADS, **LOADS}.get(measure, [])
-        for column, number in zip(columns, measure(host, effort)):
-            host.cells.setdefault(column, []).append(number)
+        for column, number in measure(host, effort).items():
+            host.figures.setdefault(column, []).append(number)
     except (Failed, EOFError, OSError) as error:
-        host.failure = f"{name_of(measure)}: {str(error) or type(error).__name__}"
+        what = getattr(measure, "func", measure).__name__
+        host.failure = f"{what}: {str(error) or type(error).__name__}"
         host.process.kill()
     return time.perf_counter() - begin
 
 
-def name_of(measure: Measure) -> str:
-    if isinstance(measure, functools.partial):
-        values = ", ".join(f"{key}={value}" for key, value in measure.keywords.items())
-        return f"{measure.func.__name__}({values})"
-    return measure.__name__
-
-
-def measure_all(
-    hosts: list[Host], measures: Iterable[Measure], effort: Effort, rounds: int, budget: float
-) -> None:
-    """Round by round; a slow peer, whose time is used up, has fewer of them."""
+def measure_all(hosts: list[Host], measures: Iterable[Measure], effort: Effort) -> None:
+    """Round by round; a slow peer gets fewer of them."""
     for measure in measures:
         spent = dict.fromkeys(hosts, 0.0)
-        for number in range(rounds):
-            for host in hosts:
-                if not host.failure and (not number or spent[host] < budget):
-                    spent[host] += attempt(measure, host, effort)
-
-
-def hold_open(holder: Holder, effort: Effort) -> None:
-    """A round: the time that others' GETs take, and that it takes to stop."""
-
-    def act() -> None:
-        begin = time.perf_counter()
-        answer = get(port)
-        holder.gets.append(time.perf_counter() - begin)
-        check(answer)
-
-    port = holder.ask("serve")
-    for first in range(0, holder.number, OPEN):  # so that none of these acts takes long
-        holder.crowd.ask("hold", port, min(OPEN, holder.number - first))
-    rate(act, effort.seconds)
-    holder.crowd.ask("look")
-    holder.stops.append(holder.ask("stop"))
-    holder.crowd.ask("leave")
-    holder.peak = holder.ask("peak")
-
-
-def hold_all_open(holders: list[Holder], effort: Effort) -> None:
-    for number in range(effort.open_rounds):
-        for holder in holders:
-            if number < holder.rounds and not holder.failure:
-                try:
-                    hold_open(holder, effort)
-                except (Failed, EOFError, OSError) as error:
-                    holder.failure = str(error) or type(error).__name__
-                    holder.process.kill()
-                    holder.crowd.process.kill()
+        for number, host in itertools.product(range(effort.rounds), hosts):
+            is_possible = host.peer.has_port or measure in WITHOUT_PORT
+            is_due = not number or spent[host] < BUDGET
+            if is_possible and is_due and not host.failure:
+                spent[host] += attempt(measure, host, effort)
 
 
 # What is printed
 
+Columns = dict[str, tuple[str, ...]]  # the lines of the titles, the unit last
+
+
+def columns_of_table(held: int) -> Columns:
+    return {
+        "cycle": ("start", "GET", "stop", "ms"),
+        "tests": (f"{TESTS:,}", "tests", "", "s"),
+        **{f"kept {number}": ("kept", "open", f"{number}", "GETs/s") for number in KEPT},
+        "new p99": (f"{NEW}", "new at", "once", "p99 ms"),
+        "large": ("large", "body", "", "MB/s"),
+        "held p99": (f"{held:,}", "held", "GET", "p99 ms"),
+        "held memory": (f"{held:,}", "held", "memory", "MB"),
+    }
+
+
+def columns_of_second_table(held: int) -> Columns:
+    return {
+        "one by one": ("new", "one by", "one", "GETs/s"),
+        "new": (f"{NEW}", "new at", "once", "GETs/s"),
+        **{f"kept {number} p99": ("kept", "open", f"{number}", "p99 ms") for number in KEPT},
+        "held p50": (f"{held:,}", "held", "GET", "p50 ms"),
+        "held stop": (f"{held:,}", "held", "stop", "ms"),
+    }
+
 
 def show(number: float) -> str:
-    return f"{number:,.{0 if number >= 100 else 1 if number >= 10 else 2}f}"
+    """Three significant digits."""
+    digits = 2 - math.floor(math.log10(abs(number))) if number else 0
+    return f"{round(number, digits):,.{max(digits, 0)}f}"
 
 
-def show_cell(host: Host, floor: Host, column: Column, late: float) -> tuple[str, str]:
-    if column not in host.cells:
-        return "failed" if host.failure else "-", ""
-    number = statistics.median(host.cells[column])
+def show_figure(host: Host, column: str, effort: Effort) -> str:
+    if column not in host.figures:
+        return "failed" if host.failure else "-"
+    number = statistics.median(host.figures[column])
     if number == math.inf:
-        return f">{late * 1000:,.0f}", ""
-    value = show(number)
-    if host.is_scaled and column in WORKLOADS[many_tests]:
-        value = f"~{value}"
-    if column not in floor.cells or not number:
-        return value, ""
-    ratio = number / statistics.median(floor.cells[column])
-    return value, f"({show(ratio if column.is_time else 1 / ratio)})"
+        return f">{effort.late:.0f} s"
+    is_extrapolated = host.is_extrapolated and column == "tests"
+    return f"~{show(number)}" if is_extrapolated else show(number)
+
+
+def print_table(hosts: list[Host], columns: Columns, effort: Effort) -> None:
+    """As a simple table of reStructuredText."""
+    rows = list(zip(("", "", "", "peer"), *columns.values()))
+    rows += [(host.name, *(show_figure(host, name, effort) for name in columns)) for host in hosts]
+    widths = [max(map(len, cells)) for cells in zip(*rows)]
+    ruler = "  ".join("=" * width for width in widths)
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]
+        lines.append("  ".join(cells).rstrip())
+    print(ruler, *lines[:4], ruler, *lines[4:], ruler, "", sep="\n")
 
 
 def say(text: str) -> None:
-    print(textwrap.fill(text, 100))
+    print(textwrap.fill(text, WIDTH))
 
 
-def print_rows(rows: list[tuple[str, ...]], head: int) -> None:
-    """A simple table of reStructuredText, of which some rows are its head."""
-    widths = [max(map(len, cells)) for cells in zip(*rows)]
-    ruler = "  ".join("=" * width for width in widths)
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    print(ruler, *lines[:head], ruler, *lines[head:], ruler, "", sep="\n")
-
-
-def print_table(hosts: list[Host], floor: Host, columns: list[Column], late: float) -> None:
-    rows = list(zip(("peer", "", ""), *(column.title for column in columns)))
-    for host in hosts:
-        cells = [show_cell(host, floor, column, late) for column in columns]
-        rows += zip((host.name, ""), *cells)
-    print_rows(rows, 3)
-
-
-def print_loads(hosts: list[Host], late: float) -> None:
-    """Without those peers that keep no connection open."""
-    columns = [column for columns in LOADS.values() for column in columns]
-    shown = [host for host in hosts if host.failure or not host.cells.keys().isdisjoint(columns)]
-    print_table(shown, hosts[0], columns, late)
-    client = f"wrk {version_of('wrk', '-v')}" if has_wrk() else "another process of this script"
-    busy = ", ".join(f"{host.busy:.0%} with {host.name}" for host in shown if host.busy)
-    say(f"The load came from {client}. It was busy for {busy} of the time at most.")
-    if others := ", ".join(host.name for host in hosts if host not in shown):
-        say(f"Not there, as they keep no connection open: {others}.")
-
-
-def print_open(holders: list[Holder]) -> None:
-    rows: list[tuple[str, ...]] = [
-        ("open con-", "GET of", "GET of", "stop()", "stop()", "peak"),
-        ("nections", "another", "another", "", "", "memory"),
-        ("", "p50 ms", "p99 ms", "p50 ms", "p99 ms", "MB"),
-    ]
-    for holder in holders:
-        cells = [f"{holder.number:,}"]
-        for times in (holder.gets, holder.stops):
-            shares = (0.5, 0.99) if times else ()
-            cells += [show(percentile(times, share) * 1000) for share in shares] or ["failed"] * 2
-        cells.append("-" if holder.peak is None else show(holder.peak))
-        rows.append(tuple(cells))
-    print_rows(rows, 3)
-    kinds = ", ".join(waiting.kind for waiting in WAITING)
-    say(f"This is {OWN}. The open connections are, in equal parts: {kinds}.")
-    for holder in holders:
-        say(f"With {holder.number:,}: {len(holder.stops)} rounds, {len(holder.gets):,} GETs.")
-        if holder.failure:
-            print(f"{OWN} has failed with {holder.number:,} open: {holder.failure}")
-
-
-def print_notes(hosts: list[Host], late: float) -> None:
+def spread(hosts: list[Host]) -> float:
+    """How far rounds are from the median of their cell, in half of the cells."""
+    cells = [numbers for host in hosts for numbers in host.figures.values() if len(numbers) > 1]
     spreads = [0.0]
+    for numbers in cells:
+        median = statistics.median(numbers)
+        if median and max(numbers) < math.inf:
+            spreads.append(max(max(numbers) / median - 1, 1 - min(numbers) / median))
+    return statistics.median(spreads)
+
+
+def print_notes(hosts: list[Host], effort: Effort) -> None:
+    failed = []
     for host in hosts:
-        for what, unfinished in host.unfinished.items():
-            if any(unfinished):
-                counts = ", ".join(map(str, unfinished))
-                print(f"{host.name}: {counts} {what} have failed, or had no end in {late} s.")
+        numbers = [f"{number} {what}" for what, number in host.missing.items() if number]
+        failed += [f"{host.name} {', '.join(numbers)}"] if numbers else []
+    if failed:
+        say(f"Connections that failed, or had no end in {effort.late:.0f} s: {'; '.join(failed)}.")
+    busy = ", ".join(f"{host.name} ({host.busy:.0%})" for host in hosts if host.busy > 0.8)
+    notes = f"The load came from {'wrk ' + version_of('wrk', '-v') if has_wrk() else 'this script'}"
+    notes += f", which was itself the limit with {busy}." if busy else "."
+    if effort.rounds > 1:
+        notes += f" In half of the cells, all rounds are within {spread(hosts):.0%} of the median."
+    say(notes)
+    for host in hosts:
         if host.failure:
-            print(f"{host.name} has failed: {host.failure}")
-        for numbers in host.cells.values():
-            if len(numbers) > 1 and max(numbers) < math.inf:
-                median = statistics.median(numbers)
-                spreads.append(max(abs(number / median - 1) for number in numbers))
-    if any(spreads):
-        half, most = statistics.median(spreads), max(spreads)
-        print(
-            f"Rounds are within {half:.0%} of their median in half of the cells, {most:.0%} in all."
-        )
+            say(f"{host.name} has failed: {host.failure}")
 
 
 def ticks() -> tuple[int, int] | None:
@@ -1250,34 +1047,56 @@ def version_of(*command: str) -> str:
     return "?"
 
 
-def print_machine(names: list[str], used: str) -> None:
-    facts = [time.strftime("%Y-%m-%d"), processor(), f"{os.cpu_count()} cores"]
-    facts += [f"{used} used by others before", f"{platform.system()} {platform.release()}"]
+def print_machine(hosts: list[Host], used: str) -> None:
+    facts = [time.strftime("%Y-%m-%d"), processor(), f"{os.cpu_count()} cores ({used} in use)"]
+    facts += [f"{platform.system()} {platform.release()}"]
     facts += [f"{platform.python_implementation()} {platform.python_version()}"]
     facts += [f"feedtestserver {feedtestserver.__version__}"]
-    for package in sorted({PEERS[name].package for name in names} - {""}):
-        facts.append(f"{package.replace('_', '-')} {importlib.metadata.version(package)}")
-    for program in sorted({PEERS[name].program for name in names} - {""}):
-        facts.append(f"{program} {version_of(*PROGRAMS[program].version)}")
+    for host in hosts:
+        if package := host.peer.package:
+            facts.append(f"{package.replace('_', '-')} {importlib.metadata.version(package)}")
+        if program := host.peer.program:
+            facts.append(f"{program} {version_of(*PROGRAMS[program].version)}")
     say(", ".join(facts))
 
 
 # Command line
 
 
-def some_of(known: Iterable[str]) -> Callable[[str], list[str]]:
-    known = list(known)
+def allow_descriptors(wanted: int) -> float:
+    """How many a process may have, and those that it starts; a system may allow fewer at first."""
+    with contextlib.suppress(ImportError):
+        import resource
 
-    def names(text: str) -> list[str]:
-        unknown = ", ".join(set(text.split(",")) - set(known))
-        if unknown:
-            raise argparse.ArgumentTypeError(f"no {unknown}; there are {', '.join(known)}")
-        return text.split(",")
+        now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if now == resource.RLIM_INFINITY:
+            return math.inf
+        if most != resource.RLIM_INFINITY:
+            wanted = min(wanted, most)
+        with contextlib.suppress(ValueError, OSError):
+            if now < wanted:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+                now = wanted
+        return now
+    return math.inf
 
-    return names
+
+def lower_held(effort: Effort) -> Effort:
+    allowed = allow_descriptors(max(4096, effort.held + SPARE))
+    if allowed >= effort.held + SPARE:
+        return effort
+    held = max(int(allowed) - SPARE, 0)
+    print(f"The system allows {allowed:,} descriptors: {held:,} connections are held open")
+    return effort._replace(held=held)
 
 
-def is_installed(name: str, folder: str) -> bool:
+def names_of_peers(text: str) -> list[str]:
+    if unknown := ", ".join(set(text.split(",")) - set(PEERS)):
+        raise argparse.ArgumentTypeError(f"no {unknown}; there are {', '.join(PEERS)}")
+    return text.split(",")
+
+
+def is_usable(name: str, folder: str) -> bool:
     package, program = PEERS[name].package, PEERS[name].program
     if not (shutil.which(program) if program else not package or importlib.util.find_spec(package)):
         print(f"{name} is left out, as it is not installed")
@@ -1292,75 +1111,39 @@ def is_installed(name: str, folder: str) -> bool:
     return True
 
 
-def numbers_of_open(wanted: int) -> list[int]:
-    """How many connections are held open: as many as the descriptors are enough for."""
-    numbers = [OPEN, wanted] if wanted else [OPEN]
-    most = allow_descriptors(max(4096, max(numbers) + SPARE)) - SPARE
-    if most < max(numbers):
-        most = max(int(most), 0)
-        print(f"The system allows descriptors for no more than {most:,} open connections")
-    return sorted({0, *(int(min(number, most)) for number in numbers)})
-
-
-def compare(hosts: list[Host], tables: list[str], effort: Effort) -> None:
-    for host in hosts:
-        attempt(warm_up, host, effort)
-    if "base" in tables:
-        measure_all(hosts, WORKLOADS, effort, effort.rounds, effort.budget)
-        columns = [column for columns in WORKLOADS.values() for column in columns]
-        print_table(hosts, hosts[0], columns, effort.late)
-    if "load" in tables:
-        measure_all(hosts, LOADS, effort, effort.load_rounds, effort.load_budget)
-        print_loads(hosts, effort.late)
-    print_notes(hosts, effort.late)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--quick", action="store_true", help="only see that it runs")
+    parser.add_argument("--quick", action="store_true", help="only see that everything runs")
+    parser.add_argument("--all", action="store_true", help="print a second table, too")
+    parser.add_argument("--rounds", type=int, help=f"{THOROUGH.rounds} by default")
     parser.add_argument(
-        "--peers", type=some_of(PEERS), default=list(PEERS), help="names, with commas"
-    )
-    parser.add_argument(
-        "--tables", type=some_of(TABLES), default=TABLES, help=f"of {', '.join(TABLES)}"
-    )
-    parser.add_argument(
-        "--open", type=int, default=0, help="hold so many connections open, too, such as 10000"
+        "--peers", type=names_of_peers, default=list(PEERS), help="names, with commas"
     )
     arguments = parser.parse_args()
-    effort = QUICK if arguments.quick else THOROUGH
-    numbers = numbers_of_open(arguments.open)
+    effort = lower_held(QUICK if arguments.quick else THOROUGH)
+    if arguments.rounds:
+        effort = effort._replace(rounds=arguments.rounds)
     with tempfile.TemporaryDirectory() as root, contextlib.ExitStack() as stack:
         folder = os.path.join(root, "served")
         os.mkdir(folder)
         pathlib.Path(folder, "feed.xml").write_bytes(FEED)
         pathlib.Path(folder, "episode.mp3").write_bytes(large_file())
         beside(folder, "wrk.lua").write_text(WRK)
-        # The floor, which the others are compared with, is always there, and the first.
-        names = [name for name in PEERS if name in ("floor", *arguments.peers)]
-        if arguments.tables == ["open"]:
-            names = [name for name in names if name == OWN]
-        names = [name for name in names if is_installed(name, folder)]
+        names = [name for name in PEERS if name in arguments.peers and is_usable(name, folder)]
         used = used_by_others()
         hosts: list[Host] = []
-        holders: list[Holder] = []
-        if arguments.tables != ["open"]:
-            for name in names:
-                hosts.append(Host(name, folder))
-                stack.callback(hosts[-1].end)
-            compare(hosts, arguments.tables, effort)
-        if "open" in arguments.tables and OWN in names:
-            for number in numbers:
-                rounds = effort.open_rounds if number <= OPEN else FEW
-                holders.append(Holder(folder, number, rounds))
-                stack.callback(holders[-1].end)
-            hold_all_open(holders, effort)
-            if hosts:
-                print()
-            print_open(holders)
-    print_machine(names, used)
-    failures = [host.failure for host in hosts] + [holder.failure for holder in holders]
-    return 1 if any(failures) else 0
+        for name in names:
+            hosts.append(Host(name, folder))
+            stack.callback(hosts[-1].end)
+            attempt(warm_up, hosts[-1], effort)
+        measure_all(hosts, WITHOUT_PORT + WITH_PORT, effort)
+        print_table(hosts, columns_of_table(effort.held), effort)
+        if arguments.all:
+            measure_all(hosts, [one_by_one], effort)
+            print_table(hosts, columns_of_second_table(effort.held), effort)
+    print_notes(hosts, effort)
+    print_machine(hosts, used)
+    return 1 if any(host.failure for host in hosts) else 0
 
 
 if __name__ == "__main__":
