@@ -55,7 +55,7 @@ KEPT = (1, 16, 128, 512)  # connections that are kept open and asked again and a
 NEW = 512  # connections that come at once
 TESTS = 1000
 SPARE = 256  # descriptors for everything but the connections that are held open
-WIDTH = 98
+WIDTH = 95
 BUDGET = 10.0  # seconds after which a peer gets no more rounds
 PATIENCE = 20.0  # seconds; only a broken peer makes anybody wait so long
 GET = b"GET /feed.xml HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -77,6 +77,7 @@ class Effort(NamedTuple):
     late: float  # seconds after which a connection among many has failed
     load: float  # seconds; wrk takes at least one
     held: int  # connections that are held open
+    most: float = math.inf  # connections for which there are descriptors
 
 
 THOROUGH = Effort(rounds=5, seconds=0.2, tests=2, late=10, load=2, held=10_000)
@@ -228,15 +229,13 @@ class Load(NamedTuple):
     rate: float  # responses in a second
     p99: float  # seconds
     missing: int  # responses that were late or did not come
-    busy: float  # the share of the time for which the client was at work
 
 
 def load_by_hand(port: int, connections: int, seconds: float, late: float) -> Load:
-    begin, worked = time.perf_counter(), time.process_time()
+    begin = time.perf_counter()
     times = ask_many(port, connections, GET, late, seconds=seconds)
-    spent, worked = time.perf_counter() - begin, time.process_time() - worked
-    missing = times.count(math.inf)
-    return Load((len(times) - missing) / spent, percentile(times, 0.99), missing, worked / spent)
+    spent, missing = time.perf_counter() - begin, times.count(math.inf)
+    return Load((len(times) - missing) / spent, percentile(times, 0.99), missing)
 
 
 WRK = """
@@ -277,30 +276,22 @@ def run(*command: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
-def processor_time_of_children() -> float:
-    times = os.times()
-    return times.children_user + times.children_system
-
-
 def load_by_wrk(folder: str, port: int, connections: int, seconds: float, late: float) -> Load:
     """wrk compares every response, too."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{math.ceil(seconds)}s"]
     command += [f"-T{math.ceil(late)}s", "-s", str(beside(folder, "wrk.lua"))]
     command += [f"http://127.0.0.1:{port}/feed.xml", "--", str(pathlib.Path(folder, "feed.xml"))]
-    worked = processor_time_of_children()
     try:
         done = run(*command, timeout=seconds + PATIENCE)
     except subprocess.TimeoutExpired:
         raise Failed(f"no end of {command}") from None
-    worked = processor_time_of_children() - worked
     figures = done.stdout.rpartition("\nfigures ")[2].split()
     if done.returncode or len(figures) != 5:
         raise Failed(f"wrk: {(done.stderr or done.stdout).strip()[:200]}")
     count, duration, p99, missing, wrong = map(int, figures)
     if wrong:
         raise Failed(f"{wrong} wrong responses of {count}")
-    spent = duration / 1e6
-    return Load(count / spent, p99 / 1e6 if count else math.inf, missing, worked / spent)
+    return Load(count / duration * 1e6, p99 / 1e6 if count else math.inf, missing)
 
 
 # The peers: context managers that give a port. If one fails, its process is killed, so none of them
@@ -565,31 +556,38 @@ def beside(folder: str, name: str) -> pathlib.Path:
     return pathlib.Path(folder).parent / name
 
 
-def make_go(folder: str) -> None:
-    source = beside(folder, "peer.go")
-    source.write_text(GO)
-    command = ["go", "build", "-o", str(beside(folder, "peer")), str(source)]
-    quiet = {"GOTOOLCHAIN": "local", "GOPROXY": "off", "GOFLAGS": ""}
-    subprocess.run(
-        command, env={**os.environ, **quiet}, cwd=source.parent, check=True, capture_output=True,
-        stdin=subprocess.DEVNULL, timeout=6 * PATIENCE,
-    )  # fmt: skip
-
-
-def make_node(folder: str) -> None:
-    beside(folder, "peer.js").write_text(NODE)
-
-
 class Program(NamedTuple):
-    make: Callable[[str], None]
-    command: tuple[str, ...]  # its last word is the name of a file beside the folder
+    """Names of files are of those beside the folder."""
+
+    source: str
+    file: str
+    build: tuple[str, ...]
+    command: tuple[str, ...]  # its last word is the name of a file
     version: tuple[str, ...]  # the command that prints it
 
 
 PROGRAMS = {
-    "go": Program(make_go, ("peer",), ("go", "version")),
-    "node": Program(make_node, ("node", "peer.js"), ("node", "--version")),
+    "go": Program(
+        GO,
+        "peer.go",
+        ("go", "build", "-o", "peer.exe", "peer.go"),
+        ("peer.exe",),
+        ("go", "version"),
+    ),
+    "node": Program(NODE, "peer.js", (), ("node", "peer.js"), ("node", "--version")),
 }
+
+
+def make_program(name: str, folder: str) -> None:
+    program = PROGRAMS[name]
+    source = beside(folder, program.file)
+    source.write_text(program.source)
+    if program.build:
+        settings = {"GOTOOLCHAIN": "local", "GOPROXY": "off", "GOFLAGS": ""}
+        subprocess.run(
+            program.build, env={**os.environ, **settings}, cwd=source.parent, check=True,
+            capture_output=True, stdin=subprocess.DEVNULL, timeout=6 * PATIENCE,
+        )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=1)
@@ -600,16 +598,22 @@ def running(name: str, folder: str) -> tuple[subprocess.Popen[str], int]:
         [*words, str(beside(folder, file)), folder],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
+    return program, int(read_line(program))
+
+
+def read_line(program: subprocess.Popen[str]) -> str:
     assert program.stdout
-    return program, int(program.stdout.readline())
+    if line := program.stdout.readline():
+        return line
+    raise Failed("the program has ended")
 
 
 def cycle_of_program(name: str, folder: str, seconds: float) -> float:
     program, _ = running(name, folder)
-    assert program.stdin and program.stdout
+    assert program.stdin
     program.stdin.write(f"{seconds}\n")
     program.stdin.flush()
-    return float(program.stdout.readline())
+    return float(read_line(program))
 
 
 @contextlib.contextmanager
@@ -802,6 +806,8 @@ def time_limit(host: Host, effort: Effort) -> float:
 
 
 def kept_open(host: Host, effort: Effort, connections: int) -> Figures:
+    if connections > effort.most:
+        return {}
     late = time_limit(host, effort)
     with host.serving() as port:
         with connect(port) as connection:
@@ -809,11 +815,13 @@ def kept_open(host: Host, effort: Effort, connections: int) -> Figures:
                 return {}
         # A response that never comes is not in wrk's figures, so try each connection before.
         missing = ask_many(port, connections, GET, late, each=2).count(math.inf)
+        begin, worked = time.perf_counter(), sum(os.times()[:4])  # wrk's included
         if has_wrk():
             load = load_by_wrk(host.folder, port, connections, effort.load, late)
         else:
             load = load_by_hand(port, connections, effort.load, late)
-    host.busy = max(host.busy, load.busy)
+        busy = (sum(os.times()[:4]) - worked) / (time.perf_counter() - begin)
+    host.busy = max(host.busy, busy)
     missing = min(missing + load.missing, connections)
     host.count_missing(f"of {connections} kept open", missing)
     p99 = math.inf if missing > connections / 100 else load.p99 * 1000
@@ -821,6 +829,8 @@ def kept_open(host: Host, effort: Effort, connections: int) -> Figures:
 
 
 def new_at_once(host: Host, effort: Effort) -> Figures:
+    if effort.most < NEW:
+        return {}
     late = time_limit(host, effort)
     with host.serving() as port:
         begin = time.perf_counter()
@@ -1011,25 +1021,6 @@ def print_notes(hosts: list[Host], effort: Effort) -> None:
             say(f"{host.name} has failed: {host.failure}")
 
 
-def ticks() -> tuple[int, int] | None:
-    """In how many ticks the processors were busy since the system started, and of how many."""
-    with contextlib.suppress(OSError):
-        numbers = pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-        idle, total = sum(map(int, numbers[3:5])), sum(map(int, numbers))
-        return total - idle, total
-    return None
-
-
-def used_by_others() -> str:
-    """How busy the machine is while this process does nothing for a second."""
-    before = ticks()
-    time.sleep(1)
-    after = ticks()
-    if not before or not after:
-        return "unknown"
-    return f"{(after[0] - before[0]) / (after[1] - before[1]):.0%}"
-
-
 def processor() -> str:
     with contextlib.suppress(OSError):
         for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
@@ -1047,8 +1038,10 @@ def version_of(*command: str) -> str:
     return "?"
 
 
-def print_machine(hosts: list[Host], used: str) -> None:
-    facts = [time.strftime("%Y-%m-%d"), processor(), f"{os.cpu_count()} cores ({used} in use)"]
+def print_machine(hosts: list[Host], load: tuple[float, ...]) -> None:
+    facts = [time.strftime("%Y-%m-%d"), processor(), f"{os.cpu_count()} cores"]
+    if load:
+        facts.append(f"load average {load[0]:.2f} before")
     facts += [f"{platform.system()} {platform.release()}"]
     facts += [f"{platform.python_implementation()} {platform.python_version()}"]
     facts += [f"feedtestserver {feedtestserver.__version__}"]
@@ -1081,13 +1074,12 @@ def allow_descriptors(wanted: int) -> float:
     return math.inf
 
 
-def lower_held(effort: Effort) -> Effort:
-    allowed = allow_descriptors(max(4096, effort.held + SPARE))
-    if allowed >= effort.held + SPARE:
+def limit_connections(effort: Effort) -> Effort:
+    most = max(allow_descriptors(max(4096, effort.held + SPARE)) - SPARE, 0)
+    if most >= effort.held:
         return effort
-    held = max(int(allowed) - SPARE, 0)
-    print(f"The system allows {allowed:,} descriptors: {held:,} connections are held open")
-    return effort._replace(held=held)
+    print(f"The system has descriptors for no more than {most:,} connections")
+    return effort._replace(held=int(most), most=most)
 
 
 def names_of_peers(text: str) -> list[str]:
@@ -1103,7 +1095,7 @@ def is_usable(name: str, folder: str) -> bool:
         return False
     if program:
         try:
-            PROGRAMS[program].make(folder)
+            make_program(program, folder)
         except (OSError, subprocess.SubprocessError) as error:
             why = getattr(error, "stderr", None) or str(error).encode()
             print(f"{name} is left out, as it does not build: {why.decode(errors='replace')[:200]}")
@@ -1120,7 +1112,7 @@ def main() -> int:
         "--peers", type=names_of_peers, default=list(PEERS), help="names, with commas"
     )
     arguments = parser.parse_args()
-    effort = lower_held(QUICK if arguments.quick else THOROUGH)
+    effort = limit_connections(QUICK if arguments.quick else THOROUGH)
     if arguments.rounds:
         effort = effort._replace(rounds=arguments.rounds)
     with tempfile.TemporaryDirectory() as root, contextlib.ExitStack() as stack:
@@ -1130,7 +1122,7 @@ def main() -> int:
         pathlib.Path(folder, "episode.mp3").write_bytes(large_file())
         beside(folder, "wrk.lua").write_text(WRK)
         names = [name for name in PEERS if name in arguments.peers and is_usable(name, folder)]
-        used = used_by_others()
+        load = os.getloadavg() if hasattr(os, "getloadavg") else ()
         hosts: list[Host] = []
         for name in names:
             hosts.append(Host(name, folder))
@@ -1142,7 +1134,7 @@ def main() -> int:
             measure_all(hosts, [one_by_one], effort)
             print_table(hosts, columns_of_second_table(effort.held), effort)
     print_notes(hosts, effort)
-    print_machine(hosts, used)
+    print_machine(hosts, load)
     return 1 if any(host.failure for host in hosts) else 0
 
 
