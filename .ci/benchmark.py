@@ -80,7 +80,7 @@ class Effort(NamedTuple):
     most: float = math.inf  # connections for which there are descriptors
 
 
-THOROUGH = Effort(rounds=5, seconds=0.2, tests=2, late=10, load=2, held=10_000)
+THOROUGH = Effort(rounds=5, seconds=0.2, tests=3, late=10, load=2, held=10_000)
 QUICK = Effort(rounds=1, seconds=0.05, tests=0.5, late=1, load=0.3, held=200)
 
 # The client
