@@ -1657,10 +1657,7 @@ class FeedTestRequestHandler:
             pass
         except OSError as error:
             self.broken_off = "error"
-            if error.filename is not None:  # a fixture changed while it was sent
-                self.record.fail(str(error))
-            else:
-                _logger().info("the client has gone: %s", error)
+            _logger().info("the client has gone: %s", error)
         with contextlib.suppress(OSError):  # the client was faster
             yield from self.await_arrival() if self.broken_off == "reset" else self.finish()
         return self.broken_off == "reset"
@@ -2556,11 +2553,11 @@ _CONTENT_TYPES = {
 _ANY_TYPE = "application/octet-stream"
 _SIDECAR = ".headers"
 _HOST_FOLDER = re.compile(r"\.*[A-Za-z0-9-][A-Za-z0-9.-]*")
-#: Bodies up to this size are sent together with their head, and those of files kept in memory.
+#: Bodies up to this size are sent together with their head.
 _SMALL = 64 * 1024
 #: Bodies from this size on are compressed or expanded in a worker thread: it takes some 20 ms.
 _MUCH = 1_000_000
-#: Larger files are read in such blocks, for each client anew.
+#: Larger ones are sent in such blocks.
 _BLOCK = 256 * 1024
 #: Names of fixtures that are looked at for the nearest one.
 _SOME_NAMES = 500
@@ -2689,17 +2686,10 @@ def _read_fixture(directory: str, name: str) -> Response:
     return _with(response, content=content, media_type=_media_type(name), **about)
 
 
-def _read(directory: str, name: str) -> tuple[Directives, _Content]:
+def _read(directory: str, name: str) -> tuple[Directives, bytes]:
     """The directives of a fixture, or of its sidecar where there is one, and its content."""
     path = _path_of(directory, name)
-    with open(path, "rb") as file:
-        data = file.read(_SMALL + 1)
-        content: _Content = data
-        if len(data) > _SMALL:
-            content = _File(path, os.fstat(file.fileno()).st_size)
-            # If the last of the comments that begin early enough ends further on, it is read, too.
-            if any(comment is None for _, comment in _comments(data)):
-                data += file.read()
+    data = content = pathlib.Path(path).read_bytes()
     is_sidecar = os.path.isfile(path + _SIDECAR)
     if is_sidecar:
         path += _SIDECAR
@@ -2720,38 +2710,6 @@ def _read(directory: str, name: str) -> tuple[Directives, _Content]:
 def _media_type(name: str) -> str:
     """The media type that a name stands for, by the table above and not by the machine's."""
     return _CONTENT_TYPES.get(os.path.splitext(name)[1].lower(), _ANY_TYPE)
-
-
-class _File:
-    """A body, or a part of one, that stays on the disk, to be read by each who sends it."""
-
-    def __init__(self, path: str, size: int, start: int = 0) -> None:
-        self.path, self.size, self.start = path, size, start
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, part: slice) -> _File:
-        start, stop, _ = part.indices(self.size)
-        return _File(self.path, max(0, stop - start), self.start + start)
-
-    def __bytes__(self) -> bytes:
-        return b"".join([bytes(block) for block in self.blocks()])
-
-    def __repr__(self) -> str:
-        return f"<{self.size} bytes of {self.path}>"
-
-    def blocks(self) -> Iterator[memoryview]:
-        """Its blocks, each to be used before the next; OSError where it is gone or shorter."""
-        left, block = self.size, memoryview(bytearray(min(_BLOCK, self.size)))
-        with io.FileIO(self.path) as file:
-            file.seek(self.start)
-            while left:
-                count = file.readinto(block[:left])
-                if not count:
-                    raise OSError(errno.EIO, f"the file ends {left} bytes too early", self.path)
-                left -= count
-                yield block[:count]
 
 
 class _Items:
@@ -2847,8 +2805,7 @@ def _blocks_of(items: Iterable[bytes], size: Optional[int]) -> Generator[memoryv
             raise ValueError(f"the body ended after {size - left} of the {size} bytes promised")
 
 
-#: The bytes of a body, or where they are.
-_Content = Union[bytes, _File, _Items]
+_Content = Union[bytes, _Items]
 
 
 def _size(content: _Content) -> Optional[int]:
@@ -2964,7 +2921,8 @@ def _like_ascii(data: bytes) -> bytes:
 def _comments(data: bytes) -> Iterator[tuple[int, Optional[bytes]]]:
     """The comments that begin early enough, each with its line; None for one without an end."""
     limit, data = len(_like_ascii(data[:_COMMENTS_BEGIN_WITHIN])), _like_ascii(data)
-    for markup in _MARKUP.finditer(data):
+    begins_early = b"<!" in data[: limit + 1]  # else a large file is not searched to its end
+    for markup in _MARKUP.finditer(data) if begins_early else ():
         comment, end_of_comment, end_of_cdata = markup.groups()
         if markup.start() >= limit:
             return
@@ -3181,9 +3139,9 @@ class Response:
     early: bool
     template: bool
     asis: bool
-    # For this module: the body before any coding, maybe in a file; what Content-Type it gets; of a
-    # fixture, its description, which one is the next, and after how many responses; on a 304 that
-    # stands for another response, that one; and whether there is something to expand.
+    # For this module: the body before any coding; what Content-Type it gets; of a fixture, its
+    # description, which one is the next, and after how many responses; on a 304 that stands for
+    # another response, that one; and whether there is something to expand.
     content: _Content
     media_type: Optional[str] = None
     description: Optional[str] = None
@@ -3239,11 +3197,8 @@ class Response:
 
     @property
     def body(self) -> Any:
-        """The body in bytes, before any coding, or the iterable as it was given.
-
-        That of a large fixture is read from its file; raises OSError if that is gone or shorter.
-        """
-        return self.content.items if isinstance(self.content, _Items) else bytes(self.content)
+        """The body in bytes, before any coding, or the iterable as it was given."""
+        return self.content.items if isinstance(self.content, _Items) else self.content
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Response):
@@ -3769,7 +3724,6 @@ def _timeline(plan: _Plan, stream: Optional[_Stream] = None) -> Iterator[_Happen
     most = min(_BLOCK, paced, chunked * 1000 if chunked else _BLOCK)
     # What is left of the block; None at the end of the body.
     block: Optional[memoryview] = memoryview(content if isinstance(content, bytes) else b"")
-    blocks: Iterator[memoryview] = content.blocks() if isinstance(content, _File) else iter(())
     position, begin, size = 0, 0, len(content)  # the latter two of what comes in chunks
     for place, event in _events(plan):
         while block is not None and position < place:
@@ -3783,7 +3737,7 @@ def _timeline(plan: _Plan, stream: Optional[_Stream] = None) -> Iterator[_Happen
                 yield stream
                 block, begin, size = stream.item, position, len(stream.item or b"")
             else:
-                block = next(blocks, None)
+                block = None
         if event and (position >= place or not isinstance(event, _Pause)):
             yield event
 
