@@ -57,7 +57,7 @@ any other test runner, ``with FeedTestServer("data") as server:`` has all of thi
 
 HTTPS is spoken on the same port, ``self.get_url("feed.xml", "https")``, with certificates that are
 made when they are needed; ``self.server.certificate`` and ``handshake`` say how the next handshakes
-go. Inside ``with self.server.intercept():`` the server is the whole Web: code that fetches
+go. Inside ``with self.server.intercept():`` every host name leads to the server: code that fetches
 ``https://example.com/feed.xml`` gets ``data/example.com/feed.xml``, and
 ``self.server.resolve("example.com", "refused")`` says what look-ups of a host find.
 
@@ -502,7 +502,7 @@ class FeedTestServer(threading.Thread):
 
     @contextlib.contextmanager
     def intercept(self, proxy: bool = True) -> Iterator[FeedTestServer]:
-        """A context in which this server is the whole Web, for this process and its children.
+        """A context in which every host name leads to this server, also in child processes.
 
         Code that fetches ``https://example.com/feed.xml`` gets ``example.com/feed.xml`` below the
         directory, or what ``respond()`` says for that URL. In this process, the functions that look
@@ -1986,7 +1986,7 @@ class FeedTestRequestHandler:
         response = _refuse(403, "QUIT is for clients on this machine only")
         if re.match(r"(?:::ffff:)?127\.|::1\Z", self.client_address[0]):
             self.server.shutdown()  # in a thread of the server's own, it waits for the port only
-            response = _text_response(200, "the server has stopped")
+            response = _text_response(200, "the server stops")
         self.reply(response)
 
     def allowed(self) -> str:
@@ -1997,7 +1997,7 @@ class FeedTestRequestHandler:
     def not_allowed(self, method: str) -> Response:
         if method not in _METHODS:
             return _refuse(501, f"the method {method[:80]!r} is not implemented")
-        words = f"{method} is not allowed here; respond() can script a response to it"
+        words = f"{method} is not allowed here; in Python, respond() can script a response to it"
         return _refuse(405, words, [("Allow", self.allowed())])
 
     # Plan
@@ -2323,13 +2323,13 @@ def _checked(head: _Head) -> _Head:
     if head.version[0] != "1":
         raise _Refusal(505, f"HTTP/{head.version} is not supported; use HTTP/1.1")
     if not _is_target(head):
-        what = f"{head.target[:80]!r} is no target of {head.method:.80}"
+        what = f"malformed target {head.target[:80]!r} for {head.method:.80}"
         raise _Refusal(400, f"{what} (RFC 9112 3.2)")
     host = head.values.get("host")
     if host is None and head.version != "1.0":
         raise _Refusal(400, "there is no Host field (RFC 9112 3.2)")
     if host is not None and not _is_authority(host):
-        raise _Refusal(400, f"the Host field {host[:80]!r} is not one host (RFC 9112 3.2)")
+        raise _Refusal(400, f"the Host field {host[:80]!r} is not a valid host (RFC 9112 3.2)")
     head.body_size = _body_size(head)
     return head
 
@@ -2380,7 +2380,7 @@ def _number(text: str) -> Optional[int]:
 def _chunk_size(line: str) -> int:
     match = re.fullmatch(r"0*([0-9A-Fa-f]{1,16})(?:[ \t]*;.+)?", line)
     if match is None:
-        raise _Refusal(400, f"{line[:80]!r} is no chunk size (RFC 9112 7.1)")
+        raise _Refusal(400, f"malformed chunk size {line[:80]!r} (RFC 9112 7.1)")
     return int(match.group(1), 16)
 
 
@@ -2619,7 +2619,7 @@ def _nearest(wanted: str, names: Mapping[str, str]) -> str:
 
     some = heapq.nsmallest(50, names, difference)  # as difflib takes its time
     nearest = difflib.get_close_matches(wanted[:200], some, 1, 0.0)
-    shown = f"the nearest name there is {names[nearest[0]]}" if nearest else "there are no fixtures"
+    shown = f"the nearest is {names[nearest[0]]}" if nearest else "there are no fixtures"
     return f"; {shown}"
 
 
@@ -2863,8 +2863,8 @@ class Directives(Headers):
                         self.next = (*self.arguments["next"], number)
                     self._lines.append((match.group(1).rstrip(" \t"), match.group(2)))
                 elif line and is_sidecar:
-                    right = "KEY: VALUE, such as 'Status: 404' or 'Header: Age: 60'"
-                    raise ValueError(f"found {_shown_text(line)}; a line of a sidecar is {right}")
+                    right = "a line of a .headers file is KEY: VALUE, such as 'Header: Age: 60'"
+                    raise ValueError(f"found {_shown_text(line)}; {right}")
             except ValueError as error:
                 self.errors.append(DirectiveError(source, number, str(error)))
         self.arguments.pop("next", None)
@@ -4847,7 +4847,7 @@ def _packed(host: str) -> Optional[bytes]:
     return None
 
 
-# Any host: the server as the whole Web, for this process and its children
+# Any host: every host name leads to the server, in this process and its children
 
 #: Those that have begun, the innermost last; and what puts back the functions they replace.
 _interceptions: list[_Interception] = []
@@ -5358,10 +5358,12 @@ class _Wanted:
         if not least <= len(found) <= most:
             at_least = "" if least == most else "at least "
             expected = f"expected {self} {at_least}{_times(least)}{limit}"
-            words = expected if most else f"did not expect {self}"
-            was = f"requested {_times(len(found))}" if found else "not requested"
+            was = f"it was requested {_times(len(found))}" if found else "it was not requested"
+            if not most:
+                expected = f"expected no {str(self).removeprefix('any ')}"
+                was = f"got {len(found)}"
             shown = _transcript(record, self.fields, body=self.body is not None)
-            raise AssertionError(f"{words}; it was {was}\n{shown}")
+            raise AssertionError(f"{expected}; {was}\n{shown}")
         return found
 
     def __str__(self) -> str:
@@ -5578,6 +5580,8 @@ class _Server(FeedTestServer):
                 self.tell(finding={**told, "url": _readable(each.request.url)})
         for words in self.errors:
             self.tell(error=_readable(words))
+        if self.errors:  # as text, they are on stderr already
+            self.tell(f"\nerrors: {len(self.errors)}")
         return count
 
     def tell(self, text: object = None, stream: Optional[TextIO] = None, **as_json: object) -> None:

@@ -2396,7 +2396,7 @@ class LookupTest(ServerTestCase):
                 self.assertEqual(self.get(server, "/a.xml").status, status)
 
     def test_lines_of_a_sidecar_that_are_no_directives_are_errors(self):
-        takes = "a line of a sidecar is KEY: VALUE, such as 'Status: 404' or 'Header: Age: 60'"
+        takes = "a line of a .headers file is KEY: VALUE, such as 'Header: Age: 60'"
         for lines, number, found in (
             (b"HTTP/1.1 200 OK\r\nDate: x\r\nContent-Type: text/xml\r\n\r\n", 1, "HTTP/1.1 200 OK"),
             (b"Status: 404\n\n  indented\n", 3, "indented"),
@@ -2663,7 +2663,7 @@ class LookupTest(ServerTestCase):
         server.respond("/search?q=AT%26T", 200)
         server.respond("/sea", 200)
         text = ask(server, "/search?q=AT&T").body.decode()
-        self.assertIn("nearest name there is '/search?q=AT%26T'", text)
+        self.assertIn("the nearest is '/search?q=AT%26T'", text)
 
     def test_404_does_not_name_the_steps_that_have_passed(self):
         server = self.serve()
@@ -3272,19 +3272,19 @@ class ReaderTest(ServerTestCase):
                 "the control character '\\x00' after 'GET /'",
                 b"GET /\x00 HTTP/1.1\r\nHost: x\r\n\r\n",
             ),
-            (400, "'feed.xml' is no target of GET", b"GET feed.xml HTTP/1.1\r\nHost: x\r\n\r\n"),
-            (400, "'*' is no target of GET", b"GET * HTTP/1.1\r\nHost: x\r\n\r\n"),
-            (400, "is no target of GET", b"GET ftp://x/ HTTP/1.1\r\nHost: x\r\n\r\n"),
-            (400, "is no target of GET", b"GET http:///x HTTP/1.1\r\nHost: x\r\n\r\n"),
-            (400, "is no target of GET", b"GET http://u@x/ HTTP/1.1\r\nHost: x\r\n\r\n"),
-            (400, "is no target of GET", b"GET http://x:65536/ HTTP/1.1\r\nHost: x\r\n\r\n"),
-            (400, "is no target of GET", b"GET /feed.xml#top HTTP/1.1\r\nHost: x\r\n\r\n"),
-            (400, "is no target of GET", b"GET /feed.xml?a#b HTTP/1.1\r\nHost: x\r\n\r\n"),
-            (400, "is no target of GET", b"GET /# HTTP/1.1\r\nHost: x\r\n\r\n"),
-            (400, "is no target of GET", b"GET http://x/#top HTTP/1.1\r\nHost: x\r\n\r\n"),
-            (400, "is no target of GET", b"GET http://x#top HTTP/1.1\r\nHost: x\r\n\r\n"),
-            (400, "is no target of GET", b"GET http://[::1::]/ HTTP/1.1\r\nHost: x\r\n\r\n"),
-            (400, "is no target of GET", b"GET http://a%zz/ HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "malformed target 'feed.xml'", b"GET feed.xml HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "malformed target '*' for GET", b"GET * HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "malformed target", b"GET ftp://x/ HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "malformed target", b"GET http:///x HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "malformed target", b"GET http://u@x/ HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "malformed target", b"GET http://x:65536/ HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "malformed target", b"GET /feed.xml#top HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "malformed target", b"GET /feed.xml?a#b HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "malformed target", b"GET /# HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "malformed target", b"GET http://x/#top HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "malformed target", b"GET http://x#top HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "malformed target", b"GET http://[::1::]/ HTTP/1.1\r\nHost: x\r\n\r\n"),
+            (400, "malformed target", b"GET http://a%zz/ HTTP/1.1\r\nHost: x\r\n\r\n"),
             (400, "without TLS", b"GET https://x/ HTTP/1.1\r\nHost: x\r\n\r\n"),
             (
                 400,
@@ -3301,8 +3301,8 @@ class ReaderTest(ServerTestCase):
             (400, "the control character '\\n' after 'Host: x'", HEAD[:-2] + b"\n\r\n"),
             (400, "the control character '\\r' after 'X: a'", HEAD + b"X: a\rb\r\n\r\n"),
             (400, "there is no Host field", b"GET /feed.xml HTTP/1.1\r\n\r\n"),
-            (400, "the Host field 'x, x' is not one host", HEAD + b"Host: x\r\n\r\n"),
-            (400, "the Host field 'x, y' is not one host", HEAD + b"Host: y\r\n\r\n"),
+            (400, "the Host field 'x, x' is not a valid host", HEAD + b"Host: x\r\n\r\n"),
+            (400, "the Host field 'x, y' is not a valid host", HEAD + b"Host: y\r\n\r\n"),
             (400, "the Host field 'x/y' is", b"GET / HTTP/1.1\r\nHost: x/y\r\n\r\n"),
             (400, "the Host field 'x:y' is", b"GET / HTTP/1.1\r\nHost: x:y\r\n\r\n"),
             (400, "the Host field 'a b' is", b"GET / HTTP/1.0\r\nHost: a b\r\n\r\n"),
@@ -3391,7 +3391,7 @@ class ReaderTest(ServerTestCase):
             (501, "the method 'get' is not implemented", b"get / HTTP/1.1\r\nHost: x\r\n\r\n"),
             (
                 405,
-                "POST is not allowed here; respond() can script",
+                "POST is not allowed here; in Python, respond() can script",
                 b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx",
             ),
             (
@@ -3496,18 +3496,18 @@ class ReaderTest(ServerTestCase):
         server = self.serve(self.FEED)
         server.respond("/", 200)
         for words, body in (
-            ("'' is no chunk size", b"\r\n"),
-            ("'x' is no chunk size", b"x\r\n"),
-            ("'0x1' is no chunk size", b"0x1\r\na\r\n0\r\n\r\n"),
-            ("'+1' is no chunk size", b"+1\r\na\r\n0\r\n\r\n"),
-            ("'-1' is no chunk size", b"-1\r\na\r\n0\r\n\r\n"),
-            ("' 1' is no chunk size", b" 1\r\na\r\n0\r\n\r\n"),
-            ("'1 ' is no chunk size", b"1 \r\na\r\n0\r\n\r\n"),
-            ("'1_0' is no chunk size", b"1_0\r\na\r\n0\r\n\r\n"),
-            ("'1;' is no chunk size", b"1;\r\na\r\n0\r\n\r\n"),
+            ("malformed chunk size ''", b"\r\n"),
+            ("malformed chunk size 'x'", b"x\r\n"),
+            ("malformed chunk size '0x1'", b"0x1\r\na\r\n0\r\n\r\n"),
+            ("malformed chunk size '+1'", b"+1\r\na\r\n0\r\n\r\n"),
+            ("malformed chunk size '-1'", b"-1\r\na\r\n0\r\n\r\n"),
+            ("malformed chunk size ' 1'", b" 1\r\na\r\n0\r\n\r\n"),
+            ("malformed chunk size '1 '", b"1 \r\na\r\n0\r\n\r\n"),
+            ("malformed chunk size '1_0'", b"1_0\r\na\r\n0\r\n\r\n"),
+            ("malformed chunk size '1;'", b"1;\r\na\r\n0\r\n\r\n"),
             ("found the control character", b'1;a="\r"\r\na\r\n0\r\n\r\n'),
             ("found the control character", b'1;a="\\\x00"\r\na\r\n0\r\n\r\n'),
-            ("' is no chunk size", b"1" * 17 + b"\r\n"),
+            ("malformed chunk size '1", b"1" * 17 + b"\r\n"),
             ("lines end in CR LF", b"1\na\r\n0\r\n\r\n"),
             ("longer than its size says", b"1\r\nab\r\n0\r\n\r\n"),
             ("malformed field line 'X : 1'", b"0\r\nX : 1\r\n\r\n"),
@@ -12416,7 +12416,7 @@ class LifeCycleTest(ServerTestCase):
             connection.sendall(b"QUIT / HTTP/1.1\r\nHost: x\r\n\r\n")
             server.join(PATIENCE)
             self.assertFalse(server.is_alive())
-            self.assertEqual(Answer(read_all(connection)).body, b"the server has stopped\n")
+            self.assertEqual(Answer(read_all(connection)).body, b"the server stops\n")
             self.assertEqual(read_all(idle), b"")
         server.stop()
         self.assert_gone(server)
@@ -14413,16 +14413,15 @@ class AssertionTest(ServerTestCase):
             with self.subTest(arguments):
                 self.assertIsNone(server.assert_not_requested(**arguments))
         for arguments, what in (
-            ({}, "any request"),
+            ({}, "request"),
             ({"path": "/x"}, "/x"),
             ({"method": "POST"}, "POST"),
-            ({"headers": {"N": None}}, "any request without N"),
+            ({"headers": {"N": None}}, "request without N"),
         ):
             with self.subTest(arguments):
                 self.assertEqual(
                     self.failure(server.assert_not_requested, **arguments),
-                    f"did not expect {what}; it was requested once\n"
-                    "The server got:\n  POST /x -> 405",
+                    f"expected no {what}; got 1\nThe server got:\n  POST /x -> 405",
                 )
         self.assertIn("b'abc'", self.failure(server.assert_not_requested, body="abc"))
 
@@ -17511,8 +17510,7 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
         )
         self.assertEqual(
             self.failure(self.assertNotRequested, "/x", headers={"M": None}),
-            "did not expect /x without M; it was requested once\n"
-            "The server got:\n  GET /x -> 404\n  POST /y -> 405",
+            "expected no /x without M; got 1\nThe server got:\n  GET /x -> 404\n  POST /y -> 405",
         )
         self.assertIn("\n      b'abc'", self.failure(self.assertRequested, "/y", body="def"))
 
@@ -18299,6 +18297,7 @@ class CommandLineTest(CommandLineTestCase):
                 self.assertEqual(log, "GET /feed.xml -> 200\nGET /wrong.xml -> 500\n\n")
                 self.assertRegex(findings, r"^/3\.\d+ was not polite:\n  GET /feed.xml \(1st re")
                 self.assertEqual(findings.count("[no-compression]\n"), 2)
+                self.assertTrue(findings.endswith("\n\nerrors: 1\n"), findings)
                 self.assertEqual(err.count("\n"), 1)
                 self.assertIn("Status: found 'x'", err)
 
