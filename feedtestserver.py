@@ -5797,6 +5797,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     add("directory", nargs="?", default="data", help="default: %(default)s")
     add("--port", type=int, default=8000, help="default: %(default)s; 0: any")
     add("--bind", default="127.0.0.1", help="address; default: %(default)s")
+    add("--ca", metavar="FILE", help="write the CA's certificate to FILE (PEM), for HTTPS")
     add("--check", action="store_true", help="read every directive, report errors")
     add("--json", action="store_true", help="print JSON, one object a line")
     add("--strict", action="store_true", help="status 1 if there were findings or errors")
@@ -5821,6 +5822,8 @@ def _serve(options: Any) -> int:
     """
     noted: list[int] = []
     server = _Server(options)
+    if options.ca:
+        pathlib.Path(options.ca).write_text(_ca_certificate(), "ascii")
     with contextlib.ExitStack() as at_end:
         for number in (signal.SIGINT, signal.SIGTERM):
             before = signal.signal(number, lambda number, _: noted.append(number))

@@ -18585,6 +18585,21 @@ class CommandLineTest(CommandLineTestCase):
                     self.assertIn(words, err)
                     self.assertEqual(err.count("\n"), 1)
 
+    def test_ca_is_written_before_the_url_is_printed(self):
+        directory = self.make_directory({"feed.xml": b"<rss/>"})
+        file = directory / "ca.pem"
+
+        def client(url):
+            url = f"https{url[4:]}feed.xml"
+            context = ssl.create_default_context(cafile=str(file))
+            with urllib.request.urlopen(url, timeout=PATIENCE, context=context) as response:
+                self.assertEqual(response.read(), b"<rss/>")
+
+        _, out, _ = self.serve_main(client, directory, "--ca", file)
+        self.assertIn("\nGET /feed.xml -> 200\n", out)
+        status, out, err = self.run_main(directory, "--port", 0, "--ca", directory)
+        self.assertEqual((status, out, err.count("\n")), (1, "", 1))
+
     def test_help_tells_the_defaults(self):
         with contextlib.redirect_stdout(io.StringIO()) as out, self.assertRaises(SystemExit):
             feedtestserver.main(["--help"])
