@@ -673,10 +673,10 @@ def _told(errors: Sequence[str], unused: Sequence[str] = ()) -> str:
     return "\n".join(lines)
 
 
-def _require_directory(path: str, words: str = "there is no such directory to serve") -> None:
+def _require_directory(path: str) -> None:
     if not os.path.isdir(path):
         number = errno.ENOTDIR if os.path.exists(path) else errno.ENOENT
-        raise OSError(number, words, path)
+        raise OSError(number, "there is no such directory to serve", path)
 
 
 class Fixture:
@@ -5886,32 +5886,29 @@ _NOT_RECORDED = (
 def _record_feed(url: str, name: str) -> int:
     """Fetch a URL, redirects included, into a new file and its sidecar.
 
-    No request is sent if the files cannot be written.
+    They are made first, so that no request is sent if they cannot be written.
     """
     import urllib.request  # for the command line only
 
     if not url.lower().startswith(("http://", "https://")):
         raise ValueError(f"found the URL {url!r}; it takes one of http or https")
-    for path in (name, name + _SIDECAR):
-        _require_directory(os.path.dirname(path) or ".", "there is no such folder to write to")
-        if os.path.lexists(path):
-            raise FileExistsError(errno.EEXIST, "the file exists and is not overwritten", path)
-        open(path, "xb").close()
-        os.unlink(path)
-    request = urllib.request.Request(url, headers={"User-Agent": _SERVER})
-    try:
-        response = urllib.request.urlopen(request, timeout=60)
-    except urllib.request.HTTPError as error:
-        response = error
-    with response:
-        # If urllib did not follow a redirect, its own words, in several lines, are the reason.
-        if "\n" in str(response.reason) or not response.url.startswith(("http://", "https://")):
-            raise ValueError(f"{url}: {str(response.reason).splitlines()[0]}")
-        body = response.read()
-        lines = _recorded_lines(response)
-    with open(name + _SIDECAR, "xb") as sidecar, open(name, "xb") as file:
-        sidecar.write(lines)
-        file.write(body)
+    with contextlib.ExitStack() as at_failure:
+        for path in (name, name + _SIDECAR):
+            open(path, "xb").close()
+            at_failure.callback(os.unlink, path)
+        request = urllib.request.Request(url, headers={"User-Agent": _SERVER})
+        try:
+            response = urllib.request.urlopen(request, timeout=60)
+        except urllib.request.HTTPError as error:
+            response = error
+        with response:
+            # If urllib did not follow a redirect, its own words, in several lines, are the reason.
+            if "\n" in str(response.reason) or not response.url.startswith(("http://", "https://")):
+                raise ValueError(f"{url}: {str(response.reason).splitlines()[0]}")
+            body = response.read()
+            pathlib.Path(name + _SIDECAR).write_bytes(_recorded_lines(response))
+            pathlib.Path(name).write_bytes(body)
+        at_failure.pop_all()
     _say(f"{response.url}: {response.status}, {len(body)} bytes in {name}", sys.stdout)
     return 0
 
