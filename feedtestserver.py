@@ -5538,7 +5538,7 @@ class FeedTestServerMixin(_TestCase):
 class _Server(FeedTestServer):
     """The server of the command line: prints what comes in, and shows it on a page of its own.
 
-    Each User-Agent is taken for one client. All signals go to the main thread.
+    Each User-Agent is taken for one client.
     """
 
     def __init__(self, options: Any) -> None:
@@ -5554,7 +5554,6 @@ class _Server(FeedTestServer):
 
     def run(self) -> None:
         """Serve until told to stop."""
-        _block_signals()
         self.printer.start()
         url = f"{self.base_url}/"
         self.tell(url, url=url)
@@ -5596,14 +5595,13 @@ class _Server(FeedTestServer):
         for text in iter(self.texts.get, None):
             _say(*text)
 
-    def has_printed(self) -> bool:
-        """Wait until all is printed; False if nothing is read for _PATIENCE seconds."""
+    def finish_printing(self) -> None:
+        """Wait until all is printed, or nothing is read for _PATIENCE seconds."""
         self.texts.put(None)
         before = None
         while self.printer.is_alive() and self.texts.qsize() != before:
             before = self.texts.qsize()
             self.printer.join(_PATIENCE)
-        return not self.printer.is_alive()
 
     # What came in
 
@@ -5828,25 +5826,17 @@ def _serve(options: Any) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             before = signal.signal(number, lambda number, _: noted.append(number))
             at_end.callback(signal.signal, number, before)
-        if __name__ == "__main__":  # the interpreter takes a moment to end
-            at_end.callback(_block_signals)
         server.start()
         while server.is_alive() and not noted:
             server.join(0.1)
         server.stop()
         status = 1 if server.report() and options.strict else 0
-        if not server.has_printed() and __name__ == "__main__":
-            os._exit(status)  # at exit, the interpreter would wait for the output, or abort
+        server.finish_printing()
+        if __name__ == "__main__":
+            # The interpreter takes a moment to end, waits for its output to be read, and could get
+            # a signal meanwhile that nobody notes any more.
+            os._exit(status)
     return status
-
-
-def _block_signals() -> None:
-    """Keep Ctrl-C and SIGTERM from this thread, and from those that it starts.
-
-    A thread that is about to end could get them when the handlers are the default ones again.
-    """
-    if hasattr(signal, "pthread_sigmask"):  # not on Windows
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
 
 
 def _check(directory: str) -> int:
