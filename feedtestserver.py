@@ -5626,7 +5626,7 @@ class _Server(FeedTestServer):
     def own_page(self, request: Request, folder: str) -> Optional[Response]:
         """The page of a folder without an index, and what belongs to it; else None."""
         path, request.is_own = request.path, True
-        is_folder = path.endswith("/") and _file_names(request.head.path) and not request.origin
+        is_folder = path.endswith("/") and _file_names(request.head.path) and not folder
         if path == "/favicon.ico":
             return Response(status=404)
         if path == "/fixtures.opml":
@@ -5649,10 +5649,9 @@ class _Server(FeedTestServer):
         """What each client did wrong, and the last requests, as text."""
         texts = [_judgement(name, findings) for name, findings in self.clients()]
         requests = self.judged()
-        if len(requests) > _SHOWN_REQUESTS:
-            texts.append(f"The last {_SHOWN_REQUESTS} of {len(requests)} requests:")
-        last = requests[: -_SHOWN_REQUESTS - 1 : -1]
-        yield "\n\n".join([*texts, _transcript(last, ["User-Agent"])])
+        if len(requests) > 100:
+            texts.append(f"The last 100 of {len(requests)} requests:")
+        yield "\n\n".join([*texts, _transcript(requests[:-101:-1], ["User-Agent"])])
 
     def described(self, fixture: Fixture) -> str:
         """A fixture with a link to it, and the response that it will give."""
@@ -5662,10 +5661,6 @@ class _Server(FeedTestServer):
             status, lines = "500", [str(error)]
         else:
             status = f"{response.status} {_reason(response)}"
-            if response.asis:
-                status = bytes(response.content[:80]).decode("latin-1").partition("\n")[0]
-            if not _has_status_line(response):
-                status = "no response"
             added = (("Date", ""), ("Server", _SERVER))
             lines = [": ".join(field) for field in response.headers if field not in added]
             lines = [response.description or "", *lines, *response.mechanics()]
@@ -5681,7 +5676,7 @@ class _Server(FeedTestServer):
 
     def list_of_feeds(self, origin: str) -> Iterator[str]:
         """All feeds, to subscribe to at once (OPML 2.0)."""
-        lines = []
+        lines = ["<opml version='2.0'><head><title>Fixtures</title></head><body>"]
         for fixture in self.fixtures():
             types = [_media_type(fixture.name)]
             with contextlib.suppress(DirectiveError, OSError):  # its response is what is wrong
@@ -5692,13 +5687,12 @@ class _Server(FeedTestServer):
                 url = html.escape(f"{origin}{fixture.url[len(self.base_url) :]}")
                 name = html.escape(fixture.name)
                 lines.append(f"<outline type='rss' text='{name}' xmlUrl='{url}'/>")
-        yield _OPML.format("\n".join(lines))
+        lines.append("</body></opml>\n")
+        yield "\n".join(lines)
 
 
 #: The types of feeds; those of pages, pictures and OPML are none.
 _FEED_TYPE = r"(?!image/|[^;]*(?:html|opml))[^;]*(?:atom|json|rdf|rss|xml)"
-#: Requests that the page shows.
-_SHOWN_REQUESTS = 100
 #: Seconds that the command line waits at its end for some of its output to be read.
 _PATIENCE = 5.0
 
@@ -5756,12 +5750,6 @@ def _say(text: object, stream: Optional[TextIO]) -> None:
             os.dup2(null.fileno(), stream.fileno())
 
 
-_OPML = """\
-<?xml version="1.0" encoding="utf-8"?>
-<opml version="2.0"><head><title>Fixtures</title></head><body>
-{}
-</body></opml>
-"""
 _INDEX_PAGE = """\
 <!DOCTYPE html>
 <html lang="en">
@@ -5845,24 +5833,22 @@ def _check(directory: str) -> int:
     directory = os.path.abspath(directory)
     found = sorted(pathlib.Path(directory).rglob("*"))
     names = [path.relative_to(directory).as_posix() for path in found if path.is_file()]
-    errors = [str(error) for name in names for error in _errors_in(directory, name)]
-    fixtures = sum(not _is_sidecar(name) for name in names)
-    _say("\n".join([*errors, f"fixtures: {fixtures}, errors: {len(errors)}"]), sys.stdout)
-    return 1 if errors else 0
-
-
-def _errors_in(directory: str, name: str) -> Iterator[object]:
-    """What is wrong with a file: a sidecar, or a fixture with its directives in comments."""
-    path = _path_of(directory, name)
-    try:
+    errors: list[object] = []
+    for name in names:
+        path = _path_of(directory, name)
         fixture = path[: -len(_SIDECAR)]
-        if not _is_sidecar(path):
-            yield from _read(directory, name)[0].errors
-        elif not os.path.isfile(fixture):
-            yield f"{path}: there is no {fixture} beside it"
-            yield from Directives(path, pathlib.Path(path).read_bytes(), is_sidecar=True).errors
-    except OSError as error:
-        yield error
+        try:
+            if not _is_sidecar(name):
+                errors += _read(directory, name)[0].errors
+            elif not os.path.isfile(fixture):
+                errors.append(f"{path}: there is no {fixture} beside it")
+                errors += Directives(path, pathlib.Path(path).read_bytes(), is_sidecar=True).errors
+        except OSError as error:
+            errors.append(error)
+    fixtures = sum(not _is_sidecar(name) for name in names)
+    summary = f"fixtures: {fixtures}, errors: {len(errors)}"
+    _say("\n".join(map(str, [*errors, summary])), sys.stdout)
+    return 1 if errors else 0
 
 
 # What a response says to one client or one connection only (RFC 9110 7.6.1, RFC 6265).

@@ -18467,10 +18467,8 @@ class CommandLineTest(CommandLineTestCase):
                     *("Delay: 2", "Rate: 10", "Pause: 2 at 50%", "Pause: .5 at headers"),
                     *("Fault: reset at 50%", "Chunked: 9", "Early: yes"),
                 ),
-                "odd.asis": b"HTTP/1.1 <299> OK\r\n\r\n",
+                "odd.asis": b"HTTP/1.1 299 Odd\r\n\r\n",
                 "reset.xml": comment("Fault: reset"),
-                "reset.asis": b"HTTP/1.1 298 OK\r\n\r\n",
-                "reset.asis.headers": b"Fault: reset",
             }
         )
         odd = ("none/", "su*/", "[/", "**/", "../", "/", "./", "sub//", "x/" * 3000)
@@ -18497,16 +18495,15 @@ class CommandLineTest(CommandLineTestCase):
             "\n      Delay: 2\n      Pause: 2 at 50%\n      Pause: .5 at headers\n",
             "\n      Rate: 10\n      Fault: reset at 50%\n      Early: yes\n",
             "\n      Transfer-Encoding: chunked\n",
-            "</a> -> HTTP/1.1 &lt;299&gt; OK\n      as it is\n",
+            "odd.asis</a> -> 299\n      as it is\n",
             "\n      Next: gone.xml after 2\n",
-            "reset.xml</a> -> no response\n",
-            "reset.asis</a> -> no response\n",
+            "reset.xml</a> -> 200 OK\n",
         ):
             with self.subTest(text):
                 self.assertIn(text, page)
         self.assertIn("<title>Fixtures in /</title>", page)
         self.assertRegex(page, "wrong.xml</a> -> 500\n      .*line 2: Status")
-        for text in ("HTTP/1.1 298", "Server: ", "Date: "):
+        for text in ("Server: ", "Date: "):
             self.assertNotIn(text, page)
         self.assertIn("sub/x y.xml", below.content.decode())
         self.assertNotIn("gone.xml", below.content.decode())
