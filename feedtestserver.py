@@ -828,8 +828,7 @@ class _Site:
         """What the fixture of that name responds; raises FileNotFoundError if there is none."""
         if fixture := _load(self.directory, name.lstrip("/")):
             return fixture
-        where = f" in {self.directory}" if self.directory else ", as there is no directory"
-        words = f"no such fixture{where}{_nearest(name, _some_names(self.directory))}"
+        words = f"no such fixture{_nearest(self.directory, name)}"
         if re.match(r"\s*[<{[]|.*\n", name):
             words += "; if it is a body: bodies are bytes, such as b'<rss/>'"
         raise FileNotFoundError(errno.ENOENT, words, name[:80])
@@ -873,16 +872,15 @@ class _Site:
 
     def not_found(self, request: Request, folder: str) -> Response:
         """The 404 that names the nearest fixture or scripted address."""
-        names, hint = _some_names(self.directory), ""
+        scripted, hint = {}, ""
         for address in (script.address for script in self.scripts()[-_SOME_NAMES:]):
             if not address.covers(request):  # else its steps have passed
-                names[_bare(address.given)] = str(address)
+                scripted[_bare(address.given)] = str(address)
             if address.is_host_alone and address.is_at(request):
                 all_paths = f"{address.given.rstrip('/')}/*"
                 hint = f"; {address.given!r} is for / alone, {all_paths!r} for all paths"
-        where = f" in {self.directory}" if self.directory else ""
-        nearest = _nearest(_bare(request.shown), names)
-        return _text_response(404, f"{request.shown!r:.200} was not found{where}{nearest}{hint}")
+        nearest = _nearest(self.directory, _bare(request.shown), scripted)
+        return _text_response(404, f"{request.shown!r:.200} was not found{nearest}{hint}")
 
     def has_tunnel_to(self, request: Request) -> bool:
         """Whether a CONNECT is for the host of an https URL that respond() was given."""
@@ -2599,28 +2597,25 @@ def _entries(directory: str) -> Iterator[os.DirEntry[str]]:
                     folders.append(entry.path)
 
 
-def _some_names(directory: str) -> dict[str, str]:
-    """Names of fixtures, and how they are shown: a large directory is not looked at as a whole."""
-    names = {}
-    for entry in itertools.islice(_entries(directory), _SOME_NAMES):
+def _nearest(directory: str, wanted: str, scripted: Optional[dict[str, str]] = None) -> str:
+    """What to say of the nearest name of a fixture or of these, given with how they are shown."""
+    names, letters = dict(scripted or {}), set(wanted)
+    for entry in itertools.islice(_entries(directory), _SOME_NAMES):  # it may be large
         is_listed = not (entry.name.startswith(".") or _is_sidecar(entry.name))
         if is_listed and os.path.isfile(entry.path):
             name = entry.path[len(directory) :].lstrip(os.sep).replace(os.sep, "/")
             names[name] = repr(name)
-    return names
-
-
-def _nearest(wanted: str, names: Mapping[str, str]) -> str:
-    """What to say of the nearest of these names, given with how they are shown."""
-    letters = set(wanted)
 
     def difference(name: str) -> int:
         return len(letters.symmetric_difference(name)) + abs(len(name) - len(wanted))
 
     some = heapq.nsmallest(50, names, difference)  # as difflib takes its time
     nearest = difflib.get_close_matches(wanted[:200], some, 1, 0.0)
-    shown = f"the nearest is {names[nearest[0]]}" if nearest else "there are no fixtures"
-    return f"; {shown}"
+    if nearest:
+        found = f"the nearest is {names[nearest[0]]}"
+    else:
+        found = "there are no fixtures" if directory else "there is no directory"
+    return f" in {directory}; {found}" if directory else f"; {found}"
 
 
 def _is_sidecar(name: str) -> bool:
