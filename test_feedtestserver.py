@@ -17969,7 +17969,7 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
                 pass
 
         [(_, words)] = run_test(Test).errors
-        self.assertIn("Test.server is not running: start() it before", words)
+        self.assertIn("Test.server is not running: start() it first", words)
 
     def test_asyncio(self):
         class Test(FeedTestServerMixin, unittest.IsolatedAsyncioTestCase):
