@@ -81,7 +81,7 @@ and what there is beside it:
     audit                    what the client did wrong, by the record
     _Tls                     the same bytes in TLS
     _certificate             the certificates that TLS needs
-    _Interception            what makes every host name lead to the server
+    _OtherHosts              what makes every host name lead to the server
     _Wanted                  what a test looks for in the record
     FeedTestServerMixin      a server for each test of a unittest.TestCase
     main                     the command line: python feedtestserver.py [DIRECTORY]
@@ -363,7 +363,7 @@ class FeedTestServer(threading.Thread):
                     self.join(self.stop_timeout)
             self._await_end(httpd, "stop()", deadline)
         finally:
-            self._site.names.close()
+            self._site.hosts.close()
             with self._starting:  # once it is not ready any more, no other files are made
                 _remove(self._files, self._pid)
 
@@ -514,21 +514,22 @@ class FeedTestServer(threading.Thread):
         """
         if not isinstance(proxy, bool):
             raise _wrong("proxy", proxy, "True or False")
-        httpd = self._running("intercept()")
+        httpd, hosts = self._running("intercept()"), self._site.hosts
+        hosts.address = httpd.own_address()
         variables: _Variables = {}
         if proxy:
             lines = f"ca_certificate = {self.ca_file}\n"
             wgetrc = self._temporary("wgetrc", "wgetrc", lambda: lines)
             variables = _variables(self.base_url, self.ca_file, wgetrc)
-        interception = _Interception(httpd.own_address(), variables, self._site.names)
+        interception = _Interception(hosts, variables)
         try:
             yield self
         finally:
             if not self._at_end():
                 interception.end()
                 # Clients would keep these connections, and come back for hosts that are elsewhere.
-                if not self._site.intercepting:
-                    self._site.names.close()
+                if not hosts.are_here:
+                    hosts.close()
                     httpd.call(httpd.close_intercepted)
 
     def resolve(self, host: str, *answers: Union[str, Sequence[str]]) -> None:
@@ -542,7 +543,7 @@ class FeedTestServer(threading.Thread):
         its name goes before patterns, and of those the one given last counts. Raises ValueError
         for what is no host or no answer.
         """
-        self._site.names.resolve(host, answers)
+        self._site.hosts.resolve(host, answers)
 
     # The record, and the script
 
@@ -744,7 +745,7 @@ class _Site:
         self._lock = threading.Lock()
         #: Responds, if it can, where neither a step nor a fixture does; called with the folder.
         self.listing: Callable[[Request, str], Optional[Response]] = lambda request, folder: None
-        self.names = _Names()
+        self.hosts = _OtherHosts()
         #: By address and method, in the order in which they were given.
         self._scripts: dict[tuple[Any, ...], _Script] = {}
         #: By host, path and first fixture: which one Next has led to, and responses since.
@@ -764,15 +765,10 @@ class _Site:
 
     def clear(self) -> None:
         """Forget the scripted steps, what look-ups find, and where Next has led."""
-        self.names.clear()
+        self.hosts.clear()
         with self._lock:
             self._scripts.clear()
             self._lives.clear()
-
-    @property
-    def intercepting(self) -> bool:
-        """Whether this is inside of an interception, where other hosts are here, too."""
-        return bool(_interceptions) and any(each.names is self.names for each in _interceptions)
 
     def scripts(self) -> list[_Script]:
         """The steps for each address, in order: a snapshot."""
@@ -900,7 +896,7 @@ class _Site:
     def unreachable(self, request: Request) -> Optional[Response]:
         """What a proxy responds that cannot connect to the host, by resolve(); None if it can."""
         is_for_proxy = request.head.origin and not request.tunnel and _is_elsewhere(request.host)
-        found = self.names.look_up(request.host) if is_for_proxy else None
+        found = self.hosts.look_up(request.host) if is_for_proxy else None
         if found is None or not _NO_CONNECTION.issuperset(found):
             return None
         request.step = "by resolve()"
@@ -930,7 +926,7 @@ class _Site:
         The target tells it, else the tunnel, else, inside of intercept(), the Host field.
         """
         origin = head.origin or (_origin(scheme, tunnel.target) if tunnel else "")
-        if not origin and self.intercepting:
+        if not origin and self.hosts.are_here:
             named = _origin(scheme, head.values.get("host", ""))
             origin = "" if self._is_local(named) else named
         return "" if origin and self._is_own(origin) else origin
@@ -951,7 +947,7 @@ class _Site:
         on all addresses has any of them.
         """
         host, port = _host_and_port(origin)
-        is_any = self.host in _ANY_ADDRESS and port == self.port and bool(_packed(host))
+        is_any = self.host in _ANY_ADDRESS and port == self.port and _ip_address(host) != ""
         return is_any or host in (self.host, *_LOOPBACK, "")
 
 
@@ -1451,7 +1447,7 @@ _open_servers: weakref.WeakSet[StoppableHttpServer] = weakref.WeakSet()
 
 def _leave_to_the_parent() -> None:
     # No thread here would release the other ones.
-    _Key.lock, _Names.lock = threading.Lock(), threading.RLock()
+    _Key.lock, _OtherHosts.lock = threading.Lock(), threading.RLock()
     for server in _open_servers:
         with contextlib.suppress(OSError):  # out of descriptors
             server.leave_to_the_parent()
@@ -1643,7 +1639,7 @@ class FeedTestRequestHandler:
         self.connection, self.client_address = sock, client
         self.transport = server.connections[sock]
         self.connection_number = next(test_server._connection_numbers)
-        self.address = self.site.names.taken(client[1]) or _own_address(sock, server.server_name)
+        self.address = self.site.hosts.accepted(client[1]) or _own_address(sock, server.server_name)
         self.buffer = bytearray()
 
     def converse(self) -> _Conversation:
@@ -1762,7 +1758,7 @@ class FeedTestRequestHandler:
         self.head = None
         try:
             self.head = head = yield from self.read_head()
-            if self.scheme == "http" and head.is_for_https and not self.site.intercepting:
+            if self.scheme == "http" and head.is_for_https and not self.site.hosts.are_here:
                 raise _Refusal(400, "an https URL was asked for without TLS (RFC 9110 7.4)")
             request = self.request(head)
             self.is_early = None
@@ -1779,7 +1775,7 @@ class FeedTestRequestHandler:
     def request(self, head: _Head) -> Request:
         """Make the Request that goes on record."""
         origin = self.site.origin_of(head, self.scheme, self.tunnel)
-        if origin and self.site.intercepting:
+        if origin and self.site.hosts.are_here:
             self.transport.is_intercepted = True
         request = Request(head, self.base_url, origin)
         request.tunnel, request.connection = self.tunnel, self.connection_number
@@ -1973,7 +1969,7 @@ class FeedTestRequestHandler:
     def do_CONNECT(self) -> None:
         """Begin a tunnel to the host that was asked for, if that is here (RFC 9110 9.3.6)."""
         response = Response(status=200, reason="Connection established")
-        if not (self.site.intercepting or self.site.has_tunnel_to(self.received)):
+        if not (self.site.hosts.are_here or self.site.has_tunnel_to(self.received)):
             words = "CONNECT is not accepted here; inside of server.intercept() it is"
             words += ", and for the hosts of https URLs that respond() was given"
             response = _refuse(405, words, [("Allow", self.allowed())])
@@ -2313,7 +2309,7 @@ def _is_authority(text: str) -> bool:
     match = _AUTHORITY.fullmatch(text)
     if match is None or int(match.group(2) or 0) > 65535:
         return False
-    return not match.group(1) or _packed(match.group(1)) is not None
+    return not match.group(1) or _ip_address(match.group(1)) != ""
 
 
 def _checked(head: _Head) -> _Head:
@@ -2384,6 +2380,7 @@ def _chunk_size(line: str) -> int:
 
 # Addresses: URLs and patterns of them, as they are compared
 
+_INTERNET = (socket.AF_INET, socket.AF_INET6)
 #: The regular expression for a ``*`` in a host, which matches neither a port nor a slash.
 _IN_HOST = r"(?:\[[^/]*\]|[^/:\[]*?)"
 #: What _normal() looks at: encoded bytes, and characters that no URI may hold (RFC 3986 2).
@@ -2532,6 +2529,27 @@ def _host_and_port(origin: str) -> tuple[str, int]:
     parts = urllib.parse.urlsplit(origin)
     default = 443 if parts.scheme == "https" else 80
     return parts.hostname or "", default if parts.port is None else parts.port
+
+
+def _host_name(host: Any) -> str:
+    """A host as it is compared, in ASCII and in lower case (IDNA, RFC 4343); "" if it is no text.
+
+    Look-ups and sockets take it in bytes as well.
+    """
+    name = host.decode("latin-1") if isinstance(host, (bytes, bytearray)) else host
+    if not isinstance(name, str):
+        return ""
+    with contextlib.suppress(UnicodeError):
+        name = name if name.isascii() else name.encode("idna").decode()
+    return name.lower()
+
+
+def _ip_address(host: Any) -> str:
+    """An IP address in the one form that is compared; "" for anything else."""
+    for family in _INTERNET:
+        with contextlib.suppress(OSError, TypeError, ValueError):
+            return socket.inet_ntop(family, socket.inet_pton(family, host))
+    return ""
 
 
 # Fixture lookup: from a URL to a file, safely, and to its response
@@ -4775,8 +4793,9 @@ def _extensions(name: str, kind: str, key: _Key, issuer: _Key) -> Iterator[bytes
     purpose = "2" if kind == "client" else "1"
     yield _extension(37, _sequence(bytes.fromhex(f"06082b0601050507030{purpose}")))
     if kind not in ("client", "no-san"):
-        address = _packed(name)
-        host = _der(0x87, address) if address else _der(0x82, name.encode("ascii"))
+        host = _der(0x82, name.encode("ascii"))
+        if address := _ip_address(name):
+            host = _der(0x87, socket.inet_pton(_INTERNET[":" in address], address))
         yield _extension(17, _sequence(host))  # subjectAltName
 
 
@@ -4831,17 +4850,6 @@ def _temporary_file(text: str, name: str) -> str:
     return path
 
 
-_INTERNET = (socket.AF_INET, socket.AF_INET6)
-
-
-def _packed(host: str) -> Optional[bytes]:
-    """An IP address in bytes; None for a name."""
-    for family in _INTERNET:
-        with contextlib.suppress(OSError, ValueError):
-            return socket.inet_pton(family, host)
-    return None
-
-
 # Any host: every host name leads to the server, in this process and its children
 
 #: Those that have begun, the innermost last; and what puts back the functions they replace.
@@ -4861,25 +4869,36 @@ _ANSWERS = {"unknown": (), "refused": (_REFUSED,), "silent": (_SILENT,)}
 _Socket: Any = socket.SocketType
 
 
-class _Names:
-    """What the look-ups of hosts find, as resolve() says, and who connects to what was found."""
+class _OtherHosts:
+    """The hosts that a server stands in for: what look-ups find, and where connections lead."""
 
     #: Also held while an interception begins or ends.
     lock = threading.RLock()
 
     def __init__(self) -> None:
-        #: By host or pattern: what matches it, the answers, and how many each host has taken.
-        self._answers: dict[str, tuple[Callable[[str], object], list[_Found], dict[str, int]]] = {}
-        #: All addresses that were ever answers, as clients remember them.
-        self.addresses: set[str] = set()
+        #: Where the server is, from intercept() on.
+        self.address = "", 0
+        #: By host or pattern: the answers, and how often each host was looked up.
+        self._answers: dict[str, tuple[list[_Found], collections.Counter[str]]] = {}
+        #: All addresses that were ever answers, as clients remember them; the ports of look-ups.
+        self._addresses: set[str] = set()
+        self._ports: set[int] = set()
         #: By a client's port: the address and the port that it believes to be connected to, and
         #: whether that connection was accepted.
         self._clients: dict[int, tuple[tuple[str, int], bool]] = {}
         self._dead_ends: list[Any] = []
+        self._trusting = functools.lru_cache(maxsize=64)(_trusting)
+
+    @property
+    def are_here(self) -> bool:
+        """Whether this is inside of an interception by this server."""
+        return bool(_interceptions) and any(each.hosts is self for each in _interceptions)
+
+    # What look-ups find
 
     def resolve(self, host: str, answers: Sequence[Union[str, Sequence[str]]]) -> None:
         """See FeedTestServer.resolve()."""
-        name = _host_name(host) if isinstance(host, str) else ""
+        name = _host_name(host).removesuffix(".") if isinstance(host, str) else ""
         if not (re.fullmatch(r"[a-z0-9*_-]+(?:\.[a-z0-9*_-]+)*", name) and _is_elsewhere(name)):
             right = "the name of a host, without a port, such as 'a.example' or '*.example'"
             raise ValueError(f"resolve(): found the host {host!r:.80}; it takes {right}")
@@ -4888,154 +4907,45 @@ class _Names:
         found = [_answer(answer) for answer in answers]
         with self.lock:
             self._answers.pop(name, None)  # of two patterns the one given last comes last
-            self._answers[name] = _glob(name), found, {}
-            self.addresses.update(*found)
+            self._answers[name] = found, collections.Counter()
+            self._addresses.update(*found)
 
     def clear(self) -> None:
         """Forget the answers."""
         with self.lock:
             self._answers.clear()
 
-    def look_up(self, host: Union[str, bytes]) -> Optional[_Found]:
+    def look_up(self, host: Any) -> Optional[_Found]:
         """The addresses of a host, none if it is unknown; None if resolve() says nothing of it."""
-        name = _host_name(_as_text(host))
+        name = _host_name(host).removesuffix(".")
         with self.lock:
-            fitting = [each for each, (matches, *_) in self._answers.items() if matches(name)]
+            fitting = [each for each in self._answers if _glob(each)(name)]
             if not fitting:
                 return None
-            _, answers, taken = self._answers[name if name in fitting else fitting[-1]]
-            taken[name] = taken.get(name, 0) + 1
+            answers, taken = self._answers[name if name in fitting else fitting[-1]]
+            taken[name] += 1
             return answers[min(taken[name], len(answers)) - 1]
 
-    def expect(self, port: int, address: tuple[str, int]) -> None:
-        """Note that a client is about to connect from a port, and to what as it believes."""
-        with self.lock:
-            self._clients[port] = address, False
-
-    def taken(self, port: int) -> Optional[str]:
-        """The address that a client of this process, newly connected from a port, has looked up."""
-        with self.lock:
-            address, was_accepted = self._clients.pop(port, (None, True))
-            if address is None or was_accepted:  # of an earlier connection from that port
-                return None
-            self._clients[port] = address, True
-            return address[0]
-
-    def believed(self, port: int) -> Optional[tuple[str, int]]:
-        """What the client at a port believes to be connected to."""
-        with self.lock:
-            return self._clients.get(port, (None, True))[0]
-
-    def dead_end(self, address: str) -> tuple[str, int]:
-        """Where, on this machine, connections are refused or never established."""
-        with self.lock:
-            self._dead_ends = self._dead_ends or _dead_ends()
-            found: tuple[str, int] = self._dead_ends[address == _REFUSED].getsockname()
-            return found
-
-    def close(self) -> None:
-        """End the attempts at connections that are never established."""
-        with self.lock:
-            while self._dead_ends:
-                self._dead_ends.pop().close()
-
-
-def _answer(given: Union[str, Sequence[str]]) -> _Found:
-    """The addresses of an answer of resolve(), in the form that is compared."""
-    if isinstance(given, str) and given in _ANSWERS:
-        return _ANSWERS[given]
-    listed = given if isinstance(given, (list, tuple)) else [given]
-    found = [_numeric(each) if isinstance(each, str) else None for each in listed]
-    if not found or None in found:
-        right = f"an IP address, a list of them, or one of {', '.join(map(repr, _ANSWERS))}"
-        raise ValueError(f"resolve(): found the answer {given!r:.80}; it takes {right}")
-    return tuple(filter(None, found))
-
-
-def _as_text(host: Any) -> Any:
-    """A host as a str if it is given in bytes, as look-ups and sockets also take it."""
-    return bytes(host).decode("latin-1") if isinstance(host, (bytes, bytearray)) else host
-
-
-def _host_name(host: str) -> str:
-    """A name of a host as look-ups compare it: in ASCII and in lower case (IDNA, RFC 4343)."""
-    with contextlib.suppress(UnicodeError):
-        host = host if host.isascii() else host.encode("idna").decode()
-    return host.lower().removesuffix(".")
-
-
-def _numeric(host: Any) -> Optional[str]:
-    """An IP address in the one form that is compared; None for anything else."""
-    for family in _INTERNET:
-        with contextlib.suppress(OSError, TypeError, ValueError):
-            return socket.inet_ntop(family, socket.inet_pton(family, _as_text(host)))
-    return None
-
-
-def _is_in_network(host: Any) -> bool:
-    """Whether that is an IP address, and not one of the loopback interface."""
-    numeric = _numeric(host)
-    return numeric is not None and not re.match(r"127\.|::1\Z", numeric)
-
-
-def _is_elsewhere(host: Any) -> bool:
-    """Whether a host is a name that could lead to the network: neither localhost nor an address."""
-    name = _as_text(host)
-    if not isinstance(name, str) or name.lower() in ("", "localhost"):
-        return False
-    with contextlib.suppress(OSError, ValueError):
-        socket.inet_aton(name)  # also 127.1, as connect() and getaddrinfo() read it
-        return False
-    return _numeric(name.partition("%")[0]) is None
-
-
-class _Interception:
-    """What makes every host lead to a server, until ``end()``; the innermost one comes first."""
-
-    def __init__(self, address: tuple[str, int], variables: _Variables, names: _Names) -> None:
-        self.address, self.names = address, names
-        self.trusting = functools.lru_cache(maxsize=64)(_trusting)
-        #: The ports that hosts were looked up for.
-        self.ports: set[int] = set()
-        with _Names.lock:
-            if not _interceptions:
-                _replace_functions()
-            #: The environment, and the opener of urllib, that it has replaced.
-            self.found = _swap(variables, None) if variables else None
-            _interceptions.append(self)
-
-    def end(self) -> None:
-        """Put back what was found; one inside of this that has replaced it as well keeps it."""
-        with _Names.lock:
-            position = _interceptions.index(self)
-            del _interceptions[position]
-            inner = next((each for each in _interceptions[position:] if each.found), None)
-            if self.found and inner:
-                inner.found = self.found
-            elif self.found:
-                _swap(*self.found)
-            if not _interceptions:
-                _replaced.close()
-
-    # What is called instead of the original of that name, which is the first argument
+    # Inside of intercept(), these are called instead of the functions of the same name, each with
+    # the original as its first argument.
 
     def getaddrinfo(self, original: _Function, host: Any, port: Any, *args: int, **how: int) -> Any:
         """Find the server, or what resolve() says, for each name but localhost."""
-        flags = how.get("flags", args[3] if len(args) > 3 else 0)
+        how.update(zip(("family", "type", "proto", "flags"), args))
+        flags = how.pop("flags", 0)
         if flags & socket.AI_NUMERICHOST or not _is_elsewhere(host):
-            return original(host, port, *args, **how)
-        how, args = {**how, "flags": 0}, args[:3]
+            return original(host, port, **how, flags=flags)
         if flags & socket.AI_PASSIVE:  # an address to listen at
-            return original(self.address[0], port, *args, **how)
+            return original(self.address[0], port, **how)
         is_number = isinstance(port, (int, str)) and f"{port}".isdecimal()
-        self.ports |= {int(port)} if port and is_number else {80, 443}
-        addresses = self.names.look_up(host)
+        self._ports |= {int(port)} if port and is_number else {80, 443}
+        addresses = self.look_up(host)
         if addresses is None:
-            return original(*self.address, *args, **how)
+            return original(*self.address, **how)
         found = []
         for address in addresses:
             with contextlib.suppress(socket.gaierror):  # another family is asked for
-                found += original(address, port, *args, **how)
+                found += original(address, port, **how)
         if not found:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return found
@@ -5059,7 +4969,7 @@ class _Interception:
         """Connect or send to where the address, the last argument, leads."""
         connection = owner if isinstance(owner, socket.socket) else arguments[0]
         if arguments and _is_internet(connection, arguments[-1]):
-            arguments = (*arguments[:-1], self.destination(connection, arguments[-1]))
+            arguments = (*arguments[:-1], self._destination(connection, arguments[-1]))
         return original(owner, *arguments)
 
     connect_ex = sendto = sendmsg = connect
@@ -5072,35 +4982,36 @@ class _Interception:
     def getpeername(self, original: _Function, connection: socket.socket) -> Any:
         """The address that the client believes it is connected to."""
         peer = original(connection)
-        if not self.is_own(connection.family, peer):
+        if not self._is_here(connection.family, peer):
             return peer
-        believed = self.names.believed(_Socket.getsockname(connection)[1])
-        return (*believed, *peer[2:]) if believed else peer
+        with self.lock:
+            believed, _ = self._clients.get(_Socket.getsockname(connection)[1], (peer[:2], True))
+        return (*believed, *peer[2:])
 
     def wrap_socket(self, original: _Function, own: Any, *args: Any, **how: Any) -> Any:
         """Begin TLS; to the server, trust its CA."""
         sock, is_server, name = args
         try:
-            is_here = self.is_own(sock.family, _Socket.getpeername(sock))
+            is_here = self._is_here(sock.family, _Socket.getpeername(sock))
         except OSError:  # not connected yet
             is_here = _is_elsewhere(name)
         if is_server or not is_here:
             return original(own, *args, **how)
-        return self.begin_tls("", original, own, args, how)
+        return self._begin_tls("", original, own, args, how)
 
     def wrap_bio(self, original: _Function, own: Any, *ends: Any, **how: Any) -> Any:
         """Begin TLS where nothing tells whether it is to the server: its CA is trusted as well."""
         if how.get("server_side"):
             return original(own, *ends, **how)
         trusted = "".join(map(ssl.DER_cert_to_PEM_cert, own.get_ca_certs(binary_form=True)))
-        return self.begin_tls(trusted, original, own, ends, how)
+        return self._begin_tls(trusted, original, own, ends, how)
 
-    def begin_tls(self, trusted: str, original: _Function, own: Any, args: Any, how: Any) -> Any:
+    def _begin_tls(self, trusted: str, original: _Function, own: Any, args: Any, how: Any) -> Any:
         """Begin TLS by the client's own context, but verify the server by another one.
 
         That trusts these certificates, in PEM, and the CA.
         """
-        trusting = self.trusting(own, trusted + _ca_certificate())
+        trusting = self._trusting(own, trusted + _ca_certificate())
         if sys.implementation.name == "pypy":
             # Elsewhere, the callback comes with the context. Later on it changes nothing.
             own._msg_callback = trusting._msg_callback
@@ -5110,27 +5021,25 @@ class _Interception:
 
     # Where connections lead
 
-    def destination(self, connection: socket.socket, address: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _destination(self, connection: socket.socket, address: tuple[Any, ...]) -> tuple[Any, ...]:
         """The address at which what a client connects to really is; raises socket.gaierror."""
         host, port, *rest = address
         if _is_elsewhere(host):  # connect() looks names up itself
             host, port = socket.getaddrinfo(host, port, connection.family)[0][4][:2]
-        numeric = _numeric(host)
+        numeric = _ip_address(_host_name(host))
         if numeric in _NO_CONNECTION:
-            with _Names.lock:  # what is opened here is closed after end()
-                if self in _interceptions:
-                    return _at(connection, self.names.dead_end(numeric), rest)
-            raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
-        if numeric is None or not self.is_meant(connection, numeric, port):
+            return _at(connection, self._dead_end(numeric), rest)
+        if not (numeric and self._is_meant(connection, numeric, port)):
             return (host, port, *rest)
         real = _at(connection, self.address, rest)
         if connection.type == socket.SOCK_STREAM:
             with contextlib.suppress(OSError):  # it has a port already
                 _Socket.bind(connection, (real[0], 0))
-            self.names.expect(_Socket.getsockname(connection)[1], (numeric, port))
+            with self.lock:
+                self._clients[_Socket.getsockname(connection)[1]] = (numeric, port), False
         return real
 
-    def is_meant(self, connection: socket.socket, address: str, port: int) -> bool:
+    def _is_meant(self, connection: socket.socket, address: str, port: int) -> bool:
         """Whether the server is meant by an IP address and a port.
 
         It is by what resolve() gave; and by its own address, as some clients take only the address
@@ -5139,7 +5048,7 @@ class _Interception:
         """
         if (address, port) == self.address:
             return True
-        if address != self.address[0] and address not in self.names.addresses:
+        if address != self.address[0] and address not in self._addresses:
             return False
         with contextlib.closing(_Socket(connection.family, socket.SOCK_STREAM)) as probe:
             try:
@@ -5147,15 +5056,89 @@ class _Interception:
             except OSError:  # it is none of this machine
                 return True
             probe.settimeout(0.1)
-            is_told = connection.type == socket.SOCK_STREAM and port in self.ports
+            is_told = connection.type == socket.SOCK_STREAM and port in self._ports
             return is_told and bool(probe.connect_ex((address, port)))
 
-    def is_own(self, family: int, peer: Any) -> bool:
+    def _is_here(self, family: int, peer: Any) -> bool:
         """Whether the peer of a connection is the server."""
         if family not in _INTERNET:
             return False
         host, port = peer[0].removeprefix("::ffff:"), peer[1]
         return port == self.address[1] and (host == self.address[0] or not _is_in_network(host))
+
+    def _dead_end(self, address: str) -> Any:
+        """Where, on this machine, connections are refused or never established."""
+        with self.lock:
+            if not self.are_here:  # what would be opened here is closed already
+                raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+            self._dead_ends = self._dead_ends or _dead_ends()
+            return self._dead_ends[address == _REFUSED].getsockname()
+
+    def close(self) -> None:
+        """End the attempts at connections that are never established."""
+        with self.lock:
+            while self._dead_ends:
+                self._dead_ends.pop().close()
+
+    def accepted(self, port: int) -> Optional[str]:
+        """The address that a client of this process, newly connected from a port, has looked up."""
+        with self.lock:
+            address, was_accepted = self._clients.pop(port, (None, True))
+            if address is None or was_accepted:  # of an earlier connection from that port
+                return None
+            self._clients[port] = address, True
+            return address[0]
+
+
+def _answer(given: Union[str, Sequence[str]]) -> _Found:
+    """The addresses of an answer of resolve(), in the form that is compared."""
+    if isinstance(given, str) and given in _ANSWERS:
+        return _ANSWERS[given]
+    found = tuple(map(_ip_address, given if isinstance(given, (list, tuple)) else [given]))
+    if not (found and all(found)):
+        right = f"an IP address, a list of them, or one of {', '.join(map(repr, _ANSWERS))}"
+        raise ValueError(f"resolve(): found the answer {given!r:.80}; it takes {right}")
+    return found
+
+
+def _is_in_network(host: Any) -> bool:
+    """Whether that is an IP address, and not one of the loopback interface."""
+    return not re.match(r"127\.|::1\Z|\Z", _ip_address(_host_name(host)))
+
+
+def _is_elsewhere(host: Any) -> bool:
+    """Whether a host is a name that could lead to the network: neither localhost nor an address."""
+    name = _host_name(host)
+    with contextlib.suppress(OSError, ValueError):
+        socket.inet_aton(name)  # also 127.1, as connect() and getaddrinfo() read it
+        return False
+    return name not in ("", "localhost") and not _ip_address(name.partition("%")[0])
+
+
+class _Interception:
+    """What makes every host lead to a server, until ``end()``; the innermost one comes first."""
+
+    def __init__(self, hosts: _OtherHosts, variables: _Variables) -> None:
+        self.hosts = hosts
+        with hosts.lock:
+            if not _interceptions:
+                _replace_functions()
+            #: The environment, and the opener of urllib, that it has replaced.
+            self.found = _swap(variables, None) if variables else None
+            _interceptions.append(self)
+
+    def end(self) -> None:
+        """Put back what was found; one inside of this that has replaced it as well keeps it."""
+        with self.hosts.lock:
+            position = _interceptions.index(self)
+            del _interceptions[position]
+            inner = next((each for each in _interceptions[position:] if each.found), None)
+            if self.found and inner:
+                inner.found = self.found
+            elif self.found:
+                _swap(*self.found)
+            if not _interceptions:
+                _replaced.close()
 
 
 def _replace_functions() -> None:
@@ -5187,7 +5170,7 @@ def _replace(owner: Any, name: str) -> None:
     def function(*args: Any, **kwargs: Any) -> Any:
         call = original
         for interception in _interceptions[:]:
-            call = functools.partial(getattr(interception, name.lstrip("_")), call)
+            call = functools.partial(getattr(interception.hosts, name.lstrip("_")), call)
         return call(*args, **kwargs)
 
     if name in vars(owner):
