@@ -2186,9 +2186,8 @@ _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_LINE = re.compile(rf"({_TOKEN.pattern}):(.*)")
 _REQUEST_LINE = re.compile(rf"({_TOKEN.pattern}) ([\x21-\x7e\x80-\xff]+) HTTP/([0-9]\.[0-9])")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_NAME = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})*"
-_AUTHORITY = re.compile(rf"(?:\[([0-9A-Fa-f]*:[0-9A-Fa-f:.]*)\]|{_NAME})(?::([0-9]{{0,5}}))?")
-_ABSOLUTE_FORM = re.compile(r"(?i)(https?)://([^/?]+)(/.*)?")
+_NAME = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})+"
+_AUTHORITY = re.compile(rf"(\[([0-9A-Fa-f]*:[0-9A-Fa-f:.]*)\]|{_NAME})(?::([0-9]{{0,5}}))?")
 #: What no line can hold.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n|\Z)|(?<!\r)\n")
 #: What is too long, by the status that says so.
@@ -2212,8 +2211,7 @@ class _Head:
         #: The path as it was sent, the query, and the origin that the target names, if any.
         self.path, self.has_query, self.query = target.partition("?")
         self.origin = ""
-        absolute = _ABSOLUTE_FORM.fullmatch(self.path)
-        if absolute:
+        if absolute := _URL.fullmatch(self.path):
             self.origin, self.path = _origin(*absolute.group(1, 2)), absolute.group(3) or "/"
         self.is_for_https = self.origin.startswith("https:")
         if method == "CONNECT":  # the https URL of the host
@@ -2304,14 +2302,6 @@ def _parse_head(data: bytes) -> _Head:
     return head
 
 
-def _is_authority(text: str) -> bool:
-    """Whether a text is one host, maybe with a port (RFC 9110 7.2, RFC 3986 3.2.2)."""
-    match = _AUTHORITY.fullmatch(text)
-    if match is None or int(match.group(2) or 0) > 65535:
-        return False
-    return not match.group(1) or _ip_address(match.group(1)) != ""
-
-
 def _checked(head: _Head) -> _Head:
     """The head, with the size of its body; raises _Refusal unless what it says makes sense."""
     if head.version[0] != "1":
@@ -2322,7 +2312,7 @@ def _checked(head: _Head) -> _Head:
     host = head.values.get("host")
     if host is None and head.version != "1.0":
         raise _Refusal(400, "there is no Host field (RFC 9112 3.2)")
-    if host is not None and not _is_authority(host):
+    if host and not _origin("http", host):
         raise _Refusal(400, f"the Host field {host[:80]!r} is not a valid host (RFC 9112 3.2)")
     head.body_size = _body_size(head)
     return head
@@ -2381,6 +2371,7 @@ def _chunk_size(line: str) -> int:
 # Addresses: URLs and patterns of them, as they are compared
 
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
+_URL = re.compile("(?is)(https?)://([^/?#]*)(.*)")
 #: The regular expression for a ``*`` in a host, which matches neither a port nor a slash.
 _IN_HOST = r"(?:\[[^/]*\]|[^/:\[]*?)"
 #: What _normal() looks at: encoded bytes, and characters that no URI may hold (RFC 3986 2).
@@ -2495,16 +2486,18 @@ def _bare(address: str) -> str:
 
 
 def _origin(scheme: str, authority: str) -> str:
-    """An origin in the one form that is compared (RFC 9110 4.2.3).
+    """An origin in the one form that is compared (RFC 9110 4.2.3, RFC 3986 3.2.2).
 
     It is in lower case, without a default port, and without the dot that ends a name. "" if the
-    authority names no host.
+    authority is not one host, maybe with a port.
     """
-    if not (_is_authority(authority) and authority.partition(":")[0]):
+    match = _AUTHORITY.fullmatch(authority)
+    host, address, port = match.groups("") if match else ("", "", "")
+    if not host or (address and not _ip_address(address)) or int(port or 0) > 65535:
         return ""
-    scheme, authority = scheme.lower(), authority.lower().replace(".:", ":")
-    default = {"http": ":80", "https": ":443"}.get(scheme, ":")
-    return f"{scheme}://{authority.removesuffix(default).removesuffix(':').removesuffix('.')}"
+    default = "80" if scheme.lower() == "http" else "443"
+    end = f":{port}" if port and port != default else ""
+    return f"{scheme}://{host.removesuffix('.')}{end}".lower()
 
 
 def _parted(url: str) -> tuple[str, str]:
@@ -2513,7 +2506,7 @@ def _parted(url: str) -> tuple[str, str]:
     The origin is as clients send it, without a user and in ASCII (RFC 9110 4.2, IDNA). Raises
     ValueError where there is no host in it.
     """
-    whole = re.fullmatch("(?is)(https?)://([^/?#]*)(.*)", url)
+    whole = _URL.fullmatch(url)
     if whole is None:
         return "", url
     scheme, authority, rest = whole.groups()
