@@ -869,7 +869,7 @@ class _Site:
     def not_found(self, request: Request, folder: str) -> Response:
         """The 404 that names the nearest fixture or scripted address."""
         scripted, hint = {}, ""
-        for address in (script.address for script in self.scripts()[-_SOME_NAMES:]):
+        for address in (script.address for script in self.scripts()[-500:]):
             if not address.covers(request):  # else its steps have passed
                 scripted[_bare(address.given)] = str(address)
             if address.is_host_alone and address.is_at(request):
@@ -2568,8 +2568,6 @@ _SMALL = 64 * 1024
 _MUCH = 1_000_000
 #: Larger ones are sent in such blocks.
 _BLOCK = 256 * 1024
-#: Names of fixtures that are looked at for the nearest one.
-_SOME_NAMES = 500
 
 
 def _quote(path: str) -> str:
@@ -2597,31 +2595,32 @@ def _path_of(directory: str, name: str) -> str:
     return f"{directory}{os.sep}{name.replace('/', os.sep)}"
 
 
-def _entries(directory: str) -> Iterator[os.DirEntry[str]]:
-    """What is in a directory, then what is in its folders that are not hidden, and so on."""
-    folders = [directory]
-    for folder in folders:  # as those below are added
-        with contextlib.suppress(OSError), os.scandir(folder) as entries:
-            for entry in entries:
-                yield entry
-                if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
-                    folders.append(entry.path)
+def _names(directory: str, folder: str = "") -> Iterator[str]:
+    """The names of fixtures, as they are found; those that are hidden are left out."""
+    with contextlib.suppress(OSError), os.scandir(_path_of(directory, folder)) as entries:
+        for entry in entries:
+            name = folder + entry.name
+            if entry.name.startswith(".") or _is_sidecar(name):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _names(directory, f"{name}/")
+            elif entry.is_file():
+                yield name
 
 
 def _nearest(directory: str, wanted: str, scripted: Optional[dict[str, str]] = None) -> str:
-    """What to say of the nearest name of a fixture or of these, given with how they are shown."""
-    names, letters = dict(scripted or {}), set(wanted)
-    for entry in itertools.islice(_entries(directory), _SOME_NAMES):  # it may be large
-        is_listed = not (entry.name.startswith(".") or _is_sidecar(entry.name))
-        if is_listed and os.path.isfile(entry.path):
-            name = entry.path[len(directory) :].lstrip(os.sep).replace(os.sep, "/")
-            names[name] = repr(name)
+    """What to say of the nearest name of a fixture or of these, given with how they are shown.
+
+    A large directory is not looked at as a whole.
+    """
+    some = itertools.islice(_names(directory), 500 if directory else 0)
+    names, letters = {**{name: repr(name) for name in some}, **(scripted or {})}, set(wanted)
 
     def difference(name: str) -> int:
         return len(letters.symmetric_difference(name)) + abs(len(name) - len(wanted))
 
-    some = heapq.nsmallest(50, names, difference)  # as difflib takes its time
-    nearest = difflib.get_close_matches(wanted[:200], some, 1, 0.0)
+    near = heapq.nsmallest(50, names, difference)  # as difflib takes its time
+    nearest = difflib.get_close_matches(wanted[:200], near, 1, 0.0)
     if nearest:
         found = f"the nearest is {names[nearest[0]]}"
     else:
