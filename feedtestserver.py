@@ -449,11 +449,10 @@ class FeedTestServer(threading.Thread):
         """
         if not self.directory:
             return []
-        files = filter(os.path.isfile, sorted(pathlib.Path(self.directory).glob(pattern)))
-        names = [file.relative_to(self.directory).as_posix() for file in files]
+        found = sorted(pathlib.Path(self.directory).glob(pattern))
+        names = [path.relative_to(self.directory).as_posix() for path in found]
         names = [name for name in names if "/." not in f"/{name}"]
-        listed = [name for name in names if _may_be_served(self.directory, name)]
-        return [Fixture(self, name) for name in listed]
+        return [Fixture(self, name) for name in names if _may_be_served(self.directory, name)]
 
     # HTTPS
 
@@ -2568,6 +2567,8 @@ _SMALL = 64 * 1024
 _MUCH = 1_000_000
 #: Larger ones are sent in such blocks.
 _BLOCK = 256 * 1024
+#: Names that are looked at for the nearest one.
+_SOME_NAMES = 500
 
 
 def _quote(path: str) -> str:
@@ -2633,13 +2634,14 @@ def _is_sidecar(name: str) -> bool:
 
 
 def _may_be_served(directory: str, name: str) -> bool:
-    """Whether a file, and its sidecar, really lie in the directory; sidecars are not served."""
+    """Whether it is a file that, with its sidecar, really lies in the directory, and no sidecar."""
     root = os.path.join(os.path.realpath(directory), "")
     path = root + name.replace("/", os.sep)
     real, sidecar = os.path.realpath(path), os.path.realpath(path + _SIDECAR)
     # Drives, streams of NTFS, and other names of a file: Windows drops dots and blanks at the end.
     is_odd = os.name == "nt" and re.search(r":|[. ](?:/|\Z)", name)
-    return real.startswith(root) and sidecar.startswith(root) and not (is_odd or _is_sidecar(real))
+    is_inside = real.startswith(root) and sidecar.startswith(root)
+    return is_inside and os.path.isfile(real) and not (is_odd or _is_sidecar(real))
 
 
 #: Responses of fixtures, with the stamps of the file and its sidecar when they were loaded.
@@ -2704,8 +2706,7 @@ def _read(directory: str, name: str) -> tuple[Directives, bytes]:
         beside, count, line = directives.next
         following = f"{name[: name.rfind('/') + 1]}{beside}"
         directives.next = following, count, line
-        is_there = _stamp(_path_of(directory, following)) is not None
-        if not (is_there and _may_be_served(directory, following)):
+        if not _may_be_served(directory, following):
             words = f"Next: found {beside!r:.80}; there is no such fixture in the same folder"
             directives.errors.append(DirectiveError(path, line, words))
     return directives, content
