@@ -1895,7 +1895,7 @@ class FeedTestRequestHandler:
     def steps(self, request: Request) -> Iterator[Step]:
         """The steps for a request; where all of them pass, what its do_ method responds."""
         for script in self.site.matching(request):
-            yield script.take(request)
+            yield script.take(request)  # only when those before it have passed
         request.step = ""
         # A method of a subclass is test code, which may take its time.
         yield self.unscripted(request) if type(self) is FeedTestRequestHandler else self.unscripted
@@ -2712,7 +2712,6 @@ def _read(directory: str, name: str) -> tuple[Directives, bytes]:
     return directives, content
 
 
-@functools.lru_cache(maxsize=1024)
 def _media_type(name: str) -> str:
     """The media type that a name stands for, by the table above and not by the machine's."""
     return _CONTENT_TYPES.get(os.path.splitext(name)[1].lower(), _ANY_TYPE)
