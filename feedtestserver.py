@@ -2389,7 +2389,7 @@ class _Address:
         path = _normal(path if path.startswith("/") or given == "*" else f"/{path}")
         self.given, self.method = given, method
         self.is_pattern = "*" in f"{origin}{path}{query}"
-        self.query = _parameters(query, "[=*]" if self.is_pattern else "=") if mark else None
+        self.query = _parameters(query, "[=*]") if mark else None
         self.key = origin, path, self.query, method
         # Also where that is the server itself, whose origin is "".
         self.is_https = given.lower().startswith("https:")
