@@ -514,7 +514,7 @@ class FeedTestServer(threading.Thread):
         if not isinstance(proxy, bool):
             raise _wrong("proxy", proxy, "True or False")
         httpd, hosts = self._running("intercept()"), self._site.hosts
-        hosts.address = httpd.own_address()
+        hosts.address = _ANY_ADDRESS.get(httpd.server_name, httpd.server_name), httpd.server_port
         variables: _Variables = {}
         if proxy:
             lines = f"ca_certificate = {self.ca_file}\n"
@@ -1156,10 +1156,6 @@ class StoppableHttpServer(http.server.HTTPServer):
             self.selector.register(self._woken, _READ, self._run_calls)
         self.closed = False
         self._go_on_accepting()
-
-    def own_address(self) -> tuple[str, int]:
-        """An address at which the server can be reached from this machine."""
-        return _ANY_ADDRESS.get(self.server_name, self.server_name), self.server_port
 
     # Serving
 
