@@ -5063,8 +5063,10 @@ class _OtherHosts:
             return self._dead_ends[address == _REFUSED].getsockname()
 
     def close(self) -> None:
-        """End the attempts at connections that are never established."""
+        """Forget what clients did, and end attempts at connections that are never established."""
+        self._trusting.cache_clear()
         with self.lock:
+            self._ports.clear()
             while self._dead_ends:
                 self._dead_ends.pop().close()
 
