@@ -4875,7 +4875,6 @@ class _OtherHosts:
         #: whether that connection was accepted.
         self._clients: dict[int, tuple[tuple[str, int], bool]] = {}
         self._dead_ends: list[Any] = []
-        self._trusting = functools.lru_cache(maxsize=64)(_trusting)
 
     @property
     def are_here(self) -> bool:
@@ -4999,7 +4998,7 @@ class _OtherHosts:
 
         That trusts these certificates, in PEM, and the CA.
         """
-        trusting = self._trusting(own, trusted + _ca_certificate())
+        trusting = _trusting(own, trusted + _ca_certificate())
         if sys.implementation.name == "pypy":
             # Elsewhere, the callback comes with the context. Later on it changes nothing.
             own._msg_callback = trusting._msg_callback
@@ -5064,7 +5063,7 @@ class _OtherHosts:
 
     def close(self) -> None:
         """Forget what clients did, and end attempts at connections that are never established."""
-        self._trusting.cache_clear()
+        _trusting.cache_clear()
         with self.lock:
             self._ports.clear()
             while self._dead_ends:
@@ -5240,6 +5239,7 @@ def _dead_ends() -> list[Any]:
     return [listener, *clients]
 
 
+@functools.lru_cache(maxsize=64)
 def _trusting(own: Any, certificates: str) -> Any:
     """A context that trusts these certificates, in PEM.
 
