@@ -894,9 +894,9 @@ class _Site:
 
     def unreachable(self, request: Request) -> Optional[Response]:
         """What a proxy responds that cannot connect to the host, by resolve(); None if it can."""
-        is_for_proxy = request.head.origin and not request.tunnel and _is_elsewhere(request.host)
+        is_for_proxy = not request.tunnel and _is_elsewhere(request.host)
         found = self.hosts.look_up(request.host) if is_for_proxy else None
-        if found is None or not _NO_CONNECTION.issuperset(found):
+        if found not in _ANSWERS.values():
             return None
         request.step = "by resolve()"
         if found == (_SILENT,):
@@ -4851,8 +4851,7 @@ _Found = tuple[str, ...]
 _Variables = Mapping[str, Optional[str]]
 #: What look-ups find for hosts that refuse connections, or never respond.
 _REFUSED, _SILENT = "127.254.0.1", "127.254.0.2"
-_NO_CONNECTION = {_REFUSED, _SILENT}
-_ANSWERS = {"unknown": (), "refused": (_REFUSED,), "silent": (_SILENT,)}
+_ANSWERS: dict[str, _Found] = {"unknown": (), "refused": (_REFUSED,), "silent": (_SILENT,)}
 #: What socket.socket is a subclass of: its own methods are not replaced.
 _Socket: Any = socket.SocketType
 
@@ -5014,7 +5013,7 @@ class _OtherHosts:
         if _is_elsewhere(host):  # connect() looks names up itself
             host, port = socket.getaddrinfo(host, port, connection.family)[0][4][:2]
         numeric = _ip_address(_host_name(host))
-        if numeric in _NO_CONNECTION:
+        if numeric in (_REFUSED, _SILENT):
             return _at(connection, self._dead_end(numeric), rest)
         if not (numeric and self._is_meant(connection, numeric, port)):
             return (host, port, *rest)
