@@ -407,14 +407,17 @@ class FeedTestServer(threading.Thread):
         return self
 
     def __exit__(self, kind: object, error: Optional[BaseException], traceback: object) -> None:
+        still_running = ""
         try:
             self.stop()
-            if words := _told(self.errors):
-                raise AssertionError(words)
-        except (AssertionError, RuntimeError) as failure:
-            if error is None:
+        except RuntimeError as failure:
+            if error is None and not self.errors:
                 raise
-            _add_note(error, str(failure))
+            still_running = f"{failure}\n"
+        if words := still_running + _told(self.errors):
+            if error is None:
+                raise AssertionError(words)
+            _add_note(error, words)
 
     # Where it is, and what it serves
 
@@ -5434,10 +5437,12 @@ class FeedTestServerMixin(_TestCase):
             self._contexts.enter_context(self.server.intercept(**how))
 
     def _end(self) -> None:  # by its name, as _contexts is left out of a copy
-        self._contexts.close()
-        unused = self.server._site.unused(once=True) if self.strict else []
-        if words := _told(self.server._record.take_errors(), unused):
-            self.fail(words)
+        try:
+            self._contexts.close()
+        finally:  # where test code still runs, the failure has that as its context
+            unused = self.server._site.unused(once=True) if self.strict else []
+            if words := _told(self.server._record.take_errors(), unused):
+                self.fail(words)
 
     @contextlib.contextmanager
     def _failing(self, msg: Any) -> Iterator[None]:

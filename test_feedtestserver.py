@@ -11457,6 +11457,36 @@ class LifeCycleTest(ServerTestCase):
                 server.stop()
                 self.assert_gone(server)
 
+    def test_errors_are_raised_with_what_still_runs(self):
+        """Once at the end of ``with``, and once as a note of an exception that is on its way."""
+        for error, expected in ((None, AssertionError), (KeyError("mine"), KeyError)):
+            entered, release = threading.Event(), threading.Event()
+            self.addCleanup(release.set)
+
+            def block(request, entered=entered, release=release):
+                entered.set()
+                release.wait(PATIENCE)
+                return 204
+
+            server = FeedTestServer("", stop_timeout=0.01)
+            with self.subTest(error), socket.socket() as connection:
+                with self.assertRaises(expected) as caught, server:
+                    server.respond("/wrong", lambda request: 1 / 0)
+                    self.get(server, "/wrong")
+                    server.respond("/x", block)
+                    connection.connect(("127.0.0.1", server.port))
+                    connection.sendall(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
+                    self.assertTrue(entered.wait(PATIENCE))
+                    if error:
+                        raise error
+                text = shown(caught.exception)
+                self.assertIn("responds to GET /x; it has to return by itself", text)
+                self.assertIn("the server found errors:\nGET /wrong: ZeroDivisionError", text)
+                release.set()
+                server.stop_timeout = PATIENCE
+                server.stop()
+                self.assert_gone(server)
+
     def test_stop_is_idempotent(self):
         server = FeedTestServer(self.make_directory())
         server.stop()
@@ -17785,6 +17815,29 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
 
         [(_, words)] = run_test(Test).errors
         self.assertIn("the test code that responds to GET /x; it has to return by itself", words)
+        release.set()
+        Test.used.stop_timeout = PATIENCE
+        Test.used.stop()
+
+    def test_errors_are_told_with_test_code_that_does_not_return(self):
+        entered, release = threading.Event(), threading.Event()
+        self.addCleanup(release.set)
+
+        class Test(FeedTestServerMixin, ServerTestCase):
+            def test(self):
+                Test.used = self.server
+                self.server.respond("/wrong", lambda request: 1 / 0)
+                self.get(self.server, "/wrong")
+                self.server.stop_timeout = 0.01
+                self.server.respond("/x", lambda request: entered.set() or release.wait(PATIENCE))
+                connection = connect(self.server)
+                self.addCleanup(connection.close)
+                connection.sendall(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
+                entered.wait(PATIENCE)
+
+        [(_, words)] = run_test(Test).failures
+        self.assertIn("the test code that responds to GET /x; it has to return by itself", words)
+        self.assertIn("the server found errors:\nGET /wrong: ZeroDivisionError", words)
         release.set()
         Test.used.stop_timeout = PATIENCE
         Test.used.stop()
