@@ -368,8 +368,8 @@ class FeedTestServer(threading.Thread):
                 _remove(self._files, self._pid)
 
     def _await_end(self, httpd: _FixtureServer, name: str, deadline: float) -> None:
-        if not httpd.join(deadline - time.perf_counter()):
-            names = ", ".join(httpd.running()) or "all requests, maybe the clock"
+        if running := httpd.join(deadline - time.perf_counter()):
+            names = ", ".join(running)
             waited = f"waited {self.stop_timeout:g} s for the test code that responds to {names}"
             raise RuntimeError(f"{name} {waited}; it has to return by itself")
 
@@ -532,7 +532,7 @@ class FeedTestServer(threading.Thread):
                 # Clients would keep these connections, and come back for hosts that are elsewhere.
                 if not hosts.are_here:
                     hosts.close()
-                    httpd.call(httpd.close_intercepted)
+                    httpd.call(lambda: httpd.end_connections(lambda each: each.is_intercepted))
 
     def resolve(self, host: str, *answers: Union[str, Sequence[str]]) -> None:
         """Have the look-ups of a host find these answers, one after the other; the last one stays.
@@ -1367,15 +1367,18 @@ class StoppableHttpServer(http.server.HTTPServer):
             if self._opened:
                 self.selector.unregister(self.socket)
         self.socket.close()
-        for connection in list(self.connections.values()):
-            if connection is not spared:
-                connection.end()
+        self.end_connections(lambda each: each is not spared)
         with self._lock:
             self._quiet = True
             self._changed.notify_all()
 
-    def join(self, timeout: Optional[float] = None) -> bool:
-        """Wait until all threads have ended, after close_port(); tell whether they have.
+    def end_connections(self, is_meant: Callable[[_Connection], bool]) -> None:
+        """End the connections that are meant, and what happens on them."""
+        for connection in filter(is_meant, list(self.connections.values())):
+            connection.end()
+
+    def join(self, timeout: Optional[float] = None) -> list[str]:
+        """Wait until all threads have ended, after close_port(); tell what still runs, in words.
 
         If the server serves on, only the workers have to end. A worker waits for the port and the
         connections only. ``timeout`` is in seconds; None waits as long as it takes.
@@ -1389,20 +1392,17 @@ class StoppableHttpServer(http.server.HTTPServer):
         with self._lock:
             # The thread that serves waits for nothing: others may have it close the port once more.
             is_serving = threading.current_thread() is self._thread
-            ended = is_serving or self._changed.wait_for(has_ended, timeout)
+            if not (is_serving or self._changed.wait_for(has_ended, timeout)):
+                names = list(dict.fromkeys(thread.name for thread in self._running))
+                return names or ["all requests, maybe the clock"]
             for thread in self._ended:  # one of us at a time, as Thread.join() needs it
                 thread.join()
-        return ended
+        return []
 
     def is_own_thread(self) -> bool:
         """Whether this thread is the one that serves, or a worker."""
         with self._lock:
             return threading.current_thread() in (self._thread, *self._running)
-
-    def running(self) -> list[str]:
-        """What the workers are doing, in words."""
-        with self._lock:
-            return list(dict.fromkeys(thread.name for thread in self._running))
 
     def server_close(self) -> None:
         """Close the port, and what the thread that serves waits on; that is stopped before."""
@@ -1583,12 +1583,6 @@ class _FixtureServer(StoppableHttpServer):
         """The conversation of the handler."""
         handler: Any = self.RequestHandlerClass
         return bool((yield from handler(request, client_address, self).converse()))
-
-    def close_intercepted(self) -> None:
-        """Close the connections that are here only because of intercept()."""
-        for connection in list(self.connections.values()):
-            if connection.is_intercepted:
-                connection.end()
 
 
 # The conversation: a request is read, responded to and recorded
