@@ -474,7 +474,8 @@ class FeedTestServer(threading.Thread):
         ``request.client_certificate`` later. The file is there until ``stop()``. Raises ValueError
         for any other name, RuntimeError if the server is not running.
         """
-        if not (isinstance(name, str) and re.fullmatch(_CLIENT_NAME, name)):
+        allowed = "[^\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]{1,64}"
+        if not (isinstance(name, str) and re.fullmatch(allowed, name)):
             right = "1 to 64 characters without control characters (RFC 5280 A.1)"
             raise _wrong("client_certificate", name, right)
         what = f"client_certificate({name!r})"
@@ -1725,9 +1726,9 @@ class FeedTestRequestHandler:
         host = (name or _host_and_port(tunnel)[0] or self.address).lower()
         kind, asked = self.test_server.certificate, self.test_server.client_certificates
         configure = self.test_server.configure_tls
-        make: Callable[..., ssl.SSLContext] = _server_context
-        if configure is not None or asked != "none":
-            make = _server_context.__wrapped__  # no session of another context can be resumed in it
+        # In a context of its own, no session of another one can be resumed.
+        is_shared = configure is None and asked == "none"
+        make = _server_context if is_shared else _server_context.__wrapped__
         what = f"the certificate for {host}"
         try:
             with _Key.lock:  # else clients that come at once would each have one made
@@ -4569,7 +4570,6 @@ _AFTER_CERTIFICATE = (12, 14, 15)
 _HANDSHAKE = 22
 #: More than any client sends in its first message, in bytes.
 _MAX_HELLO = 32 * 1024
-_CLIENT_NAME = "[^\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]{1,64}"
 
 
 def _client_hello(sent: Union[bytes, bytearray]) -> Optional[bytes]:
