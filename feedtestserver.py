@@ -386,10 +386,11 @@ class FeedTestServer(threading.Thread):
             httpd = self._running("down()")
             httpd.closed = True  # from now on it is not running for others
             httpd.close_port(stopping=False)
+        deadline = time.perf_counter() + self.stop_timeout
         try:
-            self._await_end(httpd, "down()", time.perf_counter() + self.stop_timeout)
             # Bound but not listening: clients are refused, and the port stays ours.
             self._when_free(lambda: httpd.call(httpd.bind_again))
+            self._await_end(httpd, "down()", deadline)
             yield self
         finally:
             if not self._at_end():
@@ -1356,9 +1357,13 @@ class StoppableHttpServer(http.server.HTTPServer):
         """Bind the port after close_port(); clients are refused unless this listens, too."""
         if self.stopping:
             return
-        self.socket.close()
-        self.socket = socket.socket(self.address_family, self.socket_type)
-        self.server_bind()
+        if self.socket.fileno() < 0:
+            self.socket = socket.socket(self.address_family, self.socket_type)
+            try:
+                self.server_bind()
+            except BaseException:
+                self.socket.close()
+                raise
         if listening:
             self.server_activate()
 

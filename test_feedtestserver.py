@@ -11822,6 +11822,32 @@ class LifeCycleTest(ServerTestCase):
         self.assertEqual(self.get(server, "/none").status, 404)
         self.assertEqual(server.errors, [])
 
+    def test_down_keeps_the_port_while_it_waits_for_test_code(self):
+        """Else a client that connects again and again may get it as a port of its own."""
+        server, entered, refused = self.serve(), threading.Event(), []
+
+        def step(request):
+            entered.set()
+            self.connect_until_refused(server)
+            end = time.monotonic() + PATIENCE
+            while not refused and time.monotonic() < end:
+                with socket.socket() as client:
+                    try:
+                        client.bind(("127.0.0.1", server.port))
+                    except OSError as error:
+                        refused.append(error.errno)
+            return 204
+
+        server.respond("/", step)
+        server.stop_timeout = 2 * PATIENCE
+        with connect(server) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            self.assertTrue(entered.wait(PATIENCE))
+            close_by_reset(connection)  # else the system keeps the port for a while
+        with server.down():
+            self.assertEqual(len(refused), 1)
+        self.assertEqual(self.get(server, "/none").status, 404)
+
     def test_down_names_the_test_code_that_runs(self):
         server, entered, release = self.serve(), threading.Event(), threading.Event()
         self.addCleanup(release.set)
