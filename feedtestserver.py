@@ -154,7 +154,7 @@ else:
 __all__ = ["DirectiveError", "Directives", "FeedTestRequestHandler", "FeedTestServer"]
 __all__ += ["FeedTestServerMixin", "Finding", "Fixture", "HeaderFields", "Request", "Response"]
 __all__ += ["Step", "StoppableHttpServer", "audit", "parse_directives", "stop_server"]
-__version__ = "1.0.0"
+__version__ = "2.0.0"
 # unittest and pytest leave out this file's frames, so that a traceback ends in the test.
 __unittest = __tracebackhide__ = True
 
