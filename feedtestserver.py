@@ -217,6 +217,18 @@ def _directory(given: Optional[Union[str, os.PathLike[str]]], folder: str = "") 
     return os.path.abspath(os.path.join(folder, given)) if given else ""
 
 
+def _host(given: str) -> str:
+    if not isinstance(given, str):
+        raise _wrong("host", given, "an address, such as '127.0.0.1'")
+    return given
+
+
+def _port(given: int) -> int:
+    if not (isinstance(given, int) and 0 <= given < 65536):
+        raise _wrong("port", given, "a whole number from 0 to 65535")
+    return given
+
+
 def _tls_function(given: _TlsFunction) -> _TlsFunction:
     if not (given is None or callable(given)):
         raise _wrong("configure_tls", given, "a function that takes an ssl.SSLContext, or None")
@@ -247,8 +259,8 @@ class FeedTestServer(threading.Thread):
     #: The directory that is served, an absolute path; "" if there is none.
     directory = _Setting("", _directory, before_start=True)
     #: The address to listen at, and the port; once started, the one that was bound.
-    host = _Setting[str, str]("127.0.0.1", str, before_start=True)
-    port = _Setting[int, int](0, int, before_start=True)
+    host = _Setting("127.0.0.1", _host, before_start=True)
+    port = _Setting(0, _port, before_start=True)
     #: The class of the conversations; a subclass of FeedTestRequestHandler may add do_ methods.
     handler_class: type[FeedTestRequestHandler]
     #: The certificate that the next TLS handshakes get. "incomplete-chain" is signed by an
@@ -323,8 +335,6 @@ class FeedTestServer(threading.Thread):
         while True:
             try:
                 return bind()
-            except OverflowError as error:
-                raise OSError(errno.EINVAL, f"there is no port {self.port}: {error}") from error
             except OSError as error:
                 if error.errno not in _IN_USE or time.perf_counter() >= deadline:
                     where = f"cannot bind {self.host}:{self.port}: {error.strerror}"
@@ -334,20 +344,22 @@ class FeedTestServer(threading.Thread):
 
     def run(self) -> None:
         """Serve until told to stop; start() calls this in the new thread."""
-        assert self._httpd is not None
+        httpd = self._httpd
+        if httpd is None:  # start() was interrupted
+            return
         try:
-            self._httpd.serve_forever()
+            httpd.serve_forever()
         finally:
             self._record.end()
             # The handler class refers to this server; without the cycle it is freed at once.
-            self._httpd.RequestHandlerClass = socketserver.BaseRequestHandler
+            httpd.RequestHandlerClass = socketserver.BaseRequestHandler
 
     def stop(self) -> None:
         """End the server and all its connections, at once; on return nothing of it is left.
 
         Waits ``stop_timeout`` seconds for test code that is still running, then raises a
         RuntimeError that names its request. Does nothing before ``start()``, after everything has
-        ended, and in a forked child. Called from inside test code it does not wait for that code.
+        ended, and in a forked child. Called from inside test code it does not wait for test code.
         """
         if self._at_end() or self._pid != os.getpid():
             return
@@ -399,8 +411,10 @@ class FeedTestServer(threading.Thread):
     def _running(self, name: str) -> _FixtureServer:
         """What serves; raises RuntimeError if nothing does."""
         if self._httpd is None or self._httpd.closed:
-            right = "after start(), before stop(), and not within down()"
-            raise RuntimeError(f"{name} needs a server that is running: {right}")
+            why = "call start() first"
+            if self._httpd:
+                why = "it has stopped" if self._httpd.stopping else "it is down"
+            raise RuntimeError(f"{name} needs a server that is running: {why}")
         return self._httpd
 
     def __enter__(self) -> FeedTestServer:
@@ -415,7 +429,7 @@ class FeedTestServer(threading.Thread):
             if error is None and not self.errors:
                 raise
             still_running = f"{failure}\n"
-        if words := still_running + _told(self.errors):
+        if words := still_running + _what_failed(self.errors):
             if error is None:
                 raise AssertionError(words)
             _add_note(error, words)
@@ -541,7 +555,7 @@ class FeedTestServer(threading.Thread):
 
         An answer is an IP address, a sequence of them, "unknown" (there is no such name), "refused"
         (connections are refused) or "silent" (they are never established). Connections to these
-        addresses lead to the server, inside of ``intercept()``. To a client that goes by the proxy,
+        addresses lead to the server, inside of ``intercept()``. To a client that uses the proxy,
         each request and each CONNECT is a look-up: it gets a 502 if the host is unknown or refuses.
         A ``*`` in ``host`` matches any characters; each host then has its own sequence. A host by
         its name goes before patterns, and of those the one given last counts. Raises ValueError
@@ -671,7 +685,7 @@ def _add_note(error: BaseException, words: str) -> None:
         error.__context__ = AssertionError(words)
 
 
-def _told(errors: Sequence[str], unused: Sequence[str] = ()) -> str:
+def _what_failed(errors: Sequence[str], unused: Sequence[str] = ()) -> str:
     """What fails a test besides its own assertions; "" if there is nothing."""
     lines = ["the server found errors:", *errors] if errors else []
     lines += ["the server has unused steps:", *unused] if unused else []
@@ -752,8 +766,8 @@ class _Site:
         self.hosts = _OtherHosts()
         #: By address and method, in the order in which they were given.
         self._scripts: dict[tuple[Any, ...], _Script] = {}
-        #: By host, path and first fixture: which one Next has led to, and responses since.
-        self._lives: dict[tuple[str, str, str], tuple[str, int]] = {}
+        #: By host, path and first fixture: which one has led to which by Next, and responses since.
+        self._lives: dict[tuple[str, str, str], tuple[str, str, int]] = {}
         # The last turn of the server, and the fixtures that were looked up in it.
         self._seen: tuple[Optional[int], dict[str, Optional[Response]]] = (None, {})
 
@@ -821,7 +835,7 @@ class _Site:
             return Response(status=step)
         if isinstance(step, str):
             return self.following(request, step, self.fixture(step))
-        right = "a fixture's name, a status code, bytes, a Response, or a callable returning one"
+        right = "a fixture's name, a status code, bytes, a Response, or a function of the request"
         raise TypeError(f"found {step!r:.80} as a step; it takes {right}")
 
     def fixture(self, name: str) -> Response:
@@ -836,19 +850,20 @@ class _Site:
     def following(self, request: Optional[Request], name: str, fixture: Response) -> Response:
         """The fixture that Next has led to by now. A response to a GET counts.
 
-        Raises DirectiveError, or FileNotFoundError, if one is not there.
+        Raises DirectiveError if one is not there.
         """
         if request is None or fixture.next is None:
             return fixture
         key = request.host, _normal(request.head.path), name
         with self._lock:
-            now, count = self._lives.get(key, (name, 0))
+            before, now, count = self._lives.get(key, (name, name, 0))
+            self.fixture(before)  # where what it leads to is gone, this names the line
             fixture = self.fixture(now)
             if fixture.next and count >= fixture.next[1]:
-                now, count = fixture.next[0], 0
+                before, now, count = now, fixture.next[0], 0
                 fixture = self.fixture(now)
             if request.method == "GET" and request.heard_at:  # else this only looks ahead
-                self._lives[key] = now, count + 1
+                self._lives[key] = before, now, count + 1
         if now != name:
             request.step = ", ".join(filter(None, (request.step, f"Next has led to {now}")))
         return fixture
@@ -856,7 +871,7 @@ class _Site:
     def fixture_for(self, request: Request, turn: Optional[int]) -> Response:
         """What the fixture at the path of a request responds, or a 404.
 
-        The file is looked at once in a turn of the server, before which its requests were sent.
+        Each file is looked up once in a turn, as all requests of a turn were sent before it began.
         """
         folder = f"{request.host}/" if request.origin else ""
         if turn is None or turn != self._seen[0]:
@@ -874,7 +889,9 @@ class _Site:
         """The 404 that names the nearest fixture or scripted address."""
         scripted, hint = {}, ""
         for address in (script.address for script in self.scripts()[-500:]):
-            if not address.covers(request):  # else its steps have passed
+            if address.covers(request):
+                hint = "; the steps for it have passed"
+            else:
                 scripted[_bare(address.given)] = str(address)
             if address.is_host_alone and address.is_at(request):
                 all_paths = f"{address.given.rstrip('/')}/*"
@@ -1040,12 +1057,21 @@ class _Record:
 
         Raises AssertionError after ``timeout`` seconds, and once the server has ended.
         """
+        record: list[Request] = []
+        found, position = 0, 0  # how many match of the first so many
+
+        def is_over() -> bool:
+            nonlocal record, found, position
+            if record is not self.requests:  # clear() makes a new one
+                record, found, position = self.requests, 0, 0
+            found += len(wanted.among(record[position:]))
+            position = len(record)
+            return self._ended or found >= times
+
         with self.lock:
             self._waiting += 1
             try:
-                self._changed.wait_for(
-                    lambda: self._ended or len(wanted.among(self.requests)) >= times, timeout
-                )
+                self._changed.wait_for(is_over, timeout)
             finally:
                 self._waiting -= 1
             record, ended = self.requests, self._ended
@@ -1080,8 +1106,8 @@ class _Call:
 #: What a conversation yields whenever it has to wait: a call; or what its socket has to be ready
 #: for, if anything, and until when, by time.perf_counter(). Then it is told whether it is ready.
 _Yielded = Union[_Call, tuple[int, float]]
-#: The code of a connection. OSErrors and RuntimeErrors of what it yields are raised in it. It
-#: returns whether the connection ends by a reset (RST).
+#: The code of a connection. If what it yields fails, that OSError or RuntimeError is raised in it.
+#: It returns whether the connection ends by a reset (RST).
 _Conversation = Generator[_Yielded, Any, bool]
 #: A part of such code.
 _Part = Generator[_Yielded, Any, _T]
@@ -1201,6 +1227,8 @@ class StoppableHttpServer(http.server.HTTPServer):
         heapq.heappush(self._timers, (when, id(function), function))
 
     def _accept(self) -> None:
+        if hasattr(self.socket, "do_handshake_on_connect"):  # in TLS; the handler's thread does it
+            self.socket.do_handshake_on_connect = False
         # More at a time when many are open, so that a new one does not wait for all of them.
         for _ in range(min(1 + len(self.connections), _ACCEPTED_AT_ONCE)):
             if self.closed:  # by an earlier event of this turn
@@ -1229,7 +1257,10 @@ class StoppableHttpServer(http.server.HTTPServer):
     def conversation(self, request: socket.socket, client_address: Any) -> _Conversation:
         """What happens on a connection: the blocking handler, in a worker thread."""
         # Another socket, as this one is closed whenever the server is stopped.
-        copy = request.dup()
+        copy = socket.fromfd(request.fileno(), request.family, request.type, request.proto)
+        if hasattr(request, "context"):  # the listening socket was wrapped in TLS
+            how = {"server_side": True, "do_handshake_on_connect": False}
+            copy = request.context.wrap_socket(copy, **how)
         handle = functools.partial(self._handle, copy, client_address)
         try:
             yield _Call(handle, f"the handler of {client_address!r:.80}")
@@ -1306,7 +1337,8 @@ class StoppableHttpServer(http.server.HTTPServer):
 
         Raises the OSError that it raises.
         """
-        done = threading.Event()
+        done = threading.Lock()  # an Event in which Ctrl-C comes may keep a lock of its own
+        done.acquire()
         errors: list[OSError] = []
 
         def run() -> None:
@@ -1315,10 +1347,10 @@ class StoppableHttpServer(http.server.HTTPServer):
             except OSError as error:
                 errors.append(error)
             finally:
-                done.set()
+                done.release()
 
         self.post(run)
-        done.wait()
+        done.acquire()
         if errors:
             raise errors.pop()
 
@@ -1483,9 +1515,11 @@ class _Connection:
         current, self._server.current, self._spent = self._server.current, self, 0
         try:
             if error is None:
-                self._await(self.conversation.send(value))
+                awaited = self.conversation.send(value)
             else:
-                self._await(self.conversation.throw(error))
+                awaited = self.conversation.throw(error)
+            while error := self._await(awaited):
+                awaited = self.conversation.throw(error)
         except StopIteration as stop:
             self._close(by_reset=stop.value)
         except GeneratorExit:
@@ -1495,21 +1529,22 @@ class _Connection:
             self._close()
         self._server.current, error = current, None  # an exception refers to this frame
 
-    def _await(self, awaited: _Yielded) -> None:
-        """Have the conversation resumed once what it has yielded has come."""
+    def _await(self, awaited: _Yielded) -> Optional[BaseException]:
+        """Have what comes of this resume the conversation later; return what fails at once."""
         self._awaited = awaited
         try:
             if isinstance(awaited, _Call):
                 self._watch(0)
                 self._server.run_in_worker(self, awaited)
-                return
+                return None
             events, until = awaited
             self._watch(events)
             if until < math.inf and until != self._timer:  # else it goes on then anyway
                 self._timer = until
                 self._server.call_at(until, functools.partial(self._go_on, is_ready=False))
-        except (OSError, RuntimeError) as failure:
-            self.resume(error=failure)
+        except (OSError, RuntimeError) as error:
+            return error
+        return None
 
     def _go_on(self, is_ready: bool = True) -> None:
         """Resume the conversation if what it waits for has come, and not for an earlier wait."""
@@ -2209,8 +2244,9 @@ class _Head:
         #: The path as it was sent, the query, and the origin that the target names, if any.
         self.path, self.has_query, self.query = target.partition("?")
         self.origin = ""
-        if absolute := _URL.fullmatch(self.path):
-            self.origin, self.path = _origin(*absolute.group(1, 2)), absolute.group(3) or "/"
+        absolute = _URL.fullmatch(self.path)
+        if absolute and (origin := _origin(*absolute.group(1, 2))):
+            self.origin, self.path = origin, absolute.group(3) or "/"
         self.is_for_https = self.origin.startswith("https:")
         if method == "CONNECT":  # the https URL of the host
             self.origin, self.path = _origin("https", target), "/"
@@ -2263,7 +2299,10 @@ def _line_at(data: Union[bytes, bytearray], position: int, too_long: int) -> Opt
     if found := _CONTROL.search(line):
         before = line[: found.start()][-80:]
         what = f"the control character {found.group()!r} after {before!r}"
-        raise _Refusal(400, f"found {what}; lines end in CR LF (RFC 9112 2.2, RFC 9110 5.5)")
+        right = "lines end in CR LF (RFC 9112 2.2)"
+        if found.group() not in "\r\n":
+            right = "no line may hold it (RFC 9110 5.5)"
+        raise _Refusal(400, f"found {what}; {right}")
     if end:
         return line[:-2]
     if len(line) < _MAX_LINE + 2:
@@ -2285,7 +2324,7 @@ def _field(line: str, number: int) -> tuple[str, str]:
     """The name and the value of a field, before which there were so many others."""
     match = _FIELD_LINE.fullmatch(line)
     if match is None:
-        right = "TOKEN: VALUE, no white space before the colon (RFC 9112 5)"
+        right = "TOKEN: VALUE, no white space before TOKEN or the colon (RFC 9112 5)"
         raise _Refusal(400, f"malformed field line {line[:80]!r}; expected {right}")
     if number == _MAX_FIELDS:
         raise _Refusal(431, f"there are more than {_MAX_FIELDS} fields")
@@ -3530,7 +3569,7 @@ def _complete(head: _Head, response: Response, date: str, persistent: bool) -> _
     # The response may give the Connection field, or leave out the one that HTTP/1.0 needs.
     persistent = persistent and _persists(head.version, planned.members("connection"))
     closes = not persistent or response.fault is not None
-    return _Plan(planned, _head(planned), content, closes)
+    return _Plan(planned, _response_head(planned), content, closes)
 
 
 def _framing(head: _Head, response: Response) -> tuple[Optional[int], Optional[_Fields]]:
@@ -3710,11 +3749,11 @@ class _Pause(float):
     """So many seconds to wait, in which the clock of Rate stands still."""
 
 
-#: What happens to a response on its way: bytes, pauses and times, the stream's items, the fault.
-_Happening = Union[bytes, memoryview, float, str, _Stream]
+#: What happens to a response on its way: bytes, pauses, times, the stream's next item, the fault.
+_Event = Union[bytes, memoryview, float, str, _Stream]
 
 
-def _timeline(plan: _Plan, stream: Optional[_Stream] = None) -> Iterator[_Happening]:
+def _timeline(plan: _Plan, stream: Optional[_Stream] = None) -> Iterator[_Event]:
     """What happens to a response, in order: delay, status line and fields, body, fault.
 
     Bytes are sent, and a _Pause is waited for. Another number is the time of what comes next, in
@@ -3798,7 +3837,7 @@ def _reason(response: Response) -> str:
     return _PHRASES.get(response.status, "") if response.reason is None else response.reason
 
 
-def _head(response: Response) -> bytes:
+def _response_head(response: Response) -> bytes:
     """The status line and the field lines; text goes out as UTF-8, other bytes as they were."""
     lines = "".join([f"{name}: {value}\r\n" for name, value in response.headers])
     head = f"HTTP/1.1 {response.status} {_reason(response)}\r\n{lines}\r\n"
@@ -4452,11 +4491,11 @@ class _Judged(_Exchange):
 
     def referer(self) -> Iterator[str]:
         if "referer" in self.sent:
-            yield f"{self.said('Referer')}, but nobody has followed a link (RFC 9110 10.1.3)"
+            yield f"{self.said('Referer')}, but no link was followed (RFC 9110 10.1.3)"
 
     def cookie(self) -> Iterator[str]:
         sent = [pair for field, pair in self.credentials if field == "Cookie"]
-        # Who may have which is not looked at.
+        # Which origin may have which is not checked.
         unknown = [pair for pair in sent if pair not in self.client.cookies]
         if unknown:
             was = f"Cookie was {_legible('; '.join(self.request.headers.get_all('Cookie')))}"
@@ -5351,9 +5390,12 @@ def _checked_method(method: Optional[str]) -> Optional[str]:
     """A method; raises ValueError for one that is on no request that is scripted or on record."""
     if method is None:
         return None
-    is_token = isinstance(method, str) and _TOKEN.fullmatch(method)
-    if not is_token or method == "QUIT" or method != method.upper() in _METHODS:
-        raise _wrong("method", method, "one such as 'GET', in upper case (RFC 9110 9.1)")
+    if not (isinstance(method, str) and _TOKEN.fullmatch(method)):
+        raise _wrong("method", method, "a token, such as 'GET' (RFC 9110 9.1)")
+    if method == "QUIT":
+        raise _wrong("method", method, "any other: QUIT stops the server, and is not on record")
+    if method not in _METHODS and method.upper() in _METHODS:
+        raise _wrong("method", method, f"{method.upper()!r}, as case matters (RFC 9110 9.1)")
     return method
 
 
@@ -5440,7 +5482,7 @@ class FeedTestServerMixin(_TestCase):
             self._contexts.close()
         finally:  # where test code still runs, the failure has that as its context
             unused = self.server._site.unused(once=True) if self.strict else []
-            if words := _told(self.server._record.take_errors(), unused):
+            if words := _what_failed(self.server._record.take_errors(), unused):
                 self.fail(words)
 
     @contextlib.contextmanager
@@ -5515,7 +5557,7 @@ class _Server(FeedTestServer):
         import queue  # for the command line only
 
         super().__init__(options.directory, host=options.bind, port=options.port, bind_timeout=0)
-        self.options, self.every = options, _checked_every(options.every)
+        self.options, self.every = options, options.every
         self.stop_timeout = 60.0  # for a page about many requests
         self._site.listing, self._record.log = self.own_page, self.note
         #: Texts and streams to print them to, in a thread: a slow reader must not delay the server.
@@ -5596,12 +5638,12 @@ class _Server(FeedTestServer):
     def own_page(self, request: Request, folder: str) -> Optional[Response]:
         """The page of a folder without an index, and what belongs to it; else None."""
         path, request.is_own = request.path, True
-        is_folder = path.endswith("/") and _file_names(request.head.path) and not folder
         if path == "/favicon.ico":
             return Response(status=404)
         if path == "/fixtures.opml":
             return _page(self.list_of_feeds(request.origins[0]), "text/x-opml")
-        if is_folder and os.path.isdir(_path_of(self.directory, path[1:])):
+        below = (each.name.startswith(path[1:]) for each in self.fixtures())
+        if path.endswith("/") and not folder and (path == "/" or any(below)):
             if request.head.query == "refresh":
                 return _page(self.seen(), "text/plain")
             return _page(self.index(path), "text/html")
@@ -5732,9 +5774,12 @@ _INDEX_PAGE = """\
 <pre id="seen">{seen}</pre>
 <script>
 setTimeout(async function refresh() {{
-  const text = await (await fetch("?refresh")).text()
-  if (text !== seen.textContent) seen.textContent = text
-  setTimeout(refresh, 2000)
+  try {{
+    const response = await fetch("?refresh"), text = await response.text()
+    if (response.ok && text !== seen.textContent) seen.textContent = text
+  }} finally {{
+    setTimeout(refresh, 2000)
+  }}
 }}, 2000)
 </script>
 <h2>{title}</h2>
@@ -5747,6 +5792,12 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run the command line; returns the exit status."""
     import argparse  # for the command line only
 
+    def every(text: str) -> Optional[float]:
+        with contextlib.suppress(ValueError):
+            return _checked_every(float(text))
+        right = "a positive number of seconds"
+        raise argparse.ArgumentTypeError(f"found {text!r:.80}; it takes {right}")
+
     parser = argparse.ArgumentParser("feedtestserver", description="Serve a directory of fixtures.")
     add = parser.add_argument
     add("directory", nargs="?", default="data", help="default: %(default)s")
@@ -5756,7 +5807,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     add("--check", action="store_true", help="read every directive, report errors")
     add("--json", action="store_true", help="print JSON, one object a line")
     add("--strict", action="store_true", help="status 1 if there were findings or errors")
-    add("--every", metavar="SECONDS", type=float, help="how soon a URL may be asked for again")
+    add("--every", metavar="SECONDS", type=every, help="how soon a URL may be asked for again")
     add("--record", nargs=2, metavar=("URL", "FILE"), help="keep a live feed in FILE, FILE.headers")
     add("--version", action="version", version=f"%(prog)s {__version__}")
     options = parser.parse_args(arguments)

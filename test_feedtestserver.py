@@ -2665,14 +2665,16 @@ class LookupTest(ServerTestCase):
         text = ask(server, "/search?q=AT&T").body.decode()
         self.assertIn("the nearest is '/search?q=AT%26T'", text)
 
-    def test_404_does_not_name_the_steps_that_have_passed(self):
+    def test_404_says_that_the_steps_have_passed(self):
         server = self.serve()
         for address in ("/feed.xml", "/feed.*", "/feed.xml?a"):
             server.clear()
             server.respond("/other", 200)
             server.respond(address, lambda request: None)
             with self.subTest(address):
-                self.assertRegex(ask(server, "/feed.xml?a").body.decode(), "nearest .* '/other'\n")
+                text = ask(server, "/feed.xml?a").body.decode()
+                self.assertRegex(text, "the nearest is '/other'; the steps for it have passed\n")
+        self.assertNotIn("passed", ask(server, "/fed.xml").body.decode())
 
     def test_404_shows_the_pattern_for_all_paths_of_a_host(self):
         server = self.serve()
@@ -3162,8 +3164,8 @@ class NextTest(ServerTestCase):
             self.check_that_it_comes_back()
 
     def check_that_it_comes_back(self):
-        """Before its time, what is wrong then is the line that leads to it."""
-        for before, file in (("a", "b"), ("aab", "b"), ("aab", "c")):
+        """Before its time and in it; what is wrong then is the line that leads to it."""
+        for before, file in (("a", "b"), ("aab", "b"), ("aab", "c"), ("aabc", "c")):
             server = self.live({"a": "Next: b.xml after 2", "b": "Next: c.xml", "c": ""})
             path = os.path.join(server.directory, f"{file}.xml")
             with self.subTest(before, file=file):
@@ -9211,8 +9213,12 @@ class InterceptionTest(AnyHostTestCase):
 
     def test_it_needs_a_server_that_is_running(self):
         before, server = self.places(), FeedTestServer(self.make_directory())
-        words = r"intercept\(\) needs a server that is running: after start\(\), before stop\(\)"
-        for change in (lambda: None, server.start, server.stop):
+        needs = r"intercept\(\) needs a server that is running: "
+        for change, words in (
+            (lambda: None, needs + r"call start\(\) first"),
+            (server.start, None),
+            (server.stop, needs + "it has stopped"),
+        ):
             change()
             if not server.ready:
                 with self.assertRaisesRegex(RuntimeError, words), server.intercept():
@@ -9680,7 +9686,7 @@ class WithoutProxyTest(AnyHostTestCase):
 
     def test_it_needs_a_server_that_is_running(self):
         before, server = self.places(), FeedTestServer(self.make_directory())
-        words = r"intercept\(\) needs a server that is running: after start\(\), before stop\(\)"
+        words = r"intercept\(\) needs a server that is running: call start\(\) first"
         with self.assertRaisesRegex(RuntimeError, words), server.intercept(proxy=False):
             self.fail("it was entered")
         self.assertEqual(self.places(), before)
@@ -11736,18 +11742,18 @@ class LifeCycleTest(ServerTestCase):
     def test_down_needs_a_server_that_is_running(self):
         server = FeedTestServer("")
         self.addCleanup(server.stop)
-        words = r"down\(\) needs a server that is running: after start\(\), before stop\(\)"
-        with self.assertRaisesRegex(RuntimeError, words), server.down():
+        words = r"down\(\) needs a server that is running: "
+        with self.assertRaisesRegex(RuntimeError, words + r"call start\(\) f"), server.down():
             self.fail("it was entered before start()")
         server.start()
         with server.down():
-            with self.assertRaisesRegex(RuntimeError, words), server.down():
+            with self.assertRaisesRegex(RuntimeError, words + "it is down"), server.down():
                 self.fail("it was entered twice")
             self.assertFalse(server.ready)
             self.assert_refused(server)
         self.assertEqual(self.get(server, "/").status, 404)
         server.stop()
-        with self.assertRaisesRegex(RuntimeError, words), server.down():
+        with self.assertRaisesRegex(RuntimeError, words + "it has stopped"), server.down():
             self.fail("it was entered after stop()")
         self.assert_gone(server)
 
@@ -12309,10 +12315,12 @@ class LifeCycleTest(ServerTestCase):
         self.assert_gone(server)
 
     def test_a_port_that_cannot_be(self):
-        for port in (-1, 70000):
-            server = FeedTestServer(self.make_directory(), port=port)
-            with self.assertRaisesRegex(OSError, f"there is no port {port}: "):
-                server.start()
+        for port in (-1, 70000, 8.5, "80", None):
+            words = f"port: found {port!r}; it takes a whole number from 0 to 65535"
+            with self.assertRaisesRegex(ValueError, words):
+                FeedTestServer(self.make_directory(), port=port)
+        with self.assertRaisesRegex(ValueError, "host: found None; it takes an address"):
+            FeedTestServer(self.make_directory(), host=None)
 
     def test_quit_from_ten_threads(self):
         server = self.serve()
@@ -12662,6 +12670,10 @@ class LifeCycleTest(ServerTestCase):
             for path, error in zip(("/x", "/y"), server.errors):
                 self.assertIn(f'GET {path}: RuntimeError("can\'t start new thread")', error)
             self.assertEqual(len(server.errors), 2)
+            pipelined = b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n" * 30
+            last = b"GET /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+            self.assertEqual(exchange(server, pipelined + last).count(b"HTTP/1.1 500 "), 31)
+            self.assertEqual(len(set(server.errors[2:])), 1)  # none is about those before it
         self.assertEqual(self.get(server, "/x").status, 204)
         self.assertEqual(self.get(server, "/y").content, b"one")
         server.stop()
@@ -13048,6 +13060,40 @@ class StoppableHttpServerTest(unittest.TestCase):
         """
         done = run_script(script)
         self.assertEqual((done.stdout, done.stderr), ("b'1\\n'\n" * 2, ""))
+
+    def test_a_listening_socket_in_tls(self):
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self):
+                self.wfile.write(self.rfile.readline())
+
+        host, context = (
+            f"{random.getrandbits(64):x}.example",
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
+        )
+        load = ssl.SSLContext.load_cert_chain
+
+        def load_here_as_well(other, path):
+            load(other, path)
+            load(context, path)
+
+        with (
+            mock.patch.object(ssl.SSLContext, "load_cert_chain", load_here_as_well),
+            FeedTestServer(HERE / "data") as maker,
+        ):
+            trusting = maker.ssl_context()
+            trusting.wrap_socket(connect(maker), server_hostname=host).close()
+        server = StoppableHttpServer(("127.0.0.1", 0), Handler)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        self.addCleanup(thread.join)
+        self.addCleanup(server.shutdown)
+        silent = self.connect(server)  # its handshake is nobody else's affair
+        with trusting.wrap_socket(self.connect(server), server_hostname=host) as connection:
+            connection.sendall(b"line\n")
+            self.assertEqual(read_all(connection), b"line\n")
+        server.shutdown()
+        self.assertEqual(read_to_the_end(silent)[0], b"")
 
     def test_functions_posted_while_the_loop_is_busy(self):
         """More often than the buffer of the socket pair that wakes it has room for."""
@@ -14266,9 +14312,9 @@ class AddressTest(ServerTestCase):
         server = self.serve()
         for method, words in (
             (1, "^method: found 1;"),
-            ("post", "'post'; it takes one such as 'GET', in upper case"),
-            ("Get", "'Get'; it takes one such as 'GET', in upper case"),
-            ("connect", "'connect'"),
+            ("post", "'post'.*'?POST"),
+            ("Get", "'Get'.*'?GET"),
+            ("connect", "'connect'.*'?CONNECT"),
             ("QUIT", "'QUIT'"),
             ("", "''"),
             ("GET ", "'GET '"),
@@ -14344,6 +14390,26 @@ class WaitTest(ServerTestCase):
     def test_none_is_not_to_be_waited_for(self):
         with self.assertRaisesRegex(ValueError, "^times: found 0; it takes 1 or more"):
             self.serve().wait_for_request(times=0)
+
+    def test_it_looks_at_each_request_once(self):
+        """And once more at its end."""
+        server = self.serve()
+        looked_at, begun = [], threading.Event()
+
+        def look():
+            looked_at.append(1)
+            begun.set()
+
+        fields = {"N": self.field_value("1", look)}
+        options = {"headers": fields, "times": 30, "timeout": PATIENCE}
+        waiter = threading.Thread(target=server.wait_for_request, kwargs=options)
+        for number in range(30):
+            self.get(server, "/x", headers={"N": "1"})
+            if number == 10:
+                waiter.start()
+                self.assertTrue(begun.wait(PATIENCE))
+        waiter.join()
+        self.assertLessEqual(len(looked_at), 2 * 30)
 
     def test_what_was_cleared_does_not_count(self):
         server = self.serve()
@@ -16467,7 +16533,7 @@ SENTENCES = [
             last Last-Modified given was YESTERDAY (RFC 9110 13.1.3)
         GET /feed.xml (5th request): no User-Agent was sent; it should name the program and its
             version (RFC 9110 10.1.5)
-        GET /feed.xml (5th request): Referer was http://a/, but nobody has followed a link
+        GET /feed.xml (5th request): Referer was http://a/, but no link was followed
             (RFC 9110 10.1.3)
         """,
     ),
@@ -17581,7 +17647,7 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
             "the client was not polite:\n"
             "  GET /x (2nd request): neither If-None-Match nor If-Modified-Since was sent, but the"
             ' last ETag given was "v1" (RFC 9110 13.1.2) [no-validator]\n'
-            "  GET /x (2nd request): Referer was a, but nobody has followed a link"
+            "  GET /x (2nd request): Referer was a, but no link was followed"
             " (RFC 9110 10.1.3) [referer]\n"
             "The server got:\n"
             "  GET /x -> 200 (step 1 of 1)\n"
@@ -18645,7 +18711,7 @@ class CommandLineTest(CommandLineTestCase):
             for arguments, words in (
                 ((HERE / "none",), f"there is no such directory to serve: {str(HERE / 'none')!r}"),
                 (("--check", HERE / "none"), f"no such directory to serve: {str(HERE / 'none')!r}"),
-                ((HERE, "--port", 99999), "there is no port 99999"),
+                ((HERE, "--port", 99999), "port: found 99999; it takes"),
                 (("--record", "file:///etc/hosts", new), "it takes one of http or https"),
                 ((HERE, "--port", port), f"cannot bind 127.0.0.1:{port}: "),
                 (("--record", "http://127.0.0.1:1/", HERE / "README.rst"), "exists: "),
@@ -19141,9 +19207,8 @@ class JsonTest(CommandLineTestCase):
                     status = end.code
                 self.assertNotIn(status, (0, None))
                 self.assertEqual(out.getvalue(), "")
-                right = "every: found .*positive number of seconds|every: invalid float value"
-                self.assertRegex(err.getvalue(), right)
-                self.assertIn(value.replace("1e999", "inf"), err.getvalue())
+                self.assertRegex(err.getvalue(), "every.*positive number of seconds")
+                self.assertIn(value, err.getvalue())
 
 
 class Page(html.parser.HTMLParser):
