@@ -888,7 +888,7 @@ class _Site:
     def not_found(self, request: Request, folder: str) -> Response:
         """The 404 that names the nearest fixture or scripted address."""
         scripted, hint = {}, ""
-        for address in (script.address for script in self.scripts()[-500:]):
+        for address in (script.address for script in self.scripts()[-_SOME_NAMES:]):
             if address.covers(request):
                 hint = "; the steps for it have passed"
             else:
@@ -2652,7 +2652,7 @@ def _nearest(directory: str, wanted: str, scripted: Optional[dict[str, str]] = N
 
     A large directory is not looked at as a whole.
     """
-    some = itertools.islice(_names(directory), 500 if directory else 0)
+    some = itertools.islice(_names(directory), _SOME_NAMES if directory else 0)
     names, letters = {**{name: repr(name) for name in some}, **(scripted or {})}, set(wanted)
 
     def difference(name: str) -> int:
