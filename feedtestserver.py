@@ -3050,7 +3050,7 @@ _RULES: dict[str, tuple[str, Callable[..., Any], str]] = {
     "Fault": (_FAULT, _with_place, _FAULTS),
     "Early": ("(?ai)(yes)", bool, "yes"),
     "Template": ("(?ai)(yes)", bool, "yes"),
-    "Next": (r"([^/\\]*)", _next, _OTHER_FIXTURE),
+    "Next": (r"([^/\\\0]*)", _next, _OTHER_FIXTURE),
 }
 
 #: Fields of a response that are sequences, as their directives may be repeated.

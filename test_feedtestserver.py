@@ -3091,6 +3091,7 @@ class NextTest(ServerTestCase):
             *("Next: b.xml after -1", "Next: b.xml after 1.5", "Next: b.xml after \u0662"),
             *("Next: b.xml after 2 3", "Next: b.xml after 1000000000000", "Next: b after b.xml"),
             *("Next: sub/b.xml", "Next: /b.xml", "Next: ../b.xml", "Next: sub\\b.xml"),
+            "Next: b\0.xml",
             *("Next: http://a.example/b.xml", "Next: {{base_url}}/b.xml"),
         ):
             with self.subTest(said):
