@@ -5642,19 +5642,21 @@ class _Server(FeedTestServer):
             return Response(status=404)
         if path == "/fixtures.opml":
             return _page(self.list_of_feeds(request.origins[0]), "text/x-opml")
-        below = (each.name.startswith(path[1:]) for each in self.fixtures())
-        if path.endswith("/") and not folder and (path == "/" or any(below)):
+        if path.endswith("/") and not folder and (path == "/" or self.below(path)):
             if request.head.query == "refresh":
                 return _page(self.seen(), "text/plain")
             return _page(self.index(path), "text/html")
         request.is_own = False
         return None
 
+    def below(self, path: str) -> list[Fixture]:
+        """The fixtures below a path."""
+        return [each for each in self.fixtures() if each.name.startswith(path[1:])]
+
     def index(self, path: str) -> Iterator[str]:
         """The page: what was seen so far, and the fixtures below a path."""
-        below = [each for each in self.fixtures() if each.name.startswith(path[1:])]
         title, seen = html.escape(f"Fixtures in {path}"), html.escape(next(self.seen()))
-        fixtures = "\n".join(map(self.described, below))
+        fixtures = "\n".join(map(self.described, self.below(path)))
         yield _INDEX_PAGE.format(title=title, seen=seen, fixtures=fixtures)
 
     def seen(self) -> Iterator[str]:

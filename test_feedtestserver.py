@@ -11435,8 +11435,14 @@ class LifeCycleTest(ServerTestCase):
         self.assertFalse(hasattr(error, "__notes__"))
         self.assert_gone(server)
 
-    def test_a_stop_that_fails_hides_no_exception(self):
-        for error, expected in ((None, RuntimeError), (KeyError("mine"), KeyError)):
+    def test_a_stop_that_fails_hides_neither_an_exception_nor_errors(self):
+        """They are told together: at the end of ``with``, or as a note of what is on its way."""
+        for error, is_wrong, expected in (
+            (None, False, RuntimeError),
+            (KeyError("mine"), False, KeyError),
+            (None, True, AssertionError),
+            (KeyError("mine"), True, KeyError),
+        ):
             entered, release = threading.Event(), threading.Event()
             self.addCleanup(release.set)
 
@@ -11446,8 +11452,11 @@ class LifeCycleTest(ServerTestCase):
                 return 204
 
             server = FeedTestServer("", stop_timeout=0.01)
-            with self.subTest(error), socket.socket() as connection:
+            with self.subTest(error, is_wrong=is_wrong), socket.socket() as connection:
                 with self.assertRaises(expected) as caught, server:
+                    if is_wrong:
+                        server.respond("/wrong", lambda request: 1 / 0)
+                        self.get(server, "/wrong")
                     server.respond("/x", block)
                     connection.connect(("127.0.0.1", server.port))
                     connection.sendall(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -11459,36 +11468,9 @@ class LifeCycleTest(ServerTestCase):
                 if error:
                     self.assertIs(caught.exception, error)
                     self.assertIn("KeyError: 'mine'", text)
-                release.set()
-                server.stop_timeout = PATIENCE
-                server.stop()
-                self.assert_gone(server)
-
-    def test_errors_are_raised_with_what_still_runs(self):
-        """Once at the end of ``with``, and once as a note of an exception that is on its way."""
-        for error, expected in ((None, AssertionError), (KeyError("mine"), KeyError)):
-            entered, release = threading.Event(), threading.Event()
-            self.addCleanup(release.set)
-
-            def block(request, entered=entered, release=release):
-                entered.set()
-                release.wait(PATIENCE)
-                return 204
-
-            server = FeedTestServer("", stop_timeout=0.01)
-            with self.subTest(error), socket.socket() as connection:
-                with self.assertRaises(expected) as caught, server:
-                    server.respond("/wrong", lambda request: 1 / 0)
-                    self.get(server, "/wrong")
-                    server.respond("/x", block)
-                    connection.connect(("127.0.0.1", server.port))
-                    connection.sendall(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
-                    self.assertTrue(entered.wait(PATIENCE))
-                    if error:
-                        raise error
-                text = shown(caught.exception)
-                self.assertIn("responds to GET /x; it has to return by itself", text)
-                self.assertIn("the server found errors:\nGET /wrong: ZeroDivisionError", text)
+                if is_wrong:
+                    told = "the server found errors:\nGET /wrong: ZeroDivisionError"
+                    self.assertIn(told, text)
                 release.set()
                 server.stop_timeout = PATIENCE
                 server.stop()
