@@ -2031,9 +2031,9 @@ class FeedTestRequestHandler:
 
     def plan(self, request: Request, response: Response) -> _Plan:
         """Decide the response completely, and whether the connection ends with it."""
-        if response.early and self.is_early is False:
-            response = _with(response, early=False)
         begins_tunnel = _begins_tunnel(request.head, response)
+        if response.early and (begins_tunnel or self.is_early is False):
+            response = _with(response, early=False)
         persistent = begins_tunnel or _ignoring(request.head, response.ignore).persists
         lasting = persistent and not (self.server.stopping or self.is_early or response.early)
         plan = _shared_plan(request, response, self.date, lasting)
@@ -2087,6 +2087,9 @@ class FeedTestRequestHandler:
 
     def produce(self, request: Request, stream: _Stream) -> _Part[None]:
         """Wait for the next item of the body."""
+        # Where a client has not merely half-closed but left, its system has refused the last item.
+        if self.client_left and self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise EOFError
         try:
             yield from self.work(request, stream.next)
         except RuntimeError as error:  # there are no more threads
@@ -2534,7 +2537,7 @@ def _origin(scheme: str, authority: str) -> str:
         return ""
     default = "80" if scheme.lower() == "http" else "443"
     end = f":{port}" if port and port != default else ""
-    return f"{scheme}://{host.removesuffix('.')}{end}".lower()
+    return f"{scheme}://{_normal(host).removesuffix('.')}{end}".lower()
 
 
 def _parted(url: str) -> tuple[str, str]:
@@ -2598,7 +2601,7 @@ _CONTENT_TYPES = {
 }
 _ANY_TYPE = "application/octet-stream"
 _SIDECAR = ".headers"
-_HOST_FOLDER = re.compile(r"\.*[A-Za-z0-9-][A-Za-z0-9.-]*")
+_HOST_FOLDER = re.compile(r"\.*[A-Za-z0-9_-][A-Za-z0-9._-]*")
 #: Bodies up to this size are sent together with their head.
 _SMALL = 64 * 1024
 #: Bodies from this size on are compressed or expanded in a worker thread: it takes some 20 ms.
@@ -3235,8 +3238,10 @@ class Response:
         vars(self).update(_DEFAULTS | fields)
         vars(self)["content"] = bytes(body) if in_memory else _Items(body, self)  # type: ignore[arg-type]
 
-    def __setattr__(self, name: str, value: object) -> None:
+    def __setattr__(self, name: str, value: object = None) -> None:
         raise AttributeError(f"{name} cannot be set: a Response is a value, make another one")
+
+    __delattr__ = __setattr__
 
     @property
     def body(self) -> Any:
@@ -4608,8 +4613,9 @@ class _Tls:
         return sealed + self._outer.close() if self._outer else sealed
 
 
-#: What a server sends after its certificate: its key or signature, or that it is done.
-_AFTER_CERTIFICATE = (12, 14, 15)
+#: What a server sends after its certificate: its key or signature, or that it is done; of a resumed
+#: session, which has none, only the last.
+_AFTER_CERTIFICATE = (12, 14, 15, 20)
 #: The first byte of a TLS handshake; no request can begin with it.
 _HANDSHAKE = 22
 #: More than any client sends in its first message, in bytes.
@@ -4984,12 +4990,12 @@ class _OtherHosts:
         return (host, [], _addresses(host)) if _is_elsewhere(host) else original(host)
 
     def gethostbyaddr(self, original: _Function, host: Any) -> Any:
-        if _is_in_network(host):
+        if _may_be_looked_up(host):
             raise socket.herror(1, "Unknown host")
         return self.gethostbyname_ex(original, host)
 
     def getnameinfo(self, original: _Function, address: Any, flags: int) -> Any:
-        is_asked = _is_in_network(address[0])
+        is_asked = _may_be_looked_up(address[0])
         return original(address, flags | socket.NI_NUMERICHOST if is_asked else flags)
 
     def connect(self, original: _Function, owner: Any, *arguments: Any) -> Any:
@@ -5017,28 +5023,30 @@ class _OtherHosts:
 
     def wrap_socket(self, original: _Function, own: Any, *args: Any, **how: Any) -> Any:
         """Begin TLS; to the server, trust its CA."""
-        sock, is_server, name = args
+        sock, is_server, *_ = args
+        is_known = True
         try:
             is_here = self._is_here(sock.family, _Socket.getpeername(sock))
         except OSError:  # not connected yet
-            is_here = _is_elsewhere(name)
+            is_here, is_known = True, False
         if is_server or not is_here:
             return original(own, *args, **how)
-        return self._begin_tls("", original, own, args, how)
+        return self._begin_tls(is_known, original, own, args, how)
 
     def wrap_bio(self, original: _Function, own: Any, *ends: Any, **how: Any) -> Any:
-        """Begin TLS where nothing tells whether it is to the server: its CA is trusted as well."""
+        """Begin TLS where nothing tells whether it is to the server."""
         if how.get("server_side"):
             return original(own, *ends, **how)
-        trusted = "".join(map(ssl.DER_cert_to_PEM_cert, own.get_ca_certs(binary_form=True)))
-        return self._begin_tls(trusted, original, own, ends, how)
+        return self._begin_tls(False, original, own, ends, how)
 
-    def _begin_tls(self, trusted: str, original: _Function, own: Any, args: Any, how: Any) -> Any:
+    def _begin_tls(self, is_known: bool, original: _Function, own: Any, args: Any, how: Any) -> Any:
         """Begin TLS by the client's own context, but verify the server by another one.
 
-        That trusts these certificates, in PEM, and the CA.
+        That trusts the CA and, unless it is known to be this server, what the client's own trusts.
         """
-        trusting = _trusting(own, trusted + _ca_certificate())
+        trusted = [] if is_known else own.get_ca_certs(binary_form=True)
+        pem = "".join(map(ssl.DER_cert_to_PEM_cert, trusted))
+        trusting = _trusting(own, pem + _ca_certificate())
         if sys.implementation.name == "pypy":
             # Elsewhere, the callback comes with the context. Later on it changes nothing.
             own._msg_callback = trusting._msg_callback
@@ -5069,21 +5077,29 @@ class _OtherHosts:
     def _is_meant(self, connection: socket.socket, address: str, port: int) -> bool:
         """Whether the server is meant by an IP address and a port.
 
-        It is by what resolve() gave; and by its own address, as some clients take only the address
-        from what getaddrinfo() finds. On this machine, that holds for ports that were looked up
-        with a name, unless a service listens there.
+        It is by what resolve() gave, unless a service on this machine listens there; and by its own
+        address at ports that were looked up with a name, as some clients take only the address
+        from what getaddrinfo() finds.
         """
         if (address, port) == self.address:
             return True
         if address != self.address[0] and address not in self._addresses:
             return False
+        is_given = address != self.address[0] or port in self._ports
+        is_told = is_given and connection.type == socket.SOCK_STREAM
         with contextlib.closing(_Socket(connection.family, socket.SOCK_STREAM)) as probe:
+            # On Linux, bind() tells whether a service listens; elsewhere it sees a connection.
+            is_linux, failed = sys.platform.startswith("linux"), 0
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, is_linux)
             try:
-                probe.bind((address, 0))
-            except OSError:  # it is none of this machine
+                probe.bind((address, port if is_linux else 0))
+            except OSError as error:
+                failed = error.errno or errno.EADDRNOTAVAIL
+            if failed not in (0, errno.EADDRINUSE, errno.EACCES):  # it is none of this machine
                 return True
+            if is_linux and failed != errno.EACCES:  # as for a port below 1024
+                return is_told and not failed
             probe.settimeout(0.1)
-            is_told = connection.type == socket.SOCK_STREAM and port in self._ports
             return is_told and bool(probe.connect_ex((address, port)))
 
     def _is_here(self, family: int, peer: Any) -> bool:
@@ -5091,7 +5107,8 @@ class _OtherHosts:
         if family not in _INTERNET:
             return False
         host, port = peer[0].removeprefix("::ffff:"), peer[1]
-        return port == self.address[1] and (host == self.address[0] or not _is_in_network(host))
+        is_local = host == self.address[0] or re.match(r"127\.|::1\Z", host)
+        return port == self.address[1] and bool(is_local)
 
     def _dead_end(self, address: str) -> Any:
         """Where, on this machine, connections are refused or never established."""
@@ -5130,9 +5147,9 @@ def _answer(given: Union[str, Sequence[str]]) -> _Found:
     return found
 
 
-def _is_in_network(host: Any) -> bool:
-    """Whether that is an IP address, and not one of the loopback interface."""
-    return not re.match(r"127\.|::1\Z|\Z", _ip_address(_host_name(host)))
+def _may_be_looked_up(host: Any) -> bool:
+    """Whether that is an IP address whose name this machine may not know by itself."""
+    return _ip_address(_host_name(host)) not in ("", *_LOOPBACK)
 
 
 def _is_elsewhere(host: Any) -> bool:
@@ -5293,9 +5310,12 @@ def _trusting(own: Any, certificates: str) -> Any:
     level = getattr(own, "security_level", None)  # from Python 3.10
     ciphers = [each["name"] for each in own.get_ciphers()]
     context.set_ciphers(":".join(ciphers if level is None else [*ciphers, f"@SECLEVEL={level}"]))
+    if own.keylog_filename:
+        context.keylog_filename = own.keylog_filename
 
     def go_on(tls: Any, direction: str, version: int, kind: int, message: int, data: bytes) -> None:
-        if direction == "read" and kind == _HANDSHAKE and message in _AFTER_CERTIFICATE:
+        is_verified = kind == _HANDSHAKE and message in _AFTER_CERTIFICATE
+        if direction == "read" and is_verified and tls._sslobj.context is not own:
             # OpenSSL goes on using the first one until the handshake is over, so it is kept.
             tls._trusting, tls._sslobj.context = tls._sslobj.context, own
 
@@ -5473,8 +5493,10 @@ class FeedTestServerMixin(_TestCase):
         self.addCleanup(self._end)
         if self.server is self._own_server:
             self._contexts.callback(self.server.stop)
-        how = self.intercept if isinstance(self.intercept, Mapping) else {}
-        if self.intercept or self.intercept == {}:
+        how: Any = self.intercept
+        if how or how == {}:
+            if not isinstance(how, Mapping):
+                how = {} if how is True else {"proxy": how}
             self._contexts.enter_context(self.server.intercept(**how))
 
     def _end(self) -> None:  # by its name, as _contexts is left out of a copy

@@ -1538,8 +1538,12 @@ class ResponseTest(unittest.TestCase):
 
     def test_it_is_a_value(self):
         response = Response()
-        with self.assertRaisesRegex(AttributeError, "^status cannot be set: a Response is a value"):
+        words = "^status cannot be set: a Response is a value, make another one$"
+        with self.assertRaisesRegex(AttributeError, words):
             response.status = 404
+        with self.assertRaisesRegex(AttributeError, words):
+            del response.status
+        self.assertEqual(response.status, 200)
 
     def test_nothing_that_is_made_of_it_changes_it(self):
         for response in (
@@ -6369,6 +6373,39 @@ class StreamTest(SendingTestCase):
                 go_on.release(3)
                 self.assertEqual(Answer(read_all(connection)).body, b"onetwo")
 
+    @unittest.skipUnless(sys.platform.startswith("linux"), "elsewhere a refusal comes later")
+    def test_a_client_that_has_left_is_sent_no_more_items(self):
+        """What it does not take tells that this is no half-close."""
+        asked, ended, go_on = [], threading.Event(), threading.Semaphore(0)
+
+        def items():
+            try:
+                while True:
+                    asked.append(len(asked))
+                    go_on.acquire(timeout=PATIENCE)
+                    yield b"x"
+            finally:
+                ended.set()
+
+        server = self.serve()
+        for delay, expected in ((86400, []), (0, [0, 1])):
+            server.respond("/x", Response(items(), delay=delay))
+            with self.subTest(delay=delay), connect(server) as connection:
+                connection.sendall(self.GET)
+                if not delay:
+                    go_on.release()
+                    self.receive_head(connection)
+                    self.assertEqual(self.receive(connection, 4), b"1\r\nx")
+                    self.receive(connection, 2)
+                connection.close()
+                self.assertEqual(self.get(server, "/none").status, 404)
+                if not delay:
+                    go_on.release()
+                    self.assertTrue(ended.wait(PATIENCE))
+                self.assertEqual(asked, expected)
+        server.stop()
+        self.assertEqual(asked, [0, 1])
+
     def test_closing_it_delays_no_other_client(self):
         """The code that runs when a generator is closed is test code, and may block."""
 
@@ -8742,6 +8779,10 @@ class InterceptionTest(AnyHostTestCase):
                 self.assertIn(b'rel="alternate"', fetch("https://example.com./"))
                 self.assertIn(b'rel="alternate"', fetch("https://example.com.:8443/"))
 
+    def test_a_folder_with_an_underscore(self):
+        with self.serve({"_my_blog.example/feed.xml": b"<rss/>"}).intercept():
+            self.assertEqual(self.fetch("http://_my_blog.example/feed.xml"), b"<rss/>")
+
     def test_redirects_from_host_to_host_and_to_https(self):
         server = self.serve(self.FILES)
         with server.intercept():
@@ -9554,6 +9595,58 @@ class WithoutProxyTest(AnyHostTestCase):
         urls = [request.url for request in server.requests]
         self.assertEqual(urls, [self.URL, "http://example.com/feed.xml"])
 
+    def test_tls_that_begins_before_the_connection(self):
+        server, context = self.serve(self.FILES), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        with server.intercept(proxy=False):
+            for name in (None, "localhost", "example.com"):
+                with (
+                    self.subTest(name),
+                    context.wrap_socket(socket.socket(), server_hostname=name) as connection,
+                ):
+                    connection.connect(("example.com", 443))
+                    connection.sendall(LAST.replace(b"Host: x", b"Host: example.com"))
+                    self.assertIn(b" 200 OK", read_all(connection))
+            context.verify_mode = ssl.CERT_REQUIRED
+            server.certificate = "self-signed"
+            with (
+                self.assertRaises(ssl.SSLCertVerificationError),
+                context.wrap_socket(socket.socket()) as connection,
+            ):
+                connection.connect(("example.com", 443))
+
+    def test_a_session_is_resumed_again_and_again(self):
+        server = self.serve(self.FILES)
+        for version in TLS_VERSIONS:
+            context, session, resumed = ssl.create_default_context(), None, []
+            context.maximum_version = version
+            with self.subTest(version), server.intercept(proxy=False):
+                for _ in range(4):
+                    plain = socket.create_connection(("example.com", 443), PATIENCE)
+                    with context.wrap_socket(
+                        plain, server_hostname="example.com", session=session
+                    ) as connection:
+                        connection.sendall(LAST.replace(b"Host: x", b"Host: example.com"))
+                        self.assertIn(b" 200 OK", read_all(connection))
+                        session = connection.session
+                        resumed.append(connection.session_reused)
+            self.assertEqual(resumed, [False, True, True, True])
+
+    def test_a_log_of_keys_is_whole(self):
+        server, names = self.serve(self.FILES), []
+        for is_inside, url in ((True, self.URL), (False, server.get_url("feed.xml", "https"))):
+            path, context = os.path.join(self.make_directory(), "keys"), server.ssl_context()
+            context.keylog_filename = path
+            inside = server.intercept(proxy=False) if is_inside else contextlib.nullcontext()
+            with inside:
+                self.fetch_directly(url, context)
+            with open(path, encoding="ascii") as log:
+                names.append(sorted(line.split(" ")[0] for line in log if line[0] != "#"))
+        del context
+        gc.collect()  # Windows removes no file that is open
+        self.assertEqual(*names)
+        self.assertTrue(names[0])
+
     def test_wrong_certificates_are_refused(self):
         server, context = self.serve(self.FILES), ssl.create_default_context()
         with server.intercept(proxy=False):
@@ -9911,10 +10004,12 @@ class ResolveTest(AnyHostTestCase):
             ("gethostbyaddr", "gethostbyaddr", PUBLIC),
             ("gethostbyaddr", "gethostbyaddr", OTHER),
             ("gethostbyaddr", "gethostbyaddr", "2001:db8::1"),
+            ("gethostbyaddr", "gethostbyaddr", "127.0.0.77"),
             ("getfqdn", "gethostbyaddr", PUBLIC),
             ("getfqdn", "gethostbyaddr", OTHER),
             ("getnameinfo", "getnameinfo", (PUBLIC, 80), 0),
             ("getnameinfo", "getnameinfo", (OTHER, 80), 0),
+            ("getnameinfo", "getnameinfo", ("127.0.0.77", 80), 0),
             ("getnameinfo", "getnameinfo", ("2001:db8::1", 80, 0, 0), 0),
         ):
             stub = mock.patch.object(socket, name)
@@ -10374,6 +10469,15 @@ class ResolveTest(AnyHostTestCase):
             self.assertEqual(connection.getpeername(), ("127.0.0.1", port))
             self.assertEqual(self.ask(server, connection), "127.0.0.1")
 
+    def test_an_address_of_this_machine_that_nobody_has_looked_up(self):
+        server, port = self.serve_all(), self.unused_port()
+        server.resolve("a.example", "127.0.0.2")
+        with socket.create_connection(("127.0.0.2", port), PATIENCE) as connection:
+            self.assertEqual(connection.getpeername(), ("127.0.0.2", port))
+            self.assertEqual(self.ask(server, connection), "127.0.0.2")
+        with self.assertRaises(ConnectionRefusedError):  # it is the server's, but not its port
+            socket.create_connection(("127.0.0.1", port), PATIENCE)
+
     def test_hosts_that_share_an_address(self):
         server = self.serve_all()
         server.resolve("*.example", PUBLIC)
@@ -10396,6 +10500,20 @@ class ResolveTest(AnyHostTestCase):
         other = self.serve({"x": b"other"})
         self.assertEqual(self.fetch(f"http://a.example:{other.port}/x"), b"other")
         self.assertEqual(other.requests[0].address, "127.0.0.1")
+        self.assertEqual(server.requests, [])
+
+    @unittest.skipUnless(sys.platform.startswith("linux"), "elsewhere only connecting tells of it")
+    def test_a_service_on_this_machine_sees_nobody_but_its_client(self):
+        server = self.serve_all()
+        for address in ("127.0.0.1", "127.0.0.2"):
+            server.resolve("a.example", address)
+            with self.subTest(address), socket.create_server((address, 0)) as service:
+                service.settimeout(PATIENCE)
+                port = service.getsockname()[1]
+                with socket.create_connection(("a.example", port), PATIENCE) as connection:
+                    accepted, peer = service.accept()
+                    accepted.close()
+                    self.assertEqual(peer, connection.getsockname())
         self.assertEqual(server.requests, [])
 
     def test_a_service_on_this_machine_is_meant_by_version_6(self):
@@ -10953,6 +11071,13 @@ class TunnelTest(ServerTestCase):
                 self.assertIs(request.tunnel, accepted)
                 self.assertEqual(request.url, "https://a.example/x")
                 self.assertEqual(server.errors + server.unused, [])
+
+    def test_one_that_is_scripted_to_open_early(self):
+        server = self.serve()
+        server.respond("https://a.example/", Response(early=True), method="CONNECT")
+        server.respond("https://a.example/x", 204)
+        self.assertEqual(self.fetch(server), self.OPENED)
+        self.assertEqual(server.errors, [])
 
     def test_one_that_just_opened_is_not_on_record_but_in_what_came_through_it(self):
         server = self.serve()
@@ -14002,6 +14127,7 @@ class AddressTest(ServerTestCase):
         "/x?b=%7e&a /x?a=&b=~",
         "http://a.example/%7E http://A.EXAMPLE/~ HTTP://a.example:80/~",
         "https://a.example/ https://a.example:443/ https://a.example./",
+        "http://a.example/x http://%61.%45xample/x http://a%2Eexample/x",
     ]
     #: Different addresses.
     DIFFERENT = [
@@ -18178,7 +18304,7 @@ class InterceptingMixinTest(FeedTestServerMixin, ServerTestCase):
         outside, before = socket.getaddrinfo("a.example", 80), os.environ.get("http_proxy")
         for value, is_begun, proxy in (
             *((value, False, False) for value in (False, None, 0)),
-            *((value, True, True) for value in (True, {}, 1, {"proxy": True})),
+            *((value, True, True) for value in (True, {}, {"proxy": True})),
             ({"proxy": False}, True, False),
         ):
             test, seen = Test(), []
@@ -18192,15 +18318,22 @@ class InterceptingMixinTest(FeedTestServerMixin, ServerTestCase):
     def test_arguments_that_intercept_does_not_have(self):
         class Test(FeedTestServerMixin, unittest.TestCase):
             __module__ = __name__
-            intercept = {"proxies": False}
 
             def runTest(self):
                 raise AssertionError("it was not to be run")
 
         threads = set(threading.enumerate())
-        result = Test().run()
-        [(_, words)] = result.errors
-        self.assertRegex(words.splitlines()[-1], "^TypeError: .*proxies")
+        for value, expected in (
+            ({"proxies": False}, "^TypeError: .*proxies"),
+            ("no", "^ValueError: proxy: found 'no'; it takes True or False$"),
+            (1, "^ValueError: proxy: found 1; it takes True or False$"),
+            (("proxy",), r"^ValueError: proxy: found \('proxy',\); it takes True or False$"),
+        ):
+            Test.intercept = value
+            result = Test().run()
+            with self.subTest(value):
+                [(_, words)] = result.errors
+                self.assertRegex(words.splitlines()[-1], expected)
         self.assertEqual(set(threading.enumerate()) - threads, set())
 
     def test_an_unknown_host_fails_the_test(self):
