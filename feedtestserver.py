@@ -210,6 +210,14 @@ def _choice(name: str, words: str) -> _Setting[str, str]:
     return _Setting(values[0], check)
 
 
+def _checked_seconds(name: str, given: float) -> float:
+    """Seconds to wait, as far as threads can; raises ValueError for what is no number from 0."""
+    is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
+    if not (is_number and given >= 0):
+        raise _wrong(name, given, "a number of seconds from 0")
+    return min(given, threading.TIMEOUT_MAX)
+
+
 def _directory(given: Optional[Union[str, os.PathLike[str]]], folder: str = "") -> str:
     """The path of a directory to serve, "" for none; None is ``data`` if the folder has it."""
     if given is None:
@@ -224,7 +232,7 @@ def _host(given: str) -> str:
 
 
 def _port(given: int) -> int:
-    if not (isinstance(given, int) and 0 <= given < 65536):
+    if isinstance(given, bool) or not (isinstance(given, int) and 0 <= given < 65536):
         raise _wrong("port", given, "a whole number from 0 to 65535")
     return given
 
@@ -261,6 +269,9 @@ class FeedTestServer(threading.Thread):
     #: The address to listen at, and the port; once started, the one that was bound.
     host = _Setting("127.0.0.1", _host, before_start=True)
     port = _Setting(0, _port, before_start=True)
+    #: Seconds that start() tries to bind the port, and that stop() waits for test code.
+    bind_timeout = _Setting(10.0, functools.partial(_checked_seconds, "bind_timeout"))
+    stop_timeout = _Setting(5.0, functools.partial(_checked_seconds, "stop_timeout"))
     #: The class of the conversations; a subclass of FeedTestRequestHandler may add do_ methods.
     handler_class: type[FeedTestRequestHandler]
     #: The certificate that the next TLS handshakes get. "incomplete-chain" is signed by an
@@ -292,8 +303,8 @@ class FeedTestServer(threading.Thread):
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(name="feedtestserver", daemon=True)
-        self.bind_timeout, self.stop_timeout, self.clock = bind_timeout, stop_timeout, clock
         self._site, self._record = _Site(), _Record()
+        self.bind_timeout, self.stop_timeout, self.clock = bind_timeout, stop_timeout, clock
         self._connection_numbers = itertools.count(1)
         self._files: dict[str, str] = {}  # the paths of temporary files, by name
         self._httpd: Optional[_FixtureServer] = None
@@ -315,6 +326,11 @@ class FeedTestServer(threading.Thread):
                 raise RuntimeError("a server is started once only; make a new FeedTestServer")
             if self.directory:
                 _require_directory(self.directory)
+            if not issubclass(self.handler_class, FeedTestRequestHandler):
+                right = "a subclass of FeedTestRequestHandler"
+                raise TypeError(
+                    f"handler_class: found {self.handler_class!r:.80}; it takes {right}"
+                )
             _logger()  # imported later, out of descriptors or beside a fork(), it could fail
             address, handler = (self.host, self.port), functools.partial(self.handler_class, self)
             self._httpd = self._when_free(lambda: _FixtureServer(address, handler))
@@ -372,7 +388,7 @@ class FeedTestServer(threading.Thread):
         try:
             if self.is_alive() and not httpd.is_own_thread():
                 with self._joining:
-                    self.join(self.stop_timeout)
+                    self.join(max(self.stop_timeout, 1))  # it ends at once, but not in no time
             self._await_end(httpd, "stop()", deadline)
         finally:
             self._site.hosts.close()
@@ -618,15 +634,17 @@ class FeedTestServer(threading.Thread):
         headers: _WantedFields = None,
         body: _WantedBody = None,
         times: int = 1,
-        timeout: float = 5.0,
+        timeout: Optional[float] = 5.0,
     ) -> Request:
         """Wait until ``times`` matching requests have arrived, and return the last of them.
 
         Requests are described as for ``assert_requested()``. Raises AssertionError, naming what did
-        arrive, after ``timeout`` seconds, and at once if the server has stopped; ValueError if
-        ``times`` is less than 1.
+        arrive, after ``timeout`` seconds (None waits as long as it takes), and at once if the server
+        has stopped; ValueError if ``times`` is less than 1.
         """
         wanted = _Wanted(self._site, path, method, headers, body, times)
+        if timeout is not None:
+            timeout = _checked_seconds("timeout", timeout)
         return self._record.wait(wanted, times, timeout)
 
     def assert_requested(
@@ -809,21 +827,18 @@ class _Site:
         found = [script for script in reversed(may_match) if script.address.covers(request)]
         return sorted(found, key=lambda script: script.address.rank, reverse=True)
 
-    def is_early(self, request: Request, by_fixture: bool) -> bool:
-        """Whether the response does not wait for the request's body, by its Early directive.
+    def foreseen(self, request: Request, by_fixture: bool) -> Optional[Response]:
+        """The response to a request whose body has not come yet, as far as that is known.
 
         A callable is asked with the whole request, and so is a do_ method of the test. What is
         wrong with it is told when it is planned.
         """
         with contextlib.suppress(Exception):
             if scripts := self.matching(request):
-                response = self.response(scripts[0].next_step, request)  # TypeError: a callable
-            elif by_fixture and request.method in ("GET", "HEAD"):
-                response = self.fixture_for(request, None)
-            else:
-                return False
-            return response.early and not response.asis
-        return False
+                return self.response(scripts[0].next_step, request)  # TypeError: a callable
+            if by_fixture and request.method in ("GET", "HEAD"):
+                return self.fixture_for(request, None)
+        return None
 
     def response(self, step: Step, request: Optional[Request] = None) -> Response:
         """The response of a step that is no callable; raises what respond() raises."""
@@ -1052,7 +1067,7 @@ class _Record:
             self._ended = True
             self._changed.notify_all()
 
-    def wait(self, wanted: _Wanted, times: int, timeout: float) -> Request:
+    def wait(self, wanted: _Wanted, times: int, timeout: Optional[float]) -> Request:
         """Wait for so many requests that match, and return the last of them.
 
         Raises AssertionError after ``timeout`` seconds, and once the server has ended.
@@ -1384,6 +1399,9 @@ class StoppableHttpServer(http.server.HTTPServer):
             self._quiet = False
             own = self.current if this is self._thread else self._running.get(this)
         self.post(functools.partial(self._close_port, own, stopping))
+        if this is self._thread:  # in a signal handler, after which select() would wait on
+            with contextlib.suppress(OSError):
+                self._waker.send(b"\0")
 
     def bind_again(self, listening: bool = False) -> None:
         """Bind the port after close_port(); clients are refused unless this listens, too."""
@@ -1396,6 +1414,8 @@ class StoppableHttpServer(http.server.HTTPServer):
             except BaseException:
                 self.socket.close()
                 raise
+        if self.allow_reuse_address:  # else others could bind the port while this does not listen
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, listening)
         if listening:
             self.server_activate()
 
@@ -1796,8 +1816,11 @@ class FeedTestRequestHandler:
             request = self.request(head)
             self.is_early = None
             if head.body_size != 0:
-                self.is_early = self.site.is_early(request, type(self) is FeedTestRequestHandler)
+                response = self.site.foreseen(request, not self.is_overridden(request.method))
+                self.is_early = response is not None and response.early and not response.asis
                 if not self.is_early:
+                    heeded = _ignoring(head, response.ignore) if response else head
+                    yield from self.go_on(heeded)
                     request.body = yield from self.read_body(head)
         except EOFError:
             if not (self.head or self.buffer):
@@ -1862,6 +1885,7 @@ class FeedTestRequestHandler:
             return _parse_head(data)
         reader = _HeadReader()
         while (head := reader.read(self.buffer)) is None:
+            self.head = reader.so_far()  # in case that no more comes
             yield from self.receive()
         yield from self.take(reader.position)
         return head
@@ -1874,11 +1898,14 @@ class FeedTestRequestHandler:
         del self.buffer[:size]
         return data
 
+    def go_on(self, head: _Head) -> _Part[None]:
+        """Let a client go on that waits with its body for a 100 (RFC 9110 10.1.1)."""
+        expected = _members(head.values.get("expect", ""))
+        if "100-continue" in expected and head.version != "1.0" and not self.buffer:
+            yield from self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
     def read_body(self, head: _Head) -> _Part[bytes]:
         """Read the body of a request, and decode its chunks (RFC 9112 7.1)."""
-        expected = _members(head.values.get("expect", "")) if head.version != "1.0" else []
-        if "100-continue" in expected and not self.buffer:
-            yield from self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         if head.body_size is not None:
             return (yield from self.take(head.body_size))
         body = bytearray()
@@ -1932,7 +1959,17 @@ class FeedTestRequestHandler:
             yield script.take(request)  # only when those before it have passed
         request.step = ""
         # A method of a subclass is test code, which may take its time.
-        yield self.unscripted(request) if type(self) is FeedTestRequestHandler else self.unscripted
+        is_test_code = self.is_overridden(request.method)
+        yield self.unscripted if is_test_code else self.unscripted(request)
+
+    def is_overridden(self, method: str) -> bool:
+        """Whether a subclass has a do_ method of its own for a method; do_HEAD() calls do_GET()."""
+        names = ("do_HEAD", "do_GET") if method == "HEAD" else (f"do_{method}",)
+        own, base = (
+            [getattr(each, name, None) for name in names]
+            for each in (type(self), FeedTestRequestHandler)
+        )
+        return own != base
 
     def work(self, request: Request, function: Callable[..., _T], *arguments: object) -> _Part[_T]:
         """Call a function for a request that may block, and look whether the client has left."""
@@ -2280,14 +2317,17 @@ class _HeadReader:
                     return None
                 self.position += len(line) + 2
                 if not line:
-                    return _checked(_Head(*self._start, tuple(self._fields)))
+                    return _checked(self.so_far())
                 if self._start[0]:
                     self._fields.append(_field(line, len(self._fields)))
                 else:
                     self._start = _request_line(line)
         except _Refusal as refusal:
-            refusal.head = _Head(*self._start, tuple(self._fields))
+            refusal.head = self.so_far()
             raise
+
+    def so_far(self) -> _Head:
+        return _Head(*self._start, tuple(self._fields))
 
 
 def _line_at(data: Union[bytes, bytearray], position: int, too_long: int) -> Optional[str]:
@@ -2402,7 +2442,7 @@ def _number(text: str) -> Optional[int]:
 
 
 def _chunk_size(line: str) -> int:
-    match = re.fullmatch(r"0*([0-9A-Fa-f]{1,16})(?:[ \t]*;.+)?", line)
+    match = re.fullmatch(r"([0-9A-Fa-f]+)(?:[ \t]*;.+)?", line)
     if match is None:
         raise _Refusal(400, f"malformed chunk size {line[:80]!r} (RFC 9112 7.1)")
     return int(match.group(1), 16)
@@ -2717,13 +2757,15 @@ def _load(directory: str, name: str) -> Optional[Response]:
     if loaded is not None and loaded[0] == (stamp, sidecar):
         return loaded[1]
     response = _read_fixture(directory, name) if _may_be_served(directory, name) else None
+    if loaded and loaded[1] and response and vars(loaded[1]) == vars(response):
+        response = loaded[1]  # so that all clients share one body
     # A file this new may change again within the resolution of its time stamp, and the fixture to
     # which Next leads may go away.
     is_new = time.time() - max(*stamp[:2], *(sidecar or ())[:2]) / 1e9 < 2
-    if not (is_new or (response and response.next)):
-        if len(_loaded) >= 16384:
-            _loaded.clear()
-        _loaded[directory, name] = (stamp, sidecar), response
+    is_sure = not (is_new or (response and response.next))
+    if len(_loaded) >= 16384:
+        _loaded.clear()
+    _loaded[directory, name] = (stamp, sidecar) if is_sure else None, response
     return response
 
 
@@ -2927,8 +2969,10 @@ def parse_directives(data: bytes, source: str = "") -> Directives:
 
     ``source`` is what errors call the fixture. Raises DirectiveError for a wrong value, a second
     value for what can have one only, a key that looks like a typo of a known one, and a key that is
-    the name of a common response field.
+    the name of a common response field; TypeError for what is not bytes.
     """
+    if not isinstance(data, bytes):
+        raise TypeError(f"data: found {data!r:.80}; it takes bytes")
     return Directives(source, data).checked()
 
 
@@ -3342,7 +3386,8 @@ def _refuse(status: int, words: str, headers: Sequence[tuple[str, str]] = ()) ->
 # The plan: the response to this request, complete (RFC 9110 13 and 14, RFC 9112 6 and 9)
 
 _SELECTING = {"if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "range"}
-_IN_304 = {"cache-control", "content-location", "date", "etag", "expires", "server", "vary"}
+_IN_304 = {"cache-control", "connection", "content-location", "date", "etag", "expires"}
+_IN_304 |= {"server", "vary"}
 _HTTP_DATE = (
     "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
     "(?:, [0-9]{2} [A-Z][a-z]{2} (?!00)[0-9]{4} [0-9:]{8} GMT"
@@ -3723,7 +3768,9 @@ class Request:
     @property
     def shown(self) -> str:
         """The target, or the whole URL if another host was asked."""
-        return self.url if self.origin and self.method != "CONNECT" else self.target
+        if self.origin and self.method != "CONNECT":
+            return _readable(self.url)
+        return _readable(self.target.encode("latin-1").decode("utf-8", "surrogateescape"))
 
     @property
     def host(self) -> str:
@@ -3908,6 +3955,8 @@ _VALIDATORS: dict[str, tuple[str, str, Callable[[str], object]]] = {
 #: "Authorization" and its value, or "Cookie" and a pair of name and value.
 _Credential = tuple[str, str]
 _REDIRECTS = (301, 302, 303, 307, 308)
+#: Methods that change nothing, beside GET and HEAD (RFC 9110 9.2.1, RFC 4918, RFC 3253).
+_SAFE = ("OPTIONS", "PROPFIND", "REPORT", "SEARCH", "TRACE")
 #: How long these are fresh says nothing: they ask for another request at once, some for the same.
 _ASK_AGAIN = (408, 421, 425)
 _ASK_FOR_MORE = (*_REDIRECTS, *_ASK_AGAIN, 206, 401, 406, 407, 412, 416)
@@ -4206,7 +4255,10 @@ class _Known:
 
     def expect(self, redirect: _Exchange) -> None:
         """Expect one request, as a redirect leads here, and note whose credentials came with it."""
-        self.expected[redirect.known], self.led_from = redirect, redirect.origin
+        self.expected[redirect.known] = redirect
+        if not redirect.request.is_delivered:
+            return
+        self.led_from = redirect.origin
         sent = set(redirect.credentials).difference(redirect.leaks)
         self.carried = {**dict.fromkeys(sent, redirect.origin), **redirect.known.carried}
 
@@ -4225,6 +4277,13 @@ class _Known:
         if exchange.is_get and exchange.status >= 400:
             self.failed = exchange.number
 
+    def forget(self, exchange: _Exchange) -> None:
+        """Forget what a request that changed something has made invalid (RFC 9111 4.4)."""
+        self.last = self.waiting = self.permanent = None
+        self.must_validate = False
+        for name, validator in self.validators.items():
+            validator.others.update(dict.fromkeys(exchange.validators[name]))
+
     def learn(self, exchange: _Exchange) -> None:
         """Learn from the response to a GET, which has ended."""
         status, leads_to, asked_for = exchange.status, exchange.leads_to, exchange.expected_by
@@ -4237,8 +4296,6 @@ class _Known:
             self.expected[self] = exchange
         if status < 400 or exchange.retry_after() or exchange.freshness():
             self.waiting = exchange
-        if status == 429 and exchange.retry_after():
-            exchange.origin.too_many = exchange
         if status < 400 or status == 410:
             if not self.permanent or self.permanent.leads_to is not leads_to:
                 self.since = exchange.number
@@ -4249,6 +4306,8 @@ class _Known:
 
     def replace(self, exchange: _Exchange) -> None:
         """Take the validators of a 200, or those that a 304 carries (RFC 9111 4.3.4)."""
+        if self.copy and exchange.number < self.copy.number:  # a later request has overtaken it
+            return
         is_new, media_type = exchange.status == 200, exchange.media_type()
         # A page instead of a feed, of which the client may keep its copy.
         is_page = media_type == _PAGE and self.media_type not in ("", _PAGE)
@@ -4310,11 +4369,15 @@ class _Client:
                     validator.last = exchange.confirmed(name)
         self.judge(exchange, _POLITENESS if exchange.is_get else ("burst", "leaked-credentials"))
         self.note_credentials(exchange)
+        if exchange.leads_to:  # a client that knows the head need not wait for the rest
+            exchange.leads_to.expected[known] = exchange
         if request.method in ("GET", "HEAD"):
             known.hear(exchange)
-        # When a client leaves is not seen at once, so from then on nothing is held against it.
-        is_done = request.is_delivered or exchange.is_cut or request.ended_at == math.inf
-        ended_at = request.ended_at if is_done else request.heard_at
+        elif request.method not in _SAFE and exchange.status < 400:
+            known.forget(exchange)
+        # When a client leaves is not seen at once, so its last second is not held against it.
+        has_left = not request.is_delivered and request.ended_at != math.inf
+        ended_at = max(request.heard_at, request.ended_at - 1) if has_left else request.ended_at
         exchange.is_whole = request.is_delivered and not exchange.is_cut
         heapq.heappush(self.ended, (ended_at, exchange.number, exchange))
 
@@ -4323,8 +4386,10 @@ class _Client:
         while self.ended and self.ended[0][0] <= now:
             exchange = heapq.heappop(self.ended)[2]
             origin, target = exchange.origin, exchange.leads_to
-            if target and exchange.request.is_delivered and _has_status_line(exchange.response):
+            if target and _has_status_line(exchange.response):
                 target.expect(exchange)
+            if exchange.is_whole and exchange.status == 429 and exchange.retry_after():
+                origin.too_many = exchange
             if exchange.is_get:
                 if exchange.is_whole:
                     self.judge_repeats(exchange)
@@ -5338,15 +5403,17 @@ class _Wanted:
         body: _WantedBody,
         times: Optional[int] = None,
     ) -> None:
-        if times is not None and times < 1:
+        if times is not None and not (isinstance(times, int) and times >= 1):
             raise _wrong("times", times, "1 or more; use assert_not_requested() for none")
         if not isinstance(headers or {}, Mapping):
             raise TypeError(f"headers: found {headers!r:.80}; it takes names mapped to values")
-        self.path, self.method, self.fields = path, _checked_method(method), dict(headers or {})
+        self.path, self.method = "/" if path == "" else path, _checked_method(method)
+        self.fields = dict(headers or {})
         for name, value in self.fields.items():
-            if not (isinstance(name, str) and isinstance(value, (str, type(None)))):
+            is_name = isinstance(name, str) and _TOKEN.fullmatch(name)
+            if not (is_name and isinstance(value, (str, type(None)))):
                 found = f"found {value!r:.80} for {name!r:.80}"
-                raise TypeError(f"headers: {found}; a name is a str, and its value a str or None")
+                raise TypeError(f"headers: {found}; a name is a token, and its value a str or None")
         self.address = None if path is None else site.address(path, method)
         self.is_json = isinstance(body, (dict, list))
         try:
@@ -5480,7 +5547,7 @@ class FeedTestServerMixin(_TestCase):
     @functools.cached_property
     def server(self) -> FeedTestServer:
         """The server, started by setUp() or, if that was not called, on first use."""
-        module = sys.modules[type(self).__module__]
+        module = sys.modules.get(type(self).__module__)
         folder = os.path.dirname(os.path.abspath(getattr(module, "__file__", None) or "x"))
         server = self.server_class(_directory(self.data_directory, folder), **self.server_options)
         server.start()
@@ -5588,7 +5655,6 @@ class _Server(FeedTestServer):
 
     def run(self) -> None:
         """Serve until told to stop."""
-        self.printer.start()
         url = f"{self.base_url}/"
         self.tell(url, url=url)
         super().run()
@@ -5852,13 +5918,15 @@ def _serve(options: Any) -> int:
     """
     noted: list[int] = []
     server = _Server(options)
-    if options.ca:
-        pathlib.Path(options.ca).write_text(_ca_certificate(), "ascii")
     with contextlib.ExitStack() as at_end:
         for number in (signal.SIGINT, signal.SIGTERM):
             before = signal.signal(number, lambda number, _: noted.append(number))
             at_end.callback(signal.signal, number, before)
         server.start()
+        at_end.callback(server.stop)
+        if options.ca is not None:
+            pathlib.Path(options.ca).write_text(_ca_certificate(), "ascii")
+        server.printer.start()  # so that the file is there when the URL is told
         while server.is_alive() and not noted:
             server.join(0.1)
         server.stop()
@@ -5909,13 +5977,14 @@ def _record_feed(url: str, name: str) -> int:
     """
     import urllib.request  # for the command line only
 
-    if not url.lower().startswith(("http://", "https://")):
+    origin, rest = _parted(url)
+    if not origin:
         raise ValueError(f"found the URL {url!r}; it takes one of http or https")
     with contextlib.ExitStack() as at_failure:
         for path in (name, name + _SIDECAR):
             open(path, "xb").close()
             at_failure.callback(os.unlink, path)
-        request = urllib.request.Request(url, headers={"User-Agent": _SERVER})
+        request = urllib.request.Request(origin + _quote(rest), headers={"User-Agent": _SERVER})
         try:
             response = urllib.request.urlopen(request, timeout=60)
         except urllib.request.HTTPError as error:
@@ -5924,6 +5993,10 @@ def _record_feed(url: str, name: str) -> int:
             # If urllib did not follow a redirect, its own words, in several lines, are the reason.
             if "\n" in str(response.reason) or not response.url.startswith(("http://", "https://")):
                 raise ValueError(f"{url}: {str(response.reason).splitlines()[0]}")
+            if response.headers.defects:
+                raise ValueError(
+                    f"{url}: the head of the response is malformed: keep it in an .asis"
+                )
             body = response.read()
             pathlib.Path(name + _SIDECAR).write_bytes(_recorded_lines(response))
             pathlib.Path(name).write_bytes(body)
