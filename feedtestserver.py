@@ -326,11 +326,10 @@ class FeedTestServer(threading.Thread):
                 raise RuntimeError("a server is started once only; make a new FeedTestServer")
             if self.directory:
                 _require_directory(self.directory)
-            if not issubclass(self.handler_class, FeedTestRequestHandler):
+            kind: Any = self.handler_class
+            if not (isinstance(kind, type) and issubclass(kind, FeedTestRequestHandler)):
                 right = "a subclass of FeedTestRequestHandler"
-                raise TypeError(
-                    f"handler_class: found {self.handler_class!r:.80}; it takes {right}"
-                )
+                raise TypeError(f"handler_class: found {kind!r:.80}; it takes {right}")
             _logger()  # imported later, out of descriptors or beside a fork(), it could fail
             address, handler = (self.host, self.port), functools.partial(self.handler_class, self)
             self._httpd = self._when_free(lambda: _FixtureServer(address, handler))
@@ -639,8 +638,8 @@ class FeedTestServer(threading.Thread):
         """Wait until ``times`` matching requests have arrived, and return the last of them.
 
         Requests are described as for ``assert_requested()``. Raises AssertionError, naming what did
-        arrive, after ``timeout`` seconds (None waits as long as it takes), and at once if the server
-        has stopped; ValueError if ``times`` is less than 1.
+        arrive, after ``timeout`` seconds, if that is not None, and at once if the server has
+        stopped; ValueError if ``times`` is less than 1.
         """
         wanted = _Wanted(self._site, path, method, headers, body, times)
         if timeout is not None:

@@ -18834,7 +18834,7 @@ class CommandLineTest(CommandLineTestCase):
                 (("--record", "file:///etc/hosts", new), "it takes one of http or https"),
                 ((HERE, "--port", port), f"cannot bind 127.0.0.1:{port}: "),
                 (("--record", "http://127.0.0.1:1/", HERE / "README.rst"), "exists: "),
-                (("--record", f"http://127.0.0.1:{port}x/", new), "nonnumeric port: "),
+                (("--record", f"http://127.0.0.1:{port}x/", new), f"found '127.0.0.1:{port}x'"),
                 (("--record", "feed.xml", new), "found the URL 'feed.xml'; it takes one"),
             ):
                 with self.subTest(arguments):
