@@ -5730,8 +5730,6 @@ class _Server(FeedTestServer):
         if path == "/fixtures.opml":
             return _page(self.list_of_feeds(request.origins[0]), "text/x-opml")
         if path.endswith("/") and not folder and (path == "/" or self.below(path)):
-            if request.head.query == "refresh":
-                return _page(self.seen(), "text/plain")
             return _page(self.index(path), "text/html")
         request.is_own = False
         return None
@@ -5742,17 +5740,18 @@ class _Server(FeedTestServer):
 
     def index(self, path: str) -> Iterator[str]:
         """The page: what was seen so far, and the fixtures below a path."""
-        title, seen = html.escape(f"Fixtures in {path}"), html.escape(next(self.seen()))
+        title, seen = html.escape(f"Fixtures in {path}"), html.escape(self.seen())
         fixtures = "\n".join(map(self.described, self.below(path)))
         yield _INDEX_PAGE.format(title=title, seen=seen, fixtures=fixtures)
 
-    def seen(self) -> Iterator[str]:
+    def seen(self) -> str:
         """What each client did wrong, and the last requests, as text."""
         texts = [_judgement(name, findings) for name, findings in self.clients()]
         requests = self.judged()
-        if len(requests) > 100:
-            texts.append(f"The last 100 of {len(requests)} requests:")
-        yield "\n\n".join([*texts, _transcript(requests[:-101:-1], ["User-Agent"])])
+        last = requests[:-101:-1]
+        if len(last) > 1:
+            texts.append(f"The last {len(last)} of {len(requests)} requests, the newest first:")
+        return "\n\n".join([*texts, _transcript(last, ["User-Agent"])])
 
     def described(self, fixture: Fixture) -> str:
         """A fixture with a link to it, and the response that it will give."""
@@ -5865,7 +5864,11 @@ _INDEX_PAGE = """\
 setTimeout(async function refresh() {{
   try {{
     const response = await fetch("?refresh"), text = await response.text()
-    if (response.ok && text !== seen.textContent) seen.textContent = text
+    const page = new DOMParser().parseFromString(text, "text/html")
+    for (const now of response.ok ? page.querySelectorAll("pre") : []) {{
+      const shown = document.getElementById(now.id)
+      if (shown.innerHTML !== now.innerHTML) shown.innerHTML = now.innerHTML
+    }}
   }} finally {{
     setTimeout(refresh, 2000)
   }}
@@ -5873,7 +5876,7 @@ setTimeout(async function refresh() {{
 </script>
 <h2>{title}</h2>
 <p>All feeds, to subscribe to at once: <a href="/fixtures.opml">fixtures.opml</a>
-<pre>{fixtures}</pre>
+<pre id="fixtures">{fixtures}</pre>
 """
 
 

@@ -19643,7 +19643,8 @@ class PageTest(CommandLineTestCase):
                 self.assertIn("feed.xml -> 298 ", self.page(url).text)
                 self.read(f"{url}fixtures.opml")
             self.assertEqual(self.get(at(url), "/feed.xml").status, 298)
-            self.assertIn("feed.xml -> 410 Gone ", self.page(url).text)
+            for path in ("", "?refresh", "?reload"):
+                self.assertIn("feed.xml -> 410 Gone ", self.page(url, path).text)
             self.assertEqual(self.get(at(url), "/feed.xml").status, 410)
 
         self.serve_main(client, self.make_directory(files))
