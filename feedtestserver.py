@@ -907,7 +907,7 @@ class _Site:
                 hint = "; the steps for it have passed"
             else:
                 scripted[_bare(address.given)] = str(address)
-            if address.is_host_alone and address.is_at(request):
+            if address.is_host_alone and address.is_at(request) and request.head.path != "/":
                 all_paths = f"{address.given.rstrip('/')}/*"
                 hint = f"; {address.given!r} is for / alone, {all_paths!r} for all paths"
         nearest = _nearest(self.directory, _bare(request.shown), scripted)
@@ -1963,12 +1963,11 @@ class FeedTestRequestHandler:
 
     def is_overridden(self, method: str) -> bool:
         """Whether a subclass has a do_ method of its own for a method; do_HEAD() calls do_GET()."""
+        base: Any = FeedTestRequestHandler
         names = ("do_HEAD", "do_GET") if method == "HEAD" else (f"do_{method}",)
-        own, base = (
-            [getattr(each, name, None) for name in names]
-            for each in (type(self), FeedTestRequestHandler)
+        return type(self) is not base and any(
+            getattr(type(self), name, None) is not getattr(base, name, None) for name in names
         )
-        return own != base
 
     def work(self, request: Request, function: Callable[..., _T], *arguments: object) -> _Part[_T]:
         """Call a function for a request that may block, and look whether the client has left."""
