@@ -387,7 +387,7 @@ class FeedTestServer(threading.Thread):
         try:
             if self.is_alive() and not httpd.is_own_thread():
                 with self._joining:
-                    self.join(max(self.stop_timeout, 1))  # it ends at once, but not in no time
+                    self.join(max(self.stop_timeout, 1))  # also to end at once takes a moment
             self._await_end(httpd, "stop()", deadline)
         finally:
             self._site.hosts.close()
@@ -785,8 +785,9 @@ class _Site:
         self._scripts: dict[tuple[Any, ...], _Script] = {}
         #: By host, path and first fixture: which one has led to which by Next, and responses since.
         self._lives: dict[tuple[str, str, str], tuple[str, str, int]] = {}
-        # The last turn of the server, and the fixtures that were looked up in it.
+        # The last turn of the server, and the fixtures that were looked up in it; and in any.
         self._seen: tuple[Optional[int], dict[str, Optional[Response]]] = (None, {})
+        self._fixtures: dict[str, Response] = {}
 
     def respond(self, path: str, steps: Sequence[Step], method: Optional[str]) -> None:
         """Script the responses for an address; see FeedTestServer.respond()."""
@@ -854,12 +855,22 @@ class _Site:
 
     def fixture(self, name: str) -> Response:
         """What the fixture of that name responds; raises FileNotFoundError if there is none."""
-        if fixture := _load(self.directory, name.lstrip("/")):
+        if fixture := self.load(name.lstrip("/")):
             return fixture
         words = f"no such fixture{_nearest(self.directory, name)}"
         if re.match(r"\s*[<{[]|.*\n", name):
             words += "; if it is a body: bodies are bytes, such as b'<rss/>'"
         raise FileNotFoundError(errno.ENOENT, words, name[:80])
+
+    def load(self, name: str) -> Optional[Response]:
+        """See _load(). Also of a new file, that is read each time, all clients share one body."""
+        fixture = _load(self.directory, name)
+        if fixture is None:
+            return None
+        known = self._fixtures.get(name, fixture)
+        if known is fixture or vars(known) != vars(fixture):
+            known = self._fixtures[name] = fixture
+        return known
 
     def following(self, request: Optional[Request], name: str, fixture: Response) -> Response:
         """The fixture that Next has led to by now. A response to a GET counts.
@@ -894,7 +905,7 @@ class _Site:
         for name in _file_names(request.head.path):
             name = folder + name
             if name not in seen:
-                seen[name] = _load(self.directory, name)
+                seen[name] = self.load(name)
             if fixture := seen[name]:
                 return self.following(request, name, fixture)
         return self.listing(request, folder) or self.not_found(request, folder)
@@ -2755,15 +2766,13 @@ def _load(directory: str, name: str) -> Optional[Response]:
     if loaded is not None and loaded[0] == (stamp, sidecar):
         return loaded[1]
     response = _read_fixture(directory, name) if _may_be_served(directory, name) else None
-    if loaded and loaded[1] and response and vars(loaded[1]) == vars(response):
-        response = loaded[1]  # so that all clients share one body
     # A file this new may change again within the resolution of its time stamp, and the fixture to
     # which Next leads may go away.
     is_new = time.time() - max(*stamp[:2], *(sidecar or ())[:2]) / 1e9 < 2
-    is_sure = not (is_new or (response and response.next))
-    if len(_loaded) >= 16384:
-        _loaded.clear()
-    _loaded[directory, name] = (stamp, sidecar) if is_sure else None, response
+    if not (is_new or (response and response.next)):
+        if len(_loaded) >= 16384:
+            _loaded.clear()
+        _loaded[directory, name] = (stamp, sidecar), response
     return response
 
 
@@ -4277,8 +4286,12 @@ class _Known:
 
     def forget(self, exchange: _Exchange) -> None:
         """Forget what a request that changed something has made invalid (RFC 9111 4.4)."""
-        self.last = self.waiting = self.permanent = None
+        self.waiting = self.permanent = None
         self.must_validate = False
+        self.allow(exchange)
+
+    def allow(self, exchange: _Exchange) -> None:
+        """Let the client send validators back that it need not have taken."""
         for name, validator in self.validators.items():
             validator.others.update(dict.fromkeys(exchange.validators[name]))
 
@@ -4304,7 +4317,8 @@ class _Known:
 
     def replace(self, exchange: _Exchange) -> None:
         """Take the validators of a 200, or those that a 304 carries (RFC 9111 4.3.4)."""
-        if self.copy and exchange.number < self.copy.number:  # a later request has overtaken it
+        if self.copy and exchange.number < self.copy.number:  # a later one has overtaken it
+            self.allow(exchange)
             return
         is_new, media_type = exchange.status == 200, exchange.media_type()
         # A page instead of a feed, of which the client may keep its copy.
