@@ -16335,6 +16335,23 @@ TRANSCRIPTS = {
         7: GET /feed.xml -> 200
         7 comes
     """,
+    "six that stall or are cut, again and again": """
+        1-6: GET /{}.xml -> 200 | Fault: stall at 3
+        7-12: GET /{}.xml -> 200 | Fault: stall at 3
+        1-6 leave
+        13-18: GET /{}.xml -> 200 | Pause: 3600 at headers | Fault: close at 3
+        7-12 leave
+        19-24: GET /{}.xml -> 200
+        13-18 leave
+        19-24 come
+    """,
+    "twenty that are given up after some time": """
+        1-6: GET /{}.xml -> 200
+        7: GET /7.xml -> 200 !! burst
+        8-20: GET /{}.xml -> 200
+        +2 GET http://a.example/ -> 200
+        1-20 leave
+    """,
     "one that is given up, or cut, makes room": """
         1-5: GET /{}.xml -> 200
         6: GET /6.xml -> 200 | Fault: reset at 50%
@@ -17087,14 +17104,20 @@ class AuditTest(ServerTestCase):
             server.clear()
             if any(line.target.startswith("https:") for line in lines):
                 stack.enter_context(server.intercept(proxy=False))
-            now = NOW
+            now, passed, real = NOW, 0, feedtestserver.time.perf_counter
             server.clock = lambda: now
+            # However slow the machine is, nothing takes time but what the transcript says.
+            slow = mock.patch.object(
+                feedtestserver.time, "perf_counter", lambda: real() / 1000 + passed
+            )
+            stack.enter_context(slow)
             for target in {line.target for line in lines}:
                 steps = [line.step for line in lines if line.target == target]
                 server.respond(target, *steps)
             connections = collections.defaultdict(lambda: TranscriptConnection(server))
             for step in script.steps:
                 now += step.pause
+                passed += max(step.pause, 0)
                 step.play(server, connections)
             for connection in connections.values():
                 connection.close()
