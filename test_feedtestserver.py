@@ -14935,6 +14935,15 @@ TRANSCRIPTS = {
         GET /feed.xml | If-None-Match: "v1" -> 304 | ETag: "v2" | Content-Length: 100
         GET /feed.xml | If-None-Match: "v1" -> 304 !! wrong-etag
     """,
+    "an ETag that a later response has overtaken": """
+        1: GET /feed.xml -> 200 | ETag: "v1"
+        2: GET /feed.xml | Cache-Control: no-cache -> 200 | ETag: "v2"
+        2 comes
+        1 comes
+        GET /feed.xml | If-None-Match: "v2" -> 304
+        GET /feed.xml | If-None-Match: "v1" -> 200 | ETag: "v2"
+        GET /feed.xml | If-None-Match: "v1" -> 200 !! wrong-etag
+    """,
     "a weak ETag": """
         GET /feed.xml -> 200 | ETag: W/"v1"
         GET /feed.xml | If-None-Match: W/"v1" -> 304
