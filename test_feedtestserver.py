@@ -15891,6 +15891,14 @@ TRANSCRIPTS = {
         GET /feed.xml -> 200
         GET /feed.xml -> 200 !! too-often
     """,
+    "a redirect of which the client awaits only the head": """
+        every 60
+        GET /feed.xml -> 200
+        1: GET /alias.xml -> 302 | Location: /feed.xml | Pause: 3600 at headers
+        1 leaves
+        GET /feed.xml -> 200
+        GET /feed.xml -> 200 !! too-often
+    """,
     "there and back": """
         every 3600
         GET /a.xml -> 302 | Location: /b.xml | Set-Cookie: a=1
