@@ -16046,6 +16046,37 @@ TRANSCRIPTS = {
         GET /feed.xml -> 200 !! moved
         GET /feed.xml -> 200
     """,
+    # Methods that change what there is
+    "a change ends what was known": """
+        GET /1.xml -> 200 | ETag: "v1" | Cache-Control: max-age=60
+        POST /1.xml -> 200
+        GET /1.xml -> 200 | ETag: "v1" | Cache-Control: max-age=60
+        DELETE /1.xml -> 303 | Location: /list
+        GET /1.xml | If-None-Match: "v1" -> 410
+        PUT /1.xml -> 201
+        GET /1.xml -> 301 | Location: /2.xml
+        GET /2.xml -> 200
+        PUT /1.xml -> 200
+        GET /1.xml -> 200 | ETag: "v1" | Cache-Control: max-age=60
+        GET /1.xml -> 200 !! no-validator too-early
+    """,
+    "the ETag of what was put": """
+        GET /1.xml -> 200 | ETag: "v1"
+        PUT /1.xml -> 200 | ETag: "v2"
+        GET /1.xml | If-None-Match: "v2" -> 304
+        GET /1.xml | If-None-Match: "v0" -> 304 !! wrong-etag
+    """,
+    "a change that failed, and methods that change nothing": """
+        GET /1.xml -> 200 | ETag: "v1" | Cache-Control: max-age=60
+        POST /1.xml -> 500
+        OPTIONS /1.xml -> 200
+        TRACE /1.xml -> 200
+        PROPFIND /1.xml -> 207
+        GET /1.xml -> 410 !! no-validator too-early
+        OPTIONS /1.xml -> 200
+        DELETE /1.xml -> 404
+        GET /1.xml | If-None-Match: "v1" -> 410 !! too-early gone
+    """,
     # What each request says
     "who asks": """
         GET /feed.xml | no User-Agent -> 200 !! no-user-agent
