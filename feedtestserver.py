@@ -4061,7 +4061,10 @@ class _Exchange:
         size = _size(content)
         whole = math.inf if response.chunked or size is None else size
         ends_early = _fault_place(response, size or 0) < whole
-        has_length = not (response.chunked or _has_no_content(self.request.head, response))
+        head = self.request.head
+        has_length = not (
+            response.chunked or head.method == "HEAD" or _has_no_content(head, response)
+        )
         length = _number(response.value("content-length") or "") or 0
         return ends_early or (has_length and length > (size or 0)) or response.asis
 

@@ -15617,9 +15617,11 @@ TRANSCRIPTS = {
     """,
     "a 429 to what is no GET": """
         POST /hub -> 429 | Retry-After: 60
-        GET /a.xml -> 200
-        HEAD /b.xml -> 429 | Retry-After: 60
-        GET /c.xml -> 200
+        +1 GET /a.xml -> 200 !! too-early
+        HEAD http://a.example/b.xml -> 429 | Retry-After: 60
+        +1 GET http://a.example/c.xml -> 404 !! too-early
+        +58 GET http://a.example/c.xml -> 404 !! too-early
+        +1 GET http://a.example/c.xml -> 200
     """,
     "looking by HEAD whether a 429 is over": """
         GET /a.xml -> 429 | Retry-After: 60
