@@ -18931,6 +18931,19 @@ class CommandLineTest(CommandLineTestCase):
         status, out, err = self.run_main(directory, "--port", 0, "--ca", directory)
         self.assertEqual((status, out, err.count("\n")), (1, "", 1))
 
+    def test_ca_is_not_written_where_the_port_is_taken(self):
+        file = self.make_directory({"ca.pem": b"of the other server"}) / "ca.pem"
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            status, _, err = self.run_main(file.parent, "--port", port, "--ca", file)
+        self.assertEqual(status, 1)
+        self.assertIn("cannot bind", err)
+        self.assertEqual(file.read_bytes(), b"of the other server")
+
+    def test_ca_without_a_name_is_an_error(self):
+        ended = run("-m", "feedtestserver", self.make_directory(), "--port", "0", "--ca", "")
+        self.assertEqual((ended.returncode, ended.stdout, ended.stderr.count("\n")), (1, "", 1))
+
     def test_help_tells_the_defaults(self):
         with contextlib.redirect_stdout(io.StringIO()) as out, self.assertRaises(SystemExit):
             feedtestserver.main(["--help"])
