@@ -19036,6 +19036,17 @@ class CommandLineTest(CommandLineTestCase):
         self.assertEqual((response.reason, response.content), ("Fine", body))
         self.assertEqual(response.headers.get_all("X-Twice"), ["1", "2"])
 
+    def test_record_of_urls_that_urllib_does_not_take_as_they_are(self):
+        server = self.serve()
+        server.respond("/caf\u00e9.xml", b"<rss/>")
+        base = f"127.0.0.1:{server.port}"
+        for url in (f"HTTP://{base}/caf%C3%A9.xml", f"http://{base}/caf\u00e9.xml"):
+            name = self.make_directory() / "live.xml"
+            with self.subTest(url):
+                status, _, err = self.run_main("--record", url, name)
+                self.assertEqual((status, err, name.read_bytes()), (0, "", b"<rss/>"))
+                self.assertEqual(server.requests[-1].target, "/caf%C3%A9.xml")
+
     def test_record_keeps_errors_of_the_origin_too(self):
         server = self.serve({"gone.xml": comment("Status: 410")})
         name = self.make_directory() / "gone.xml"
@@ -19059,6 +19070,7 @@ class CommandLineTest(CommandLineTestCase):
             (f"200 OK\r\n{left_out}X: a\r\n\tb\r\n", b"Status: 200 OK\nHeader: X: a b\n"),
             ("999 \r\n", None),
             ("200 OK\r\nX: a\x0bb\r\n", None),
+            ('200 OK\r\nX Y: a\r\nETag: "v1"\r\n', None),
         ):
             server = self.serve({"odd.asis": f"HTTP/1.1 {head}\r\n".encode()})
             name = self.make_directory() / "odd.xml"
