@@ -13621,6 +13621,17 @@ class RequestTest(ServerTestCase):
         self.assertEqual(Answer(exchange_end(server, data)).status, 200)
         self.assertEqual(server.requests[0].path, "/caf\u00e9.xml")
 
+    def test_raw_bytes_in_a_target_are_shown_as_utf_8_or_else_as_latin_1(self):
+        server = self.serve()
+        for target in ("/\u00e9".encode(), b"/\xe9"):
+            answer = Answer(exchange(server, b"GET %s HTTP/1.0\r\n\r\n" % target))
+            with self.subTest(target):
+                self.assertEqual(f"{server.requests[-1]}", "GET /\u00e9 -> 404")
+                self.assertIn("'/\u00e9' was not found", answer.body.decode())
+        with self.assertRaises(AssertionError) as caught:
+            server.assert_requested("/x")
+        self.assertEqual(f"{caught.exception}".count("\n  GET /\u00e9 -> 404"), 2)
+
     def test_recorded_before_the_first_byte_is_sent(self):
         server = self.serve({"feed.xml": b"<rss/>"})
         for number in range(1, 200):
