@@ -4384,7 +4384,8 @@ class _Client:
                     validator.last = exchange.confirmed(name)
         self.judge(exchange, _POLITENESS if exchange.is_get else ("burst", "leaked-credentials"))
         self.note_credentials(exchange)
-        if exchange.leads_to:  # a client that knows the head need not wait for the rest
+        if exchange.leads_to and _has_status_line(exchange.response):
+            # A client that knows the head need not wait for the rest.
             exchange.leads_to.expected[known] = exchange
         if request.method in ("GET", "HEAD"):
             known.hear(exchange)

@@ -15912,6 +15912,12 @@ TRANSCRIPTS = {
         GET /feed.xml -> 200
         GET /feed.xml -> 200 !! too-often
     """,
+    "a redirect whose head never came": """
+        every 60
+        GET /feed.xml -> 200
+        GET /alias.xml -> 302 | Location: /feed.xml | Fault: reset
+        GET /feed.xml -> 200 !! too-often
+    """,
     "there and back": """
         every 3600
         GET /a.xml -> 302 | Location: /b.xml | Set-Cookie: a=1
