@@ -13337,6 +13337,25 @@ class StoppableHttpServerTest(unittest.TestCase):
         server.serve_forever()
         self.assertLess(server.socket.fileno(), 0)
 
+    def test_shutdown_in_a_signal_handler_of_the_thread_that_serves(self):
+        script = """
+        import selectors, signal, socketserver
+        from feedtestserver import StoppableHttpServer
+
+        class Selector(selectors.DefaultSelector):
+            def select(self, timeout=None):
+                signal.raise_signal(signal.SIGTERM)  # the last moment before it waits
+                return super().select(timeout)
+
+        selectors.DefaultSelector = Selector
+        server = StoppableHttpServer(("127.0.0.1", 0), socketserver.BaseRequestHandler)
+        signal.signal(signal.SIGTERM, lambda *arguments: server.shutdown())
+        server.serve_forever()
+        print(server.socket.fileno())
+        """
+        done = run_script(script)
+        self.assertEqual((done.stdout, done.stderr), ("-1\n", ""))
+
     def test_shutdown_again(self):
         server, thread = self.start(SimpleHTTPRequestHandler)
         run_at_once([server.shutdown] * 10)
