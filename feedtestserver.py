@@ -385,9 +385,12 @@ class FeedTestServer(threading.Thread):
         deadline = time.perf_counter() + self.stop_timeout
         httpd.close_port(stopping=True)
         try:
-            if self.is_alive() and not httpd.is_own_thread():
+            seconds = max(self.stop_timeout, 1)  # also to end at once takes a moment
+            if httpd.is_own_thread():
+                deadline = time.perf_counter() + seconds
+            elif self.is_alive():
                 with self._joining:
-                    self.join(max(self.stop_timeout, 1))  # also to end at once takes a moment
+                    self.join(seconds)
             self._await_end(httpd, "stop()", deadline)
         finally:
             self._site.hosts.close()

@@ -12550,16 +12550,19 @@ class LifeCycleTest(ServerTestCase):
                 self.assertIsInstance(thread_errors.pop(), ZeroDivisionError)
 
     def test_stop_from_inside_a_callable(self):
-        server = self.serve()
+        for seconds in (PATIENCE, *[0] * 20):
+            server = self.serve(stop_timeout=seconds)
 
-        def step(request):
-            server.stop()
-            return b"stopped"
+            def step(request, server=server):
+                server.stop()
+                return b"stopped"
 
-        server.respond("/", step)
-        self.assertEqual(self.get(server, "/").content, b"stopped")
-        server.stop()
-        self.assert_gone(server)
+            server.respond("/", step)
+            with self.subTest(seconds):
+                self.assertEqual(self.get(server, "/").content, b"stopped")
+                server.stop_timeout = PATIENCE
+                server.stop()
+                self.assert_gone(server)
 
     def test_stop_from_inside_a_do_method(self):
         class Handler(FeedTestRequestHandler):
