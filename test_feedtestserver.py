@@ -11728,6 +11728,48 @@ class LifeCycleTest(ServerTestCase):
             self.assertEqual([request.time for request in server.requests], [NOW, NOW + 1])
             self.assertEqual(server.stop_timeout, 2.5)
 
+    def test_timeouts_are_seconds_from_0(self):
+        server = self.serve()
+        self.get(server, "/x")
+
+        def wait(timeout):
+            self.assertEqual([server.wait_for_request("/x", timeout=timeout)], server.requests)
+
+        setters = [("timeout", wait)]
+        for name in ("bind_timeout", "stop_timeout"):
+            setters.append((name, functools.partial(setattr, server, name)))
+            setters.append((name, lambda value, name=name: FeedTestServer(**{name: value})))
+        for name, set_it in setters:
+            for value in (0, 0.5, INFINITY, 1e308):
+                with self.subTest(name, value=value):
+                    set_it(value)
+            for value in ("5", True, -1, float("nan"), *([] if name == "timeout" else [None])):
+                words = f"^{name}: found {value!r}; it takes a number of seconds from 0$"
+                with self.subTest(name, value=value), self.assertRaisesRegex(ValueError, words):
+                    set_it(value)
+
+    def test_the_longest_timeouts(self):
+        for seconds in (INFINITY, 1e308):
+            options = {"bind_timeout": seconds, "stop_timeout": seconds}
+            with self.subTest(seconds), FeedTestServer("", **options) as server:
+                fetching = threading.Thread(target=self.get, args=(server, "/x"))
+                fetching.start()
+                self.assertEqual(server.wait_for_request("/x", timeout=seconds).path, "/x")
+                fetching.join()
+                with server.down():
+                    self.assert_refused(server)
+            self.assert_gone(server)
+
+    def test_a_server_that_runs_no_test_code_needs_no_stop_timeout(self):
+        for _ in range(20):
+            server = self.serve(stop_timeout=0)
+            with connect(server):
+                with server.down():
+                    self.assert_refused(server)
+                self.assertEqual(self.get(server, "/").status, 404)
+                server.stop()
+            self.assert_gone(server)
+
     def test_where_it_is_and_what_it_serves_is_set_before_start(self):
         settings = {"directory": str(HERE), "host": "0.0.0.0", "port": 1}
 
