@@ -11670,6 +11670,19 @@ class LifeCycleTest(ServerTestCase):
         *errors, last = done.stdout.splitlines()
         self.assertEqual((set(errors), last), ({f"{errno.EMFILE}"}, "b'HTTP/1.1 200'"))
 
+    def test_a_handler_class_of_another_kind(self):
+        for kind in (SimpleHTTPRequestHandler, FeedTestServer, 5, None):
+            server = FeedTestServer("")
+            server.handler_class = kind
+            words = "^handler_class: found .*; it takes a subclass of FeedTestRequestHandler$"
+            with self.subTest(kind), self.assertRaisesRegex(TypeError, words):
+                server.start()
+            self.assertEqual((server.ready, server.is_alive()), (False, False))
+            self.assert_no_thread_is_left()
+            server.handler_class = FeedTestRequestHandler
+            with server:
+                self.assertEqual(self.get(server, "/").status, 404)
+
     def test_missing_directory(self):
         directory = self.make_directory({"file": b""})
         for name, error in (("none", FileNotFoundError), ("file", NotADirectoryError)):
@@ -12484,7 +12497,7 @@ class LifeCycleTest(ServerTestCase):
         self.assert_gone(server)
 
     def test_a_port_that_cannot_be(self):
-        for port in (-1, 70000, 8.5, "80", None):
+        for port in (-1, 70000, 8.5, "80", True, None):
             words = f"port: found {port!r}; it takes a whole number from 0 to 65535"
             with self.assertRaisesRegex(ValueError, words):
                 FeedTestServer(self.make_directory(), port=port)
