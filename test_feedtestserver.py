@@ -14730,6 +14730,7 @@ class AssertionTest(ServerTestCase):
             ("/x", {"method": "POST"}, "POST /x"),
             ("/x", {"headers": {"N": "3"}}, "/x with N: 3"),
             ("/x", {"headers": {"n": None}}, "/x without n"),
+            ("", {}, "expected / with N: 1 "),
         ):
             with self.subTest(path, **arguments):
                 arguments = {"headers": {"N": "1"}, **arguments}
@@ -14878,6 +14879,9 @@ class AssertionTest(ServerTestCase):
             (TypeError, {"headers": {"X": b"1"}}),
             (TypeError, {"headers": {"X": ["1"]}}),
             (TypeError, {"headers": {1: "x"}}),
+            (TypeError, {"headers": {"": "x"}}),
+            (TypeError, {"headers": {"X Y": "x"}}),
+            (TypeError, {"headers": {"X:": None}}),
             (TypeError, {"headers": "X: 1"}),
             (ValueError, {"method": 1}),
             (ValueError, {"path": "http:///x"}),
@@ -14885,6 +14889,8 @@ class AssertionTest(ServerTestCase):
             (ValueError, {"path": "*://a.example/x"}),
             (ValueError, {"times": 0}),
             (ValueError, {"times": -1}),
+            (ValueError, {"times": "2"}),
+            (ValueError, {"times": 1.5}),
         ):
             [name] = arguments
             words = "" if name == "path" else f"^{name}: found "
