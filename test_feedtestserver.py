@@ -32,6 +32,7 @@ import pickle
 import queue
 import random
 import re
+import runpy
 import select
 import selectors
 import shutil
@@ -17865,6 +17866,13 @@ def cause_an_error(server):
 
 class MixinTest(FeedTestServerMixin, ServerTestCase):
     data_directory = HERE / "data"
+    #: The file of a test.
+    NOT_KEPT = b"""
+import feedtestserver, unittest
+class Test(feedtestserver.FeedTestServerMixin, unittest.TestCase):
+    def test(self):
+        self.used = self.server.directory
+"""
 
     def failure(self, function, *args, **kwargs):
         with self.assertRaises(self.failureException) as caught:
@@ -18347,6 +18355,17 @@ class MixinTest(FeedTestServerMixin, ServerTestCase):
                     result = test.run()
                     self.assertEqual((result.errors, result.failures), ([], []))
                     self.assertEqual(test.used or None, found and str(found))
+
+    def test_a_class_of_a_module_that_is_not_kept(self):
+        """As runpy.run_path() makes it. The data is then in the current directory."""
+        folder = self.make_directory({"data/feed.xml": b"", "test_it.py": self.NOT_KEPT})
+        test_class = runpy.run_path(str(folder / "test_it.py"))["Test"]
+        self.assertNotIn(test_class.__module__, sys.modules)
+        self.change_directory(folder)
+        test = test_class("test")
+        result = test.run()
+        self.assertEqual((result.errors, result.failures), ([], []))
+        self.assertEqual(test.used, str(folder / "data"))
 
     def test_a_missing_directory_is_an_error_of_the_test(self):
         class Test(FeedTestServerMixin, unittest.TestCase):
