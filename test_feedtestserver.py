@@ -6900,27 +6900,44 @@ class EarlyTest(SendingTestCase):
                 self.assertEqual(Answer(answer.rest).status, 404)
         self.assertEqual(server.requests[0].body, b"123456789")
 
-    def test_it_means_nothing_in_a_handler_with_methods_of_its_own(self):
-        """They are asked with the whole request, do_GET() included."""
+    def test_a_fixture_beside_another_method_of_the_handler(self):
+        class Handler(FeedTestRequestHandler):
+            def do_PATCH(self):
+                self.reply(Response())
+
+        class Server(FeedTestServer):
+            handler_class = Handler
+
+        server = self.serve({"x": comment("Early: yes")}, Server)
+        for method in (b"GET", b"HEAD"):
+            head = self.HEAD.replace(b"POST", method)
+            with self.subTest(method):
+                answer = Answer(exchange(server, head + self.EXPECT + b"\r\n"), method.decode())
+                self.assertEqual((answer.status, answer.headers["Connection"]), (200, "close"))
+
+    def test_it_means_nothing_in_a_do_get_of_the_handler(self):
+        """It is called in a worker thread, with the whole request, for HEAD as well."""
 
         class Handler(FeedTestRequestHandler):
             def do_GET(self):
-                bodies.append(self.received.body)
+                calls.append((self.received.body, threading.current_thread() is server))
                 super().do_GET()
 
         class Server(FeedTestServer):
             handler_class = Handler
 
-        bodies = []
+        calls = []
         server = self.serve({"x": comment("Early: yes")}, Server)
-        with connect(server) as connection:
-            connection.sendall(self.HEAD.replace(b"POST", b"GET") + self.EXPECT + b"\r\n")
-            self.assertEqual(self.receive(connection, len(self.GO_ON)), self.GO_ON)
-            connection.sendall(b"123456789" + LAST)
-            answer = Answer(read_all(connection))
-        self.assertEqual((answer.body, bodies[0]), (comment("Early: yes"), b"123456789"))
-        self.assertIsNone(answer.headers["Connection"])
-        self.assertEqual(Answer(answer.rest).status, 404)
+        for method in (b"GET", b"HEAD"):
+            with self.subTest(method), connect(server) as connection:
+                connection.sendall(self.HEAD.replace(b"POST", method) + self.EXPECT + b"\r\n")
+                self.assertEqual(self.receive(connection, len(self.GO_ON)), self.GO_ON)
+                connection.sendall(b"123456789" + LAST)
+                answer = Answer(read_all(connection), method.decode())
+                self.assertEqual(calls, [(b"123456789", False), (b"", False)])
+                calls.clear()
+                self.assertIsNone(answer.headers["Connection"])
+                self.assertEqual(Answer(answer.rest).status, 404)
 
     def test_it_means_nothing_behind_a_callable_that_passes(self):
         """The callable is asked first, and that with the whole request."""
