@@ -3601,6 +3601,18 @@ class ReaderTest(ServerTestCase):
         self.assertEqual(requests[1].headers.items(), [("Host", "x"), ("A", "2")])
         self.assertEqual(requests[2].headers["Content-Length"], "x")
 
+    def test_a_head_that_is_cut_off_is_on_record(self):
+        """As far as it came in whole lines."""
+        server = self.serve(self.FEED)
+        for part in (b"", b"X", b"X: 1", b"X: 1\r"):
+            exchange_end(server, HEAD + b"A: 2\r\n" + part)
+            request = server.requests[-1]
+            with self.subTest(part):
+                self.assertEqual((str(request), request.refused), ("GET /feed.xml -> 400", True))
+                self.assertEqual(request.headers.items(), [("Host", "x"), ("A", "2")])
+        exchange_end(server, b"GET /feed.xml HT")
+        self.assertEqual(str(server.requests[-1]), "(unreadable) -> 400")
+
     def test_what_is_read(self):
         server = self.serve(self.FEED)
         fields = b"".join(b"X-%d: %s\r\n" % (n, b"x" * 8180) for n in range(100))
