@@ -4180,6 +4180,18 @@ class ProtocolTest(ServerTestCase):
                     self.assertRegex(received, b"^HTTP/1.1 200 ")
                     self.assertEqual(Answer(received).body, b"abc")
 
+    def test_expect_that_is_ignored(self):
+        server = self.serve({"feed.xml": comment("Ignore: Expect")})
+        server.respond("/x", Response(ignore=["expect"]))
+        for line in (b"GET /feed.xml", b"POST /x"):
+            head = line + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n"
+            with self.subTest(line), connect(server) as connection:
+                connection.sendall(head + b"Expect: 100-continue\r\n" + CLOSING)
+                self.assert_silent(server, connection)
+                connection.sendall(b"abc")
+                self.assertRegex(read_all(connection), b"^HTTP/1.1 200 ")
+            self.assertEqual(server.requests[-1].body, b"abc")
+
     def test_a_response_without_content_and_the_next_one(self):
         server = self.serve(self.FEED)
         for status in (204, 205, 304):
