@@ -4085,6 +4085,13 @@ class ProtocolTest(ServerTestCase):
         one = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
         self.assertEqual(exchange_end(server, one + one).count(b"HTTP/1.1 200 OK"), 2)
 
+    def test_a_304_ends_the_connection_if_the_200_would(self):
+        server = self.serve({"feed.xml": comment("Header: Connection: close")})
+        one = HEAD + b"If-None-Match: *\r\n\r\n"
+        answer = Answer(exchange_end(server, one + one))
+        self.assertEqual((answer.status, answer.headers["Connection"]), (304, "close"))
+        self.assertEqual(answer.rest, b"")
+
     def test_pipelining(self):
         server = self.serve(self.FEED)
         one = b"GET /b.xml HTTP/1.1\r\nHost: x\r\n\r\n"
