@@ -1154,6 +1154,12 @@ class DirectiveTest(unittest.TestCase):
             again = pickle.loads(pickle.dumps(caught.exception))
             self.assertEqual(str(again), str(caught.exception))
 
+    def test_data_is_bytes(self):
+        for data in ("<!-- A: 1 -->", None, 5):
+            words = f"^data: found {data!r}; it takes bytes$"
+            with self.subTest(data), self.assertRaisesRegex(TypeError, words):
+                parse_directives(data)
+
     def test_bytes_that_are_not_utf_8_are_legible_in_errors(self):
         with self.assertRaises(DirectiveError) as caught:
             parse_directives(b"<!-- Status: Z\xfcrich -->")
