@@ -2559,13 +2559,38 @@ class LookupTest(ServerTestCase):
         path.unlink()
         self.assertEqual(status(), 404)
 
-    def test_a_file_that_does_not_change_is_read_once(self):
-        server = self.serve({"feed.xml": b"<rss/>"})
-        self.let_time_pass()
-        for _ in range(2):
-            self.get(server, "/feed.xml")
-        first, second = (request.response.body for request in server.requests)
-        self.assertIs(first, second)
+    def test_all_requests_for_a_file_that_does_not_change_share_one_body(self):
+        for kept in (False, True):
+            if kept:
+                self.let_time_pass()
+            server = self.serve({"feed.xml": b"<rss/>"})
+            for _ in range(2):
+                self.get(server, "/feed.xml")
+            first, second = (request.response.body for request in server.requests)
+            with self.subTest(kept=kept):
+                self.assertIs(first, second)
+
+    def test_a_body_is_shared_until_anything_of_a_new_file_changes(self):
+        server = self.serve({"feed.xml": b"one"})
+        path = pathlib.Path(server.directory, "feed.xml")
+        sidecar = pathlib.Path(f"{path}.headers")
+        for file, data, seen in (
+            (path, b"one", (b"one", 200, None)),
+            (path, b"two", (b"two", 200, None)),
+            (sidecar, b"Status: 403", (b"two", 403, None)),
+            (sidecar, b"Status: 404", (b"two", 404, None)),
+            (sidecar, b"Description: a", (b"two", 200, "a")),
+            (sidecar, b"Description: b", (b"two", 200, "b")),
+            (path, b"one", (b"one", 200, "b")),
+        ):
+            file.write_bytes(data)
+            with self.subTest(data):
+                answers = [self.get(server, "/feed.xml") for _ in range(2)]
+                first, second = (request.response for request in server.requests[-2:])
+                self.assertIs(first.body, second.body)
+                for answer in answers:
+                    found = answer.content, answer.status, second.description
+                    self.assertEqual(found, seen)
 
     @unittest.skipUnless(os.name == "nt", "only Windows drops dots and blanks")
     def test_dots_and_blanks_at_the_end_make_another_name(self):
