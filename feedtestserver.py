@@ -5394,8 +5394,8 @@ def _trusting(own: Any, certificates: str) -> Any:
     level = getattr(own, "security_level", None)  # from Python 3.10
     ciphers = [each["name"] for each in own.get_ciphers()]
     context.set_ciphers(":".join(ciphers if level is None else [*ciphers, f"@SECLEVEL={level}"]))
-    if own.keylog_filename:
-        context.keylog_filename = own.keylog_filename
+    if log := getattr(own, "keylog_filename", None):  # PyPy has none
+        context.keylog_filename = log
 
     def go_on(tls: Any, direction: str, version: int, kind: int, message: int, data: bytes) -> None:
         is_verified = kind == _HANDSHAKE and message in _AFTER_CERTIFICATE

@@ -9715,6 +9715,7 @@ class WithoutProxyTest(AnyHostTestCase):
                         resumed.append(connection.session_reused)
             self.assertEqual(resumed, [False, True, True, True])
 
+    @unittest.skipUnless(hasattr(ssl.SSLContext, "keylog_filename"), "there is no such log here")
     def test_a_log_of_keys_is_whole(self):
         server, names = self.serve(self.FILES), []
         for is_inside, url in ((True, self.URL), (False, server.get_url("feed.xml", "https"))):
