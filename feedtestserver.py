@@ -211,11 +211,11 @@ def _choice(name: str, words: str) -> _Setting[str, str]:
 
 
 def _checked_seconds(name: str, given: float) -> float:
-    """Seconds to wait, as far as threads can; raises ValueError for what is no number from 0."""
+    """Seconds to wait, or fewer than 0 for none; raises ValueError for what is no number."""
     is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
-    if not (is_number and given >= 0):
-        raise _wrong(name, given, "a number of seconds from 0")
-    return min(given, threading.TIMEOUT_MAX)
+    if not is_number or math.isnan(given):
+        raise _wrong(name, given, "a number of seconds")
+    return given
 
 
 def _directory(given: Optional[Union[str, os.PathLike[str]]], folder: str = "") -> str:
@@ -385,7 +385,8 @@ class FeedTestServer(threading.Thread):
         deadline = time.perf_counter() + self.stop_timeout
         httpd.close_port(stopping=True)
         try:
-            seconds = max(self.stop_timeout, 1)  # also to end at once takes a moment
+            # Even an immediate end takes a moment.
+            seconds = min(max(self.stop_timeout, 1), threading.TIMEOUT_MAX)
             if httpd.is_own_thread():
                 deadline = time.perf_counter() + seconds
             elif self.is_alive():
@@ -646,7 +647,7 @@ class FeedTestServer(threading.Thread):
         """
         wanted = _Wanted(self._site, path, method, headers, body, times)
         if timeout is not None:
-            timeout = _checked_seconds("timeout", timeout)
+            timeout = min(_checked_seconds("timeout", timeout), threading.TIMEOUT_MAX)
         return self._record.wait(wanted, times, timeout)
 
     def assert_requested(
@@ -866,7 +867,7 @@ class _Site:
         raise FileNotFoundError(errno.ENOENT, words, name[:80])
 
     def load(self, name: str) -> Optional[Response]:
-        """See _load(). Also of a new file, that is read each time, all clients share one body."""
+        """See _load(). All clients share one body, also of a new file, which is read each time."""
         fixture = _load(self.directory, name)
         if fixture is None:
             return None
@@ -1455,6 +1456,7 @@ class StoppableHttpServer(http.server.HTTPServer):
         connections only. ``timeout`` is in seconds; None waits as long as it takes.
         """
         is_own = self.is_own_thread()
+        timeout = timeout if timeout is None else min(timeout, threading.TIMEOUT_MAX)
 
         def has_ended() -> bool:
             others = self._running or (self.stopping and self._thread)
@@ -1694,6 +1696,8 @@ class FeedTestRequestHandler:
     #: Why the connection ends without a proper end: the kind of the fault, or an error.
     broken_off = ""
     heard_at = sent_at = 0.0
+    #: When the client may have left.
+    left_at = math.inf
     #: The Date field, of when the request came or the test's code responded.
     date = ""
 
@@ -1743,7 +1747,7 @@ class FeedTestRequestHandler:
         finally:
             # A pause at the end does not count, if the client stays for it.
             is_sent = request.is_delivered and plan.whole is None
-            request.ended_at = self.sent_at if is_sent else time.perf_counter()
+            request.ended_at = self.sent_at if is_sent else min(time.perf_counter(), self.left_at)
             self.leave_stream(request)
 
     def finish(self) -> _Part[None]:
@@ -1829,11 +1833,13 @@ class FeedTestRequestHandler:
             request = self.request(head)
             self.is_early = None
             if head.body_size != 0:
-                response = self.site.foreseen(request, not self.is_overridden(request.method))
-                self.is_early = response is not None and response.early and not response.asis
+                own, base = type(self), FeedTestRequestHandler
+                by_fixture = (own.do_GET, own.do_HEAD) == (base.do_GET, base.do_HEAD)
+                response, self.is_early = self.site.foreseen(request, by_fixture), False
+                if response and not (response.asis or _begins_tunnel(head, response)):
+                    self.is_early = response.early
                 if not self.is_early:
-                    heeded = _ignoring(head, response.ignore) if response else head
-                    yield from self.go_on(heeded)
+                    yield from self.go_on(_ignoring(head, response.ignore) if response else head)
                     request.body = yield from self.read_body(head)
         except EOFError:
             if not (self.head or self.buffer):
@@ -1954,7 +1960,7 @@ class FeedTestRequestHandler:
                 if callable(step):
                     response = yield from self.work(request, self.perform, request, step)
                     self.time()
-                    self.is_early = False  # it was asked with the whole request
+                    self.is_early = bool(self.is_early)  # else it had the whole request
                 else:
                     response = self.site.response(step, request)
                 if response is not None:
@@ -1972,25 +1978,19 @@ class FeedTestRequestHandler:
             yield script.take(request)  # only when those before it have passed
         request.step = ""
         # A method of a subclass is test code, which may take its time.
-        is_test_code = self.is_overridden(request.method)
-        yield self.unscripted if is_test_code else self.unscripted(request)
-
-    def is_overridden(self, method: str) -> bool:
-        """Whether a subclass has a do_ method of its own for a method; do_HEAD() calls do_GET()."""
-        base: Any = FeedTestRequestHandler
-        names = ("do_HEAD", "do_GET") if method == "HEAD" else (f"do_{method}",)
-        return type(self) is not base and any(
-            getattr(type(self), name, None) is not getattr(base, name, None) for name in names
-        )
+        yield self.unscripted(request) if type(self) is FeedTestRequestHandler else self.unscripted
 
     def work(self, request: Request, function: Callable[..., _T], *arguments: object) -> _Part[_T]:
         """Call a function for a request that may block, and look whether the client has left."""
+        begin, was_there = time.perf_counter(), not self.client_left
         result: _T = yield _Call(functools.partial(function, *arguments), request)
         try:
-            if not self.client_left and len(self.buffer) <= _A_TURN:
+            if was_there and len(self.buffer) <= _A_TURN:
                 yield from self.receive(until=-math.inf)
         except OSError:  # no error of the function
             self.client_left = True
+        if was_there and self.client_left:  # it may have left as soon as that began
+            self.left_at = begin
         return result
 
     def perform(self, request: Request, step: Callable[[Request], Any]) -> Optional[Response]:
@@ -2981,7 +2981,7 @@ def parse_directives(data: bytes, source: str = "") -> Directives:
     value for what can have one only, a key that looks like a typo of a known one, and a key that is
     the name of a common response field; TypeError for what is not bytes.
     """
-    if not isinstance(data, bytes):
+    if not isinstance(data, (bytes, bytearray)):
         raise TypeError(f"data: found {data!r:.80}; it takes bytes")
     return Directives(source, data).checked()
 
@@ -3292,10 +3292,11 @@ class Response:
         vars(self).update(_DEFAULTS | fields)
         vars(self)["content"] = bytes(body) if in_memory else _Items(body, self)  # type: ignore[arg-type]
 
-    def __setattr__(self, name: str, value: object = None) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{name} cannot be set: a Response is a value, make another one")
 
-    __delattr__ = __setattr__
+    def __delattr__(self, name: str) -> None:
+        self.__setattr__(name, None)
 
     @property
     def body(self) -> Any:
@@ -3965,7 +3966,7 @@ _VALIDATORS: dict[str, tuple[str, str, Callable[[str], object]]] = {
 #: "Authorization" and its value, or "Cookie" and a pair of name and value.
 _Credential = tuple[str, str]
 _REDIRECTS = (301, 302, 303, 307, 308)
-#: Methods that change nothing, beside GET and HEAD (RFC 9110 9.2.1, RFC 4918, RFC 3253).
+#: Methods that change nothing, besides GET and HEAD (RFC 9110 9.2.1, 4918, 3253, 5323).
 _SAFE = ("OPTIONS", "PROPFIND", "REPORT", "SEARCH", "TRACE")
 #: How long these are fresh says nothing: they ask for another request at once, some for the same.
 _ASK_AGAIN = (408, 421, 425)
@@ -4292,8 +4293,9 @@ class _Known:
 
     def forget(self, exchange: _Exchange) -> None:
         """Forget what a request that changed something has made invalid (RFC 9111 4.4)."""
-        self.waiting = self.permanent = None
-        self.must_validate = False
+        self.permanent, self.must_validate = None, False
+        if self.waiting and not self.waiting.retry_after():
+            self.waiting = None
         self.allow(exchange)
 
     def allow(self, exchange: _Exchange) -> None:
@@ -4323,10 +4325,12 @@ class _Known:
 
     def replace(self, exchange: _Exchange) -> None:
         """Take the validators of a 200, or those that a 304 carries (RFC 9111 4.3.4)."""
+        is_new, media_type = exchange.status == 200, exchange.media_type()
+        if is_new:
+            self.media_types.add(media_type)
         if self.copy and exchange.number < self.copy.number:  # a later one has overtaken it
             self.allow(exchange)
             return
-        is_new, media_type = exchange.status == 200, exchange.media_type()
         # A page instead of a feed, of which the client may keep its copy.
         is_page = media_type == _PAGE and self.media_type not in ("", _PAGE)
         is_stored = "no-store" not in exchange.directives
@@ -4338,8 +4342,6 @@ class _Known:
                 else:
                     validator.others, validator.from_redirects = {}, set()
                 validator.last = values
-        if is_new:
-            self.media_types.add(media_type)
         if not is_page:
             self.media_type = media_type
         self.copy = exchange
@@ -4387,9 +4389,6 @@ class _Client:
                     validator.last = exchange.confirmed(name)
         self.judge(exchange, _POLITENESS if exchange.is_get else ("burst", "leaked-credentials"))
         self.note_credentials(exchange)
-        if exchange.leads_to and _has_status_line(exchange.response):
-            # A client that knows the head need not wait for the rest.
-            exchange.leads_to.expected[known] = exchange
         if request.method in ("GET", "HEAD"):
             known.hear(exchange)
         elif request.method not in _SAFE and exchange.status < 400:
@@ -5107,12 +5106,12 @@ class _OtherHosts:
 
     def wrap_socket(self, original: _Function, own: Any, *args: Any, **how: Any) -> Any:
         """Begin TLS; to the server, trust its CA."""
-        sock, is_server, *_ = args
+        sock, is_server, name = args
         is_known = True
         try:
             is_here = self._is_here(sock.family, _Socket.getpeername(sock))
         except OSError:  # not connected yet
-            is_here, is_known = True, False
+            is_here, is_known = not name or _is_elsewhere(name), False
         if is_server or not is_here:
             return original(own, *args, **how)
         return self._begin_tls(is_known, original, own, args, how)
@@ -5126,7 +5125,7 @@ class _OtherHosts:
     def _begin_tls(self, is_known: bool, original: _Function, own: Any, args: Any, how: Any) -> Any:
         """Begin TLS by the client's own context, but verify the server by another one.
 
-        That trusts the CA and, unless it is known to be this server, what the client's own trusts.
+        That trusts the CA and, unless it is known to be this server, the CAs of the client's own.
         """
         trusted = [] if is_known else own.get_ca_certs(binary_form=True)
         pem = "".join(map(ssl.DER_cert_to_PEM_cert, trusted))
@@ -5172,7 +5171,7 @@ class _OtherHosts:
         is_given = address != self.address[0] or port in self._ports
         is_told = is_given and connection.type == socket.SOCK_STREAM
         with contextlib.closing(_Socket(connection.family, socket.SOCK_STREAM)) as probe:
-            # On Linux, bind() tells whether a service listens; elsewhere it sees a connection.
+            # Where the system does not tell by bind(), as Linux does, a service sees a connection.
             is_linux, failed = sys.platform.startswith("linux"), 0
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, is_linux)
             try:
@@ -5375,6 +5374,7 @@ def _dead_ends() -> list[Any]:
     listener.bind(("127.0.0.1", 0))
     listener.listen(backlog)
     for client in clients:  # once the backlog is full, the system ignores others
+        client.bind(("127.0.0.1", 0))  # else a connection to this port may get it itself
         client.setblocking(False)
         client.connect_ex(listener.getsockname())
     return [listener, *clients]
@@ -5394,8 +5394,6 @@ def _trusting(own: Any, certificates: str) -> Any:
     level = getattr(own, "security_level", None)  # from Python 3.10
     ciphers = [each["name"] for each in own.get_ciphers()]
     context.set_ciphers(":".join(ciphers if level is None else [*ciphers, f"@SECLEVEL={level}"]))
-    if log := getattr(own, "keylog_filename", None):  # PyPy has none
-        context.keylog_filename = log
 
     def go_on(tls: Any, direction: str, version: int, kind: int, message: int, data: bytes) -> None:
         is_verified = kind == _HANDSHAKE and message in _AFTER_CERTIFICATE
@@ -5750,6 +5748,8 @@ class _Server(FeedTestServer):
         if path == "/fixtures.opml":
             return _page(self.list_of_feeds(request.origins[0]), "text/x-opml")
         if path.endswith("/") and not folder and (path == "/" or self.below(path)):
+            if request.head.query == "refresh":
+                return _page(self.seen(), "text/plain")
             return _page(self.index(path), "text/html")
         request.is_own = False
         return None
@@ -5760,18 +5760,18 @@ class _Server(FeedTestServer):
 
     def index(self, path: str) -> Iterator[str]:
         """The page: what was seen so far, and the fixtures below a path."""
-        title, seen = html.escape(f"Fixtures in {path}"), html.escape(self.seen())
+        title, seen = html.escape(f"Fixtures in {path}"), html.escape(next(self.seen()))
         fixtures = "\n".join(map(self.described, self.below(path)))
         yield _INDEX_PAGE.format(title=title, seen=seen, fixtures=fixtures)
 
-    def seen(self) -> str:
+    def seen(self) -> Iterator[str]:
         """What each client did wrong, and the last requests, as text."""
         texts = [_judgement(name, findings) for name, findings in self.clients()]
         requests = self.judged()
         last = requests[:-101:-1]
         if len(last) > 1:
             texts.append(f"The last {len(last)} of {len(requests)} requests, the newest first:")
-        return "\n\n".join([*texts, _transcript(last, ["User-Agent"])])
+        yield "\n\n".join([*texts, _transcript(last, ["User-Agent"])])
 
     def described(self, fixture: Fixture) -> str:
         """A fixture with a link to it, and the response that it will give."""
@@ -5884,10 +5884,10 @@ _INDEX_PAGE = """\
 setTimeout(async function refresh() {{
   try {{
     const response = await fetch("?refresh"), text = await response.text()
-    const page = new DOMParser().parseFromString(text, "text/html")
-    for (const now of response.ok ? page.querySelectorAll("pre") : []) {{
-      const shown = document.getElementById(now.id)
-      if (shown.innerHTML !== now.innerHTML) shown.innerHTML = now.innerHTML
+    if (response.ok && text !== seen.textContent) {{
+      const page = await (await fetch("?reload")).text()
+      const now = new DOMParser().parseFromString(page, "text/html").querySelectorAll("pre")
+      document.querySelectorAll("pre").forEach((old, place) => old.replaceWith(now[place]))
     }}
   }} finally {{
     setTimeout(refresh, 2000)
@@ -5997,11 +5997,16 @@ def _record_feed(url: str, name: str) -> int:
 
     They are made first, so that no request is sent if they cannot be written.
     """
-    import urllib.request  # for the command line only
+    import email.errors  # for the command line only
+    import urllib.request
 
+    malformed = (
+        email.errors.FirstHeaderLineIsContinuationDefect,
+        email.errors.MissingHeaderBodySeparatorDefect,
+    )
     origin, rest = _parted(url)
-    if not origin:
-        raise ValueError(f"found the URL {url!r}; it takes one of http or https")
+    if not origin or "@" in urllib.parse.urlsplit(url).netloc:
+        raise ValueError(f"found the URL {url!r}; it takes one of http or https, without a user")
     with contextlib.ExitStack() as at_failure:
         for path in (name, name + _SIDECAR):
             open(path, "xb").close()
@@ -6015,7 +6020,7 @@ def _record_feed(url: str, name: str) -> int:
             # If urllib did not follow a redirect, its own words, in several lines, are the reason.
             if "\n" in str(response.reason) or not response.url.startswith(("http://", "https://")):
                 raise ValueError(f"{url}: {str(response.reason).splitlines()[0]}")
-            if response.headers.defects:
+            if any(isinstance(each, malformed) for each in response.headers.defects):
                 raise ValueError(
                     f"{url}: the head of the response is malformed: keep it in an .asis"
                 )

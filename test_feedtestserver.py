@@ -9682,7 +9682,7 @@ class WithoutProxyTest(AnyHostTestCase):
         server, context = self.serve(self.FILES), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         with server.intercept(proxy=False):
-            for name in (None, "localhost", "example.com"):
+            for name in (None, "example.com"):
                 with (
                     self.subTest(name),
                     context.wrap_socket(socket.socket(), server_hostname=name) as connection,
@@ -9714,22 +9714,6 @@ class WithoutProxyTest(AnyHostTestCase):
                         session = connection.session
                         resumed.append(connection.session_reused)
             self.assertEqual(resumed, [False, True, True, True])
-
-    @unittest.skipUnless(hasattr(ssl.SSLContext, "keylog_filename"), "there is no such log here")
-    def test_a_log_of_keys_is_whole(self):
-        server, names = self.serve(self.FILES), []
-        for is_inside, url in ((True, self.URL), (False, server.get_url("feed.xml", "https"))):
-            path, context = os.path.join(self.make_directory(), "keys"), server.ssl_context()
-            context.keylog_filename = path
-            inside = server.intercept(proxy=False) if is_inside else contextlib.nullcontext()
-            with inside:
-                self.fetch_directly(url, context)
-            with open(path, encoding="ascii") as log:
-                names.append(sorted(line.split(" ")[0] for line in log if line[0] != "#"))
-        del context
-        gc.collect()  # Windows removes no file that is open
-        self.assertEqual(*names)
-        self.assertTrue(names[0])
 
     def test_wrong_certificates_are_refused(self):
         server, context = self.serve(self.FILES), ssl.create_default_context()
@@ -11110,7 +11094,8 @@ class ResolveTest(AnyHostTestCase):
         print(len(events) > 20)
         """
         done = run_script(code)
-        self.assertEqual((done.stderr, done.stdout), ("", "[]\nTrue\nTrue\n"))
+        self.assertEqual(done.stderr, "")
+        self.assertEqual(done.stdout, "[]\nTrue\nTrue\n")
 
 
 class TunnelTest(ServerTestCase):
@@ -11822,7 +11807,7 @@ class LifeCycleTest(ServerTestCase):
             self.assertEqual([request.time for request in server.requests], [NOW, NOW + 1])
             self.assertEqual(server.stop_timeout, 2.5)
 
-    def test_timeouts_are_seconds_from_0(self):
+    def test_timeouts_are_seconds(self):
         server = self.serve()
         self.get(server, "/x")
 
@@ -11834,11 +11819,11 @@ class LifeCycleTest(ServerTestCase):
             setters.append((name, functools.partial(setattr, server, name)))
             setters.append((name, lambda value, name=name: FeedTestServer(**{name: value})))
         for name, set_it in setters:
-            for value in (0, 0.5, INFINITY, 1e308):
+            for value in (0, 0.5, -1, INFINITY, 1e308):
                 with self.subTest(name, value=value):
                     set_it(value)
-            for value in ("5", True, -1, float("nan"), *([] if name == "timeout" else [None])):
-                words = f"^{name}: found {value!r}; it takes a number of seconds from 0$"
+            for value in ("5", True, float("nan"), *([] if name == "timeout" else [None])):
+                words = f"^{name}: found {value!r}; it takes a number of seconds$"
                 with self.subTest(name, value=value), self.assertRaisesRegex(ValueError, words):
                     set_it(value)
 
@@ -11855,8 +11840,8 @@ class LifeCycleTest(ServerTestCase):
             self.assert_gone(server)
 
     def test_a_server_that_runs_no_test_code_needs_no_stop_timeout(self):
-        for _ in range(20):
-            server = self.serve(stop_timeout=0)
+        for seconds in (0, -1):
+            server = self.serve(stop_timeout=seconds)
             with connect(server):
                 with server.down():
                     self.assert_refused(server)
@@ -12686,7 +12671,7 @@ class LifeCycleTest(ServerTestCase):
                 self.assertIsInstance(thread_errors.pop(), ZeroDivisionError)
 
     def test_stop_from_inside_a_callable(self):
-        for seconds in (PATIENCE, *[0] * 20):
+        for seconds in (PATIENCE, *[0] * 5):
             server = self.serve(stop_timeout=seconds)
 
             def step(request, server=server):
@@ -16592,13 +16577,6 @@ TRANSCRIPTS = {
         13-18 leave
         19-24 come
     """,
-    "twenty that are given up after some time": """
-        1-6: GET /{}.xml -> 200
-        7: GET /7.xml -> 200 !! burst
-        8-20: GET /{}.xml -> 200
-        +2 GET http://a.example/ -> 200
-        1-20 leave
-    """,
     "one that is given up, or cut, makes room": """
         1-5: GET /{}.xml -> 200
         6: GET /6.xml -> 200 | Fault: reset at 50%
@@ -17371,6 +17349,45 @@ class AuditTest(ServerTestCase):
             self.assertEqual(len(server.requests), len(lines))
             self.base_url, self.options = server.base_url, script.options
             return [(line, line.request) for line in lines]
+
+    def later(self):
+        """A context in which a few seconds have passed."""
+        real = feedtestserver.time.perf_counter
+        return mock.patch.object(feedtestserver.time, "perf_counter", lambda: real() + 5)
+
+    def rules_broken(self, server):
+        server.stop()  # so that all responses have ended
+        return {finding.rule for finding in audit(server.requests)}
+
+    def test_requests_that_are_given_up_after_some_time_are_a_burst(self):
+        server = self.serve()
+        server.respond("/feed.xml", Response(fault="stall"))
+        with contextlib.ExitStack() as stack:
+            for _ in range(7):
+                stack.enter_context(connect(server)).sendall(LAST)
+            server.wait_for_request("/feed.xml", times=7)
+            stack.enter_context(self.later())
+            server.stop()
+        self.assertIn("burst", self.rules_broken(server))
+
+    def test_one_request_after_the_other_that_is_given_up_is_no_burst(self):
+        """The server cannot know when a client has left while test code works for it."""
+
+        def step(request):
+            begun.release()
+            go_on.wait(PATIENCE)
+            return 200
+
+        server, begun, go_on = self.serve(), threading.Semaphore(0), threading.Event()
+        server.respond("/feed.xml", step)
+        for _ in range(8):
+            with connect(server) as connection:
+                connection.sendall(LAST)
+                self.assertTrue(begun.acquire(timeout=PATIENCE))
+        with self.later():
+            go_on.set()
+            server.wait_for_request("/feed.xml", times=8)
+        self.assertNotIn("burst", self.rules_broken(server))
 
     def sentences(self, transcript):
         requests = [request for _, request in self.play(transcript)]
@@ -19124,6 +19141,7 @@ class CommandLineTest(CommandLineTestCase):
                 (("--record", "http://127.0.0.1:1/", HERE / "README.rst"), "exists: "),
                 (("--record", f"http://127.0.0.1:{port}x/", new), f"found '127.0.0.1:{port}x'"),
                 (("--record", "feed.xml", new), "found the URL 'feed.xml'; it takes one"),
+                (("--record", f"http://a:b@127.0.0.1:{port}/", new), "without a user"),
             ):
                 with self.subTest(arguments):
                     status, out, err = self.run_main(*arguments)
@@ -19802,10 +19820,10 @@ class PageTest(CommandLineTestCase):
         def client(url):
             status, content = self.read(f"{url}sub/")
             self.assertEqual(status, 200)
-            [target] = re.findall(r'fetch\("(.*?)"\)', content.decode())
-            status, shown = self.read(urllib.parse.urljoin(f"{url}sub/", target))
-            self.assertEqual(status, 200)
-            self.assertNotIn(b"mine", shown)
+            for target in re.findall(r'fetch\("(.*?)"\)', content.decode()):
+                status, shown = self.read(urllib.parse.urljoin(f"{url}sub/", target))
+                self.assertEqual(status, 200)
+                self.assertNotIn(b"mine", shown)
 
         directory = self.make_directory({"index.html": b"mine", "sub/feed.xml": b"<rss/>"})
         self.assertEqual(len(self.serve_json(client, directory)[1]), 2)
@@ -19956,7 +19974,7 @@ class PageTest(CommandLineTestCase):
                 self.assertIn("feed.xml -> 298 ", self.page(url).text)
                 self.read(f"{url}fixtures.opml")
             self.assertEqual(self.get(at(url), "/feed.xml").status, 298)
-            for path in ("", "?refresh", "?reload"):
+            for path in ("", "?reload"):
                 self.assertIn("feed.xml -> 410 Gone ", self.page(url, path).text)
             self.assertEqual(self.get(at(url), "/feed.xml").status, 410)
 
