@@ -5168,22 +5168,14 @@ class _OtherHosts:
             return True
         if address != self.address[0] and address not in self._addresses:
             return False
-        is_given = address != self.address[0] or port in self._ports
-        is_told = is_given and connection.type == socket.SOCK_STREAM
         with contextlib.closing(_Socket(connection.family, socket.SOCK_STREAM)) as probe:
-            # Where the system does not tell by bind(), as Linux does, a service sees a connection.
-            is_linux, failed = sys.platform.startswith("linux"), 0
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, is_linux)
             try:
-                probe.bind((address, port if is_linux else 0))
-            except OSError as error:
-                failed = error.errno or errno.EADDRNOTAVAIL
-            if failed not in (0, errno.EADDRINUSE, errno.EACCES):  # it is none of this machine
+                probe.bind((address, 0))
+            except OSError:  # it is none of this machine
                 return True
-            if is_linux and failed != errno.EACCES:  # as for a port below 1024
-                return is_told and not failed
-            probe.settimeout(0.1)
-            return is_told and bool(probe.connect_ex((address, port)))
+        is_told = address != self.address[0] or port in self._ports
+        is_stream = connection.type == socket.SOCK_STREAM
+        return is_told and is_stream and not _is_served(connection.family, address, port)
 
     def _is_here(self, family: int, peer: Any) -> bool:
         """Whether the peer of a connection is the server."""
@@ -5360,6 +5352,23 @@ def _is_internet(connection: socket.socket, address: Any) -> bool:
     """Whether an address, as methods of sockets take it, is one of a host and a port."""
     is_pair = isinstance(address, tuple) and len(address) > 1 and isinstance(address[1], int)
     return connection.family in _INTERNET and is_pair
+
+
+def _is_served(family: int, address: str, port: int) -> bool:
+    """Whether a service on this machine listens at an address that it has."""
+    with contextlib.closing(_Socket(family, socket.SOCK_STREAM)) as probe:
+        if sys.platform.startswith("linux"):
+            # There bind() tells it, so that the service sees no connection but its client's.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, port))
+                return False
+            except PermissionError:  # for a port below 1024
+                pass
+            except OSError:
+                return True
+        probe.settimeout(0.1)
+        return not probe.connect_ex((address, port))
 
 
 def _dead_ends() -> list[Any]:
