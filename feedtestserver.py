@@ -1960,7 +1960,8 @@ class FeedTestRequestHandler:
                 if callable(step):
                     response = yield from self.work(request, self.perform, request, step)
                     self.time()
-                    self.is_early = bool(self.is_early)  # else it had the whole request
+                    # Early means nothing in what a callable returns, unless it was foreseen.
+                    self.is_early = bool(self.is_early)
                 else:
                     response = self.site.response(step, request)
                 if response is not None:
@@ -2292,7 +2293,7 @@ class _Head:
         #: The values by lower-case name, those of repeated fields joined as a list.
         self.values = {name: ", ".join(repeated) for name, repeated in values.items()}
         if not target.isascii():  # raw UTF-8, read as Latin-1
-            target = target.encode("latin-1").decode("utf-8", "surrogateescape")
+            target = _as_utf_8(target, "surrogateescape")
         #: The path as it was sent, the query, and the origin that the target names, if any.
         self.path, self.has_query, self.query = target.partition("?")
         self.origin = ""
@@ -3781,7 +3782,7 @@ class Request:
         """The target, or the whole URL if another host was asked."""
         if self.origin and self.method != "CONNECT":
             return _readable(self.url)
-        return _readable(self.target.encode("latin-1").decode("utf-8", "surrogateescape"))
+        return _readable(_as_utf_8(self.target, "surrogateescape"))
 
     @property
     def host(self) -> str:
@@ -4052,7 +4053,7 @@ class _Exchange:
     def find_location(self) -> str:
         """The URL in Location; empty where no client can follow."""
         location = self.response.value("location") or ""
-        as_text = location.encode("latin-1").decode("utf-8", "surrogateescape")
+        as_text = _as_utf_8(location, "surrogateescape")
         with contextlib.suppress(ValueError):  # from urljoin(), or there is no host in it
             url = urllib.parse.urljoin(self.request.url, as_text)
             if location and _parted(url)[0]:
@@ -4152,9 +4153,9 @@ def _covers(domains: Iterable[str], host: str) -> bool:
     return any(f".{host}".endswith(each) if each[0] == "." else host == each for each in domains)
 
 
-def _as_utf_8(value: str) -> str:
-    """A field's value, which is in Latin-1, as it was most likely meant."""
-    return value.encode("latin-1").decode("utf-8", "backslashreplace")
+def _as_utf_8(value: str, errors: str = "backslashreplace") -> str:
+    """A target or a field's value, which is in Latin-1, as it was most likely meant."""
+    return value.encode("latin-1").decode("utf-8", errors)
 
 
 def _legible(value: str) -> str:
